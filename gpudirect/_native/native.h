@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Everything the Python runtime may call in C. cffi reads this file as it stands
+ * (build.py strips the preprocessor lines), so it holds declarations and nothing else.
+ *
+ * This layer knows addresses and sizes. It knows nothing of devices, bridges or arrays.
+ *
+ * Conventions
+ *   - Addresses in a mapping are uintptr_t; ordinary memory is a pointer.
+ *   - Sizes and offsets are bytes, times are nanoseconds.
+ *   - Functions that can fail return 0 (or a count, or an address) or -errno.
+ *   - A copy that met a revoked mapping returns -EFAULT; gd_fault_address() then tells where.
+ */
+#ifndef GPUDIRECT_NATIVE_H
+#define GPUDIRECT_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- flags of the copy functions ---- */
+#define GD_NO_FENCE 1    /* leave the stores in the write-combining buffers; the caller fences */
+#define GD_GUARDED 2     /* the mapping can be revoked: turn SIGBUS into -EFAULT */
+#define GD_ONE_THREAD 4  /* never use the copy threads, whatever the size */
+
+/* ---- copy.c: ordinary memory <-> mapping ---- */
+/* Store n bytes into the mapping. Never loads from it. Fences unless GD_NO_FENCE. */
+int gd_write(uintptr_t dst, const char *src, size_t n, unsigned flags);
+/* Load n bytes out of the mapping with the widest streaming loads that pay for n. */
+int gd_read(char *dst, uintptr_t src, size_t n, unsigned flags);
+/* Store `value` (repeated, 1 byte) over n bytes of the mapping. */
+int gd_fill(uintptr_t dst, int value, size_t n, unsigned flags);
+/*
+ * Strided copies, ndim <= 8 (GD_MAX_DIMS): shape in elements, strides in bytes, itemsize in bytes.
+ * The innermost contiguous run is found here; no staging copy is made.
+ */
+int gd_write_nd(uintptr_t dst, const int64_t *dst_strides, const char *src,
+                const int64_t *src_strides, const int64_t *shape, int ndim, size_t itemsize,
+                unsigned flags);
+int gd_read_nd(char *dst, const int64_t *dst_strides, uintptr_t src, const int64_t *src_strides,
+               const int64_t *shape, int ndim, size_t itemsize, unsigned flags);
+/* Scattered stores: piece i goes to dst + offset; -ERANGE (nothing written) if one leaves dst_size. */
+struct gd_piece {
+    uint64_t offset; /* bytes from dst */
+    uint64_t length; /* bytes */
+    uint64_t source; /* address of the piece in ordinary memory */
+};
+int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, size_t count,
+               unsigned flags);
+/* The same for equal pieces packed one after the other in src. */
+int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, size_t count,
+                     const char *src, size_t itemsize, unsigned flags);
+
+/* ---- order ---- */
+void gd_fence(void); /* every store made so far by this thread leaves for the device */
+int64_t gd_fault_address(void); /* of this thread's last -EFAULT */
+
+/* ---- choice of instructions: "avx512", "movdir64b", "avx2", "sse2", "neon", "plain" ---- */
+int gd_isa_count(void);
+const char *gd_isa_name(int index);      /* in order of preference */
+int gd_isa_usable(int index);            /* 1 if this CPU and OS have it */
+const char *gd_isa_selected(void);
+int gd_isa_select(const char *name);     /* -EINVAL unknown, -ENOTSUP not on this CPU; NULL = best */
+
+/* ---- threads.c: copy threads, started once, on first use above the threshold ---- */
+/* cpus: CPUs the threads may run on (near the device), or NULL. -EBUSY while a copy runs. */
+int gd_threads_configure(int count, const int *cpus, int cpu_count, size_t write_threshold,
+                         size_t read_threshold);
+int gd_threads_count(void);
+
+/* ---- doorbell.c: single words and waiting ---- */
+int gd_store32(uintptr_t address, uint32_t value, unsigned flags);
+int gd_store64(uintptr_t address, uint64_t value, unsigned flags);
+int gd_load32(uintptr_t address, uint32_t *value, unsigned flags);
+int gd_load64(uintptr_t address, uint64_t *value, unsigned flags);
+/* Spin until *address == value. -ETIMEDOUT after timeout (< 0: for ever); timeout 0 looks once. */
+int gd_wait32(uintptr_t address, uint32_t value, int64_t timeout);
+int gd_wait64(uintptr_t address, uint64_t value, int64_t timeout);
+/* rounds x (store round number at bell, fence, spin until *answer == round number); ns per round */
+int gd_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, double *ns,
+                int64_t timeout);
+uint64_t gd_now(void); /* monotonic clock */
+
+/* ---- mappings.c: placing and removing mappings ---- */
+/* mmap(2). at != 0: MAP_FIXED there. Always MADV_DONTFORK. Returns the address or -errno. */
+int64_t gd_map(uintptr_t at, size_t length, int readable, int writable, int fd, int64_t offset,
+               int private_anonymous);
+/* Put a PROT_NONE, MAP_NORESERVE reservation there (at != 0: replaces what is mapped there). */
+int64_t gd_reserve(uintptr_t at, size_t length, size_t alignment);
+int gd_unmap(uintptr_t at, size_t length);
+/* mremap(2) a mapping onto a fixed address, replacing what is there. */
+int64_t gd_move(uintptr_t from, uintptr_t to, size_t length);
+
+/* ---- for the CPython type in mapped.c, which is another shared object ---- */
+struct gd_api {
+    int (*write)(uintptr_t, const char *, size_t, unsigned);
+    int (*read)(char *, uintptr_t, size_t, unsigned);
+    void (*fence)(void);
+};
+const struct gd_api *gd_api(void);
+
+#endif
