@@ -1,0 +1,48 @@
+# gpudirect: everything a newcomer needs, by name. `make` alone lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+NATIVE := $(wildcard gpudirect/_native/*.[ch]) gpudirect/_native/build.py setup.py
+
+.PHONY: help demo info test test-unit test-gpu lint module clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(STAMP): pyproject.toml $(NATIVE)
+	@tools/setup $(PYTHON) $(VENV)
+	@touch $@
+
+demo: $(STAMP) ## set everything up and run the main job (without a GPU: emulated)
+	$(BIN)/gpudirect demo
+
+info: $(STAMP) ## what this machine has, and which bridges work on it
+	$(BIN)/gpudirect info
+
+test: test-unit test-vm ## set everything up and pass every test that needs no GPU
+
+test-unit: $(STAMP) ## the Python suite, on the emulated device
+	$(BIN)/python -m pytest -q
+
+test-gpu: ## the suite, the demo and the benchmarks on a real GPU (works offline)
+	tests/gpu/run
+
+test-vm: $(STAMP) ## the kernel module on a real kernel in a virtual machine
+	tests/vm/run quick
+
+test-matrix: ## the kernel module on kernels 5.10 to 7.2
+	tests/vm/run matrix
+
+test-debug: ## the kernel module on a kernel with KASAN, lockdep and fault injection
+	tests/vm/run debug
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check gpudirect tests examples
+	$(BIN)/mypy
+
+module: ## build the kernel module for the running kernel
+	$(MAKE) -C p2pmod
+
+clean: ## remove what was built here
+	rm -rf $(VENV) build *.egg-info gpudirect/_native/*.so gpudirect/_native/_cffi.c

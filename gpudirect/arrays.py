@@ -1,0 +1,692 @@
+"""Arrays of device memory in NumPy's manner, which the CPU writes directly.
+
+    a = empty((4096, 1024), "f4")   device memory, already mapped
+    a.host[17, :] = row             plain CPU stores, straight to the GPU
+    a.write(b"...", offset=3)       the same through the copy engine, fenced
+    out = a.read()                  by mapped loads or DMA, whichever is faster for the size
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from . import _dlpack, _native, devices, paths
+from .bridges import PageRun
+from .devices import Device, Stream
+from .errors import (
+    ArgumentError,
+    ClosedError,
+    DTypeError,
+    NotMappableError,
+    RangeError,
+    RevokedError,
+)
+from .host import HostView
+from .memory import Piece, Registration, check_mapped, heap
+
+Shape = tuple[int, ...]
+ADDRESS_BITS = 63
+
+
+class _Span:
+    """Lets NumPy make a view of mapped memory whose base keeps the memory alive."""
+
+    __slots__ = ("__array_interface__", "piece")
+
+    def __init__(self, piece: Piece | Registration | None, address: int, shape: Shape,
+                 strides: Shape, dtype: np.dtype[Any]) -> None:
+        self.piece = piece
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, False),
+            "shape": shape,
+            "strides": strides,
+            "typestr": dtype.str,
+            "descr": dtype.descr if dtype.names and not dtype.hasobject else [("", dtype.str)],
+        }
+
+
+def _contiguous_strides(shape: Shape, itemsize: int) -> Shape:
+    strides: list[int] = []
+    step = itemsize
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= max(extent, 1)
+    return tuple(reversed(strides))
+
+
+class Array(_native.Mapped):
+    """Device memory with a shape and a dtype, mapped into the CPU's address space.
+
+    Made by ``empty``, ``zeros``, ``full``, ``asarray`` and ``register``; a slice is an Array as
+    well and shares the memory. ``a.host`` is the CPU's view, ``a.ptr`` the device address; with a
+    unified mapping (the default for memory of ours) both are one number, so that pointers stored
+    inside the data are valid on both sides.
+
+    Stores through ``a.host`` or ``a.write`` go to the GPU as they are made. Loads are slow:
+    about 1 us each, however small. Read in bulk with ``a.read()``.
+
+    The memory is given back by ``close()``, at the end of ``with``, or when the array is
+    collected, but never before the last view of it (``a.host``, a slice, a memoryview) is gone.
+    """
+
+    __slots__ = ("_flags", "_geometry", "_host_view", "_piece", "dtype", "ptr", "shape", "strides")
+
+    shape: Shape
+    """Elements along each dimension."""
+    strides: Shape
+    """Bytes from one element to the next along each dimension."""
+    dtype: np.dtype[Any]
+    ptr: int
+    """Device address of the first element."""
+
+    __array_priority__: ClassVar[float] = 100.0
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        raise ArgumentError(
+            "arrays are made by gpudirect.empty, zeros, full, asarray or register"
+        )
+
+    @classmethod
+    def _make(cls, piece: Piece | Registration, ptr: int, shape: Shape, strides: Shape | None,
+              dtype: np.dtype[Any]) -> Array:
+        self = cls.__new__(cls)
+        self._piece = piece
+        self.ptr = ptr
+        self.shape = shape
+        self.dtype = dtype
+        self._geometry = None
+        self._host_view = None
+        contiguous = _contiguous_strides(shape, dtype.itemsize)
+        self.strides = contiguous if strides is None else strides
+        flags = _native.lib.GD_GUARDED if piece.revocable else 0
+        self._flags = flags
+        nbytes = dtype.itemsize * math.prod(shape)
+        address = piece.host + (ptr - piece.ptr) if piece.host else 0
+        if self.strides == contiguous or nbytes == 0:
+            kind = dtype.char if dtype.names is None else None
+            self._attach(address, nbytes, piece, kind, flags, paths.limits().write_inline)
+        return self
+
+    # -- what it is --------------------------------------------------------------------------
+
+    def _open(self) -> Piece | Registration:
+        piece = self._piece
+        if piece is None:
+            raise ClosedError(f"this array of {self.nbytes} bytes was closed")
+        return piece
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._piece is None
+
+    @property
+    def device(self) -> Device:
+        """The device that holds the memory."""
+        return self._open().device
+
+    @property
+    def bridge(self) -> str:
+        """Name of the bridge that mapped it."""
+        return self._open().bridge.name
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements lie one after the other, in C order."""
+        return self.nbytes == 0 or self.strides == _contiguous_strides(self.shape, self.itemsize)
+
+    @property
+    def unified(self) -> bool:
+        """Whether device and CPU see the memory at the same address."""
+        return self.ptr == self.host_ptr
+
+    @property
+    def host_ptr(self) -> int:
+        """CPU address of the first element."""
+        piece = self._open()
+        if not piece.host:
+            raise NotMappableError(
+                "this array was made with mapped=False, so the CPU has no address of it; use "
+                "window(), write() or read()"
+            )
+        return piece.host + (self.ptr - piece.ptr)
+
+    @property
+    def host(self) -> HostView:
+        """The CPU's view: a NumPy array over the mapping. Write to it; read with ``read()``.
+
+        The view keeps the memory alive. What a kernel wrote is there only after a
+        synchronisation (``gpudirect.synchronize()``).
+        """
+        view = self._host_view
+        if view is None:
+            piece = self._open()
+            check_mapped(piece)
+            view = self._host_view = self._view_at(self.host_ptr, piece)
+        return view
+
+    def _view_at(self, address: int, piece: Piece | Registration) -> HostView:
+        span = _Span(piece, address, self.shape, self.strides, self.dtype)
+        view = np.asarray(span)
+        if view.dtype != self.dtype:  # offsets and titles do not survive the interface
+            view = view.view(self.dtype)
+        return view.view(HostView)
+
+    @property
+    def buffer(self) -> memoryview:
+        """The bytes of the mapping, writable: for ``readinto`` and ``recv_into``."""
+        return memoryview(self)
+
+    @property
+    def pages(self) -> list[PageRun]:
+        """Where the bytes are: runs of device address, bus address and size, clipped to the array.
+
+        The bus address is a PCI (BAR1) physical address as the CPU sees it. Behind an IOMMU
+        another PCI device must use an address of its own instead. It is None where the bridge
+        does not tell it, and marked ``emulated`` where it is made up.
+        """
+        piece = self._open()
+        start, end = self._extent()
+        runs = []
+        for run in piece.pages():
+            first = max(start, run.device_address)
+            last = min(end, run.device_address + run.size)
+            if first < last:
+                bus = run.bus_address
+                moved = None if bus is None else bus + first - run.device_address
+                runs.append(PageRun(first, moved, last - first, run.emulated))
+        return runs
+
+    def _extent(self) -> tuple[int, int]:
+        """Lowest device address, and the one past the highest."""
+        if self.nbytes == 0:
+            return self.ptr, self.ptr
+        reach = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
+        low = self.ptr + sum(r for r in reach if r < 0)
+        high = self.ptr + sum(r for r in reach if r > 0) + self.itemsize
+        return low, high
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise DTypeError("len() of an array of no dimensions")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        what = "x".join(map(str, self.shape)) or "scalar"
+        if self._piece is None:
+            return f"<Array {what} {self.dtype} closed>"
+        device = self.device
+        mark = ", emulated" if device.emulated else ""
+        return f"<Array {what} {self.dtype} at {self.ptr:#x} of {device.id} via {self.bridge}{mark}>"
+
+    # -- views -------------------------------------------------------------------------------
+
+    def _shape_of(self) -> np.ndarray[Any, Any]:
+        """A NumPy array with this geometry that is never dereferenced: NumPy does the slicing."""
+        if self._geometry is None:
+            self._geometry = np.asarray(
+                _Span(None, self.ptr, self.shape, self.strides, self.dtype)
+            )
+            if self._geometry.dtype != self.dtype:
+                self._geometry = self._geometry.view(self.dtype)
+        return self._geometry
+
+    def _like(self, geometry: np.ndarray[Any, Any]) -> Array:
+        ptr = geometry.__array_interface__["data"][0] if geometry.size else self.ptr
+        return Array._make(self._open(), ptr, geometry.shape, geometry.strides, geometry.dtype)
+
+    def __getitem__(self, index: Any) -> Array:
+        """A part of the array, sharing its memory: integers, slices, ``...``, None, field names."""
+        self._open()
+        parts = index if isinstance(index, tuple) else (index,)
+        if isinstance(index, str):
+            try:
+                return self._like(self._shape_of()[index])
+            except (ValueError, IndexError, KeyError):
+                raise DTypeError(f"{self.dtype} has no field {index!r}") from None
+        clean: list[Any] = []
+        for part in parts:
+            if part is None or part is Ellipsis or isinstance(part, slice):
+                clean.append(part)
+                continue
+            try:
+                if isinstance(part, (bool, np.bool_)):
+                    raise TypeError
+                clean.append(operator.index(part))
+            except TypeError:
+                raise DTypeError(
+                    f"an Array is cut by integers, slices, ... and field names, not by {part!r}; "
+                    "for scattered elements use a.host[...] = values or scatter()"
+                ) from None
+        if Ellipsis not in clean:
+            clean.append(Ellipsis)  # an integer index gives a view too, never an element
+        try:
+            return self._like(self._shape_of()[tuple(clean)])
+        except IndexError as e:
+            raise RangeError(f"{e} (shape {self.shape})") from None
+
+    def __setitem__(self, index: Any, value: ArrayLike) -> None:
+        """Store values: ``a[3:5] = x`` is ``a.host[3:5] = x``."""
+        self.host[index] = value
+
+    def reshape(self, *shape: Any) -> Array:
+        """The same memory in another shape. Raises ArgumentError if that needs a copy."""
+        self._open()
+        wanted = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        if not self.contiguous:
+            raise ArgumentError("only contiguous arrays can be reshaped without a copy")
+        try:
+            return self._like(self._shape_of().reshape(wanted))
+        except (TypeError, ValueError) as e:
+            raise ArgumentError(f"{e}") from None
+
+    def view(self, dtype: DTypeLike) -> Array:
+        """The same bytes as another dtype."""
+        self._open()
+        kind = _dtype(dtype)
+        try:
+            return self._like(self._shape_of().view(kind))
+        except (TypeError, ValueError) as e:
+            raise DTypeError(f"{e}") from None
+
+    # -- data in -----------------------------------------------------------------------------
+
+    # write(data, offset=0) itself is in C (native.Mapped): contiguous bytes-like data that fits is
+    # stored and fenced there; everything else comes here.
+
+    def _write_slow(self, data: Any, offset: int = 0, *, via: str | None = None) -> None:
+        piece = self._open()
+        check_mapped(piece)
+        if not hasattr(data, "dtype") and not isinstance(data, (bytes, bytearray, memoryview)):
+            data = _as_buffer(data, self.dtype)
+        source = np.asarray(data)
+        if isinstance(data, HostView):
+            source = data.fetch()  # a mapped source is read in bulk, not load by load
+        if source.dtype.hasobject:
+            raise DTypeError("object arrays hold addresses of Python objects; they stay on the CPU")
+        if source.dtype != self.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
+            raise DTypeError(
+                f"data of dtype {source.dtype} would be taken for {self.dtype}: convert it with "
+                f".astype({self.dtype.str!r}), or give its bytes with .view('u1')"
+            )
+        offset = _index(offset, "offset")
+        if not self.contiguous:
+            if offset or source.shape != self.shape:
+                raise ArgumentError(
+                    f"a non-contiguous array {self.shape} is written whole, from data of its own "
+                    f"shape (given: {source.shape}, offset {offset})"
+                )
+            paths.write_nd(self, source)
+            return
+        if offset < 0 or offset + source.nbytes > self.nbytes:
+            raise RangeError(
+                f"{source.nbytes} bytes at offset {offset} do not fit into an array of "
+                f"{self.nbytes} bytes"
+            )
+        if source.nbytes:
+            paths.write(self, source, offset, via)
+
+    def _flush_slow(self) -> None:
+        self._open()  # raises when closed
+        _native.lib.gd_fence()  # a strided view flushes as well
+
+    def _buffer_slow(self) -> None:
+        self._open()
+        if not self.contiguous:
+            raise ArgumentError("the array is not contiguous, so it has no plain buffer; use .host")
+        raise NotMappableError("this array was made with mapped=False; use window() or write()")
+
+    def fill(self, value: Any) -> None:
+        """Set every element to ``value``, on the device."""
+        piece = self._open()
+        element = np.zeros(1, self.dtype)
+        element[0] = value
+        raw = element.tobytes()
+        if self.contiguous and len(set(raw)) == 1:
+            _native.lib.gd_fence()  # earlier stores first
+            piece.device.fill(self.ptr, raw[0], self.nbytes)
+            piece.device.synchronize()
+        elif self.nbytes:
+            self._write_slow(np.full(self.shape, element[0], self.dtype))
+
+    # -- data out ----------------------------------------------------------------------------
+
+    def read(
+        self,
+        out: np.ndarray[Any, Any] | None = None,
+        *,
+        offset: int = 0,
+        nbytes: int | None = None,
+        via: str | None = None,
+        synchronize: bool = True,
+    ) -> np.ndarray[Any, Any]:
+        """A copy in ordinary memory, after everything queued on the device is done.
+
+        out: where to put it (C-contiguous, writable, as many bytes); otherwise a new array.
+        offset, nbytes: read only these bytes, as ``uint8``; any alignment.
+        via: "map" (loads from the mapping), "dma", or None for the faster one.
+        synchronize: False reads at once, whatever kernels are doing.
+        Raises RangeError, ClosedError, RevokedError, ArgumentError.
+        """
+        piece = self._open()
+        part = offset != 0 or nbytes is not None
+        if part:
+            offset = _index(offset, "offset")
+            count = self.nbytes - offset if nbytes is None else _index(nbytes, "nbytes")
+            if not self.contiguous:
+                raise ArgumentError("a non-contiguous array is read whole; slice it instead")
+            if offset < 0 or count < 0 or offset + count > self.nbytes:
+                raise RangeError(
+                    f"{count} bytes at offset {offset} are not inside an array of "
+                    f"{self.nbytes} bytes"
+                )
+        else:
+            count = self.nbytes
+        if out is None:
+            out = np.empty(count, np.uint8) if part else np.empty(self.shape, self.dtype)
+        elif not out.flags.c_contiguous or not out.flags.writeable or out.nbytes != count:
+            raise ArgumentError(
+                f"out must be C-contiguous, writable and {count} bytes; it has {out.nbytes}"
+            )
+        if synchronize and piece.device.busy:
+            piece.device.synchronize()
+        if count:
+            if self.contiguous:
+                paths.read(self, out, offset, via)
+            else:
+                paths.read_nd(self, out)
+        return out
+
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            raise ArgumentError("a NumPy array of device memory is a copy; use .host for a view")
+        return self.read() if dtype is None else self.read().astype(dtype)
+
+    # -- other libraries ---------------------------------------------------------------------
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        piece = self._open()
+        if piece.device.emulated:
+            raise AttributeError(
+                "this memory is emulated: no CUDA library can use it (np.asarray can)"
+            )
+        piece.exported = True
+        _native.lib.gd_fence()  # the consumer launches without us
+        return {
+            "version": 3,
+            "data": (self.ptr, False),
+            "shape": self.shape,
+            "strides": None if self.contiguous else self.strides,
+            "typestr": self.dtype.str,
+            "descr": self.dtype.descr,
+            "stream": 1,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device = self._open().device
+        return _dlpack.device_of(device.emulated, device.ordinal)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        piece = self._open()
+        if copy:
+            raise BufferError("this exporter shares memory; copy=True is for the consumer to do")
+        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
+            raise BufferError(f"the memory is on {piece.device.id}, not on {dl_device}")
+        piece.exported = True
+        _native.lib.gd_fence()
+        address = self.host_ptr if piece.device.emulated else self.ptr
+        return _dlpack.capsule(
+            piece, address, self.shape, self.strides, self.dtype, self.__dlpack_device__(),
+            versioned=max_version is not None and max_version[0] >= 1,
+        )  # fmt: skip
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the array. The memory goes back once no view of it is left. Safe twice."""
+        self._detach()
+        self._piece = None
+        self._host_view = None
+        self._geometry = None
+
+    def __enter__(self) -> Array:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+# -- making arrays ---------------------------------------------------------------------------
+
+
+def _index(value: object, what: str) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise DTypeError(f"{what} is {value!r}: give a whole number of bytes") from None
+
+
+def _dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError as e:
+        raise DTypeError(f"{dtype!r} is no dtype: {e}") from None
+    if kind.hasobject:
+        raise DTypeError(
+            f"dtype {kind} holds Python objects, which mean nothing on a device; use a structured "
+            "dtype of plain fields"
+        )
+    if kind.subdtype is not None:
+        raise DTypeError(f"dtype {kind} has a shape of its own; put it into the array's shape")
+    if kind.itemsize == 0:
+        raise DTypeError(f"dtype {kind!r} has no bytes; give it a length ('S8', 'U4', 'V16')")
+    return kind
+
+
+def _shape(shape: Any) -> Shape:
+    parts = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    try:
+        clean = tuple(operator.index(n) for n in parts)
+    except TypeError:
+        raise DTypeError(f"shape {shape!r} is not made of whole numbers") from None
+    if any(n < 0 for n in clean):
+        raise ArgumentError(f"shape {clean} has a negative extent")
+    return clean
+
+
+def _as_buffer(data: Any, dtype: np.dtype[Any]) -> Any:
+    """Bytes-like data as it is; numbers and lists as an array of the target's dtype."""
+    try:
+        return memoryview(data)
+    except TypeError:
+        pass
+    try:
+        return np.asarray(data, dtype)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise DTypeError(f"{type(data).__name__} cannot be stored as {dtype}: {e}") from None
+
+
+def empty(
+    shape: int | Sequence[int],
+    dtype: DTypeLike = "f4",
+    *,
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool = True,
+    pool: bool = True,
+) -> Array:
+    """A new array of device memory, not initialised, already mapped.
+
+    shape: elements along each dimension. dtype: any without Python objects, structured included.
+    device: "cuda:0", "emulated", an ordinal, a UUID or a PCI address; None chooses.
+    bridge: "p2pmod", "dmabuf", "gdrdrv", "rm" or "emulated"; None chooses the first that works.
+    mapped: False takes device memory without aperture, to be written through windows or DMA.
+    pool: False bypasses the pool: a block of its own, given back to the device at once.
+    Raises ArgumentError, DTypeError, OutOfMemoryError, ApertureError, DeviceNotFoundError,
+    BridgeUnavailableError.
+    """
+    kind = _dtype(dtype)
+    extents = (shape,) if type(shape) is int and shape >= 0 else _shape(shape)
+    nbytes = kind.itemsize * math.prod(extents)
+    if nbytes >> ADDRESS_BITS:
+        raise ArgumentError(f"an array of shape {extents} and {kind} would be {nbytes} bytes")
+    source = heap(devices.get(device), bridge)
+    piece = source.take(max(nbytes, 1), mapped=mapped, pool=pool)
+    return Array._make(piece, piece.ptr, extents, None, kind)
+
+
+def zeros(shape: int | Sequence[int], dtype: DTypeLike = "f4", **options: Any) -> Array:
+    """A new array of zeros, set on the device. Options as ``empty``."""
+    array = empty(shape, dtype, **options)
+    if array.nbytes:
+        array.device.fill(array.ptr, 0, array.nbytes)
+        array.device.synchronize()
+    return array
+
+
+def full(
+    shape: int | Sequence[int], value: Any, dtype: DTypeLike = None, **options: Any
+) -> Array:
+    """A new array with every element ``value``. dtype: None takes the value's. As ``empty``."""
+    array = empty(shape, np.asarray(value).dtype if dtype is None else dtype, **options)
+    if array.nbytes:
+        array.fill(value)
+    return array
+
+
+def asarray(data: ArrayLike, dtype: DTypeLike = None, **options: Any) -> Array:
+    """``data`` in device memory: an Array as it is, anything else copied. Options as ``empty``."""
+    if isinstance(data, Array) and (dtype is None or np.dtype(dtype) == data.dtype):
+        return data
+    host = np.asarray(data, dtype)
+    array = empty(host.shape, host.dtype, **options)
+    if array.nbytes:
+        array.write(np.ascontiguousarray(host))
+    return array
+
+
+def register(
+    memory: Any,
+    nbytes: int | None = None,
+    *,
+    shape: int | Sequence[int] | None = None,
+    dtype: DTypeLike = None,
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+) -> Array:
+    """Map device memory that another library allocated, and make an Array of it.
+
+    memory: an object with ``__cuda_array_interface__`` (PyTorch, CuPy, Numba, ...), a cuda.core
+        ``Buffer``, or a device address, with ``nbytes`` then.
+    shape, dtype: how to see it; by default as the object sees itself, an address as bytes.
+    The owner must keep the memory alive (an object given here is referred to). It may start
+    anywhere in a physical block and span several.
+    Raises NotMappableError, with the bridge that could, when this one cannot map the memory.
+    """
+    ptr, extents, strides, kind, readonly = _describe(memory, nbytes)
+    if readonly:
+        raise ArgumentError(f"{type(memory).__name__} is read-only; its memory is not ours to map")
+    if dtype is not None or shape is not None:
+        if strides is not None:
+            raise ArgumentError("a non-contiguous object keeps its own shape and dtype")
+        total = kind.itemsize * math.prod(extents)
+        kind = kind if dtype is None else _dtype(dtype)
+        extents = (total // kind.itemsize,) if shape is None else _shape(shape)
+        if kind.itemsize * math.prod(extents) > total:
+            raise RangeError(
+                f"shape {extents} of {kind} needs {kind.itemsize * math.prod(extents)} bytes; the "
+                f"memory has {total}"
+            )
+    actual = strides or _contiguous_strides(extents, kind.itemsize)
+    if any(s < 0 for s in actual):
+        raise ArgumentError(f"negative strides {actual} cannot be registered")
+    span = sum((n - 1) * s for n, s in zip(extents, actual, strict=True)) + kind.itemsize
+    if math.prod(extents) == 0 or span <= 0:
+        raise ArgumentError("there is nothing to map in memory of no bytes")
+    if isinstance(memory, Array) and device is None:
+        device = memory.device
+    chosen = devices.get(device)
+    from . import bridges
+
+    piece = Registration(chosen, bridges.choose(chosen, bridge), ptr, span, memory)
+    return Array._make(piece, ptr, extents, strides, kind)
+
+
+def _describe(memory: Any, nbytes: int | None) -> tuple[int, Shape, Shape | None, Any, bool]:
+    """(address, shape, strides or None, dtype, read-only) of somebody's device memory."""
+    if isinstance(memory, Array):
+        memory._open()
+        return memory.ptr, memory.shape, None if memory.contiguous else memory.strides, \
+            memory.dtype, False  # fmt: skip
+    interface = getattr(memory, "__cuda_array_interface__", None)
+    if interface is not None:
+        ptr, readonly = interface["data"]
+        kind = np.dtype(interface["descr"] if interface["typestr"].startswith("|V")
+                        and len(interface.get("descr") or ()) > 1 else interface["typestr"])
+        strides = interface.get("strides")
+        shape = tuple(interface["shape"])
+        if strides is not None and tuple(strides) == _contiguous_strides(shape, kind.itemsize):
+            strides = None
+        return int(ptr), shape, tuple(strides) if strides else None, kind, bool(readonly)
+    if hasattr(memory, "handle") and hasattr(memory, "size"):  # cuda.core.Buffer
+        return int(memory.handle), (int(memory.size),), None, np.dtype("u1"), False
+    try:
+        ptr = operator.index(memory)
+    except TypeError:
+        raise DTypeError(
+            f"{type(memory).__name__} is no device memory: give an object with "
+            "__cuda_array_interface__, a cuda.core Buffer, or an address and nbytes"
+        ) from None
+    if nbytes is None:
+        raise ArgumentError("an address alone is not enough: give nbytes as well")
+    size = _index(nbytes, "nbytes")
+    if size <= 0 or ptr <= 0 or (ptr + size) >> ADDRESS_BITS:
+        raise ArgumentError(f"{size} bytes at {ptr:#x} are no range of device memory")
+    return ptr, (size,), None, np.dtype("u1"), False
+
+
+__all__ = [
+    "Array",
+    "RevokedError",
+    "Stream",
+    "asarray",
+    "empty",
+    "full",
+    "register",
+    "zeros",
+]

@@ -1,0 +1,96 @@
+"""Bridges: the ways to make device memory addressable by the CPU, and the choice among them."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from ..errors import ArgumentError, BridgeUnavailableError
+from .base import Bridge, Facts, Mapping, PageRun, Source, Standing
+from .dmabuf import DmabufBridge
+from .emulated import EmulatedBridge
+from .gdrdrv import GdrdrvBridge
+from .p2pmod import P2pmodBridge
+from .rm import RmBridge
+
+ENVIRONMENT = "GPUDIRECT_BRIDGE"
+
+# in order of choice
+_CLASSES: tuple[type[Bridge], ...] = (
+    P2pmodBridge,
+    DmabufBridge,
+    GdrdrvBridge,
+    RmBridge,
+    EmulatedBridge,
+)
+NAMES = tuple(c.name for c in _CLASSES)
+
+_made: dict[str, Bridge] = {}
+_lock = threading.Lock()
+
+
+def get(name: str) -> Bridge:
+    """The bridge of that name, usable or not. Raises ArgumentError for a name unknown."""
+    with _lock:
+        if name not in _made:
+            for c in _CLASSES:
+                if c.name == name:
+                    _made[name] = c()
+                    break
+            else:
+                raise ArgumentError(f"there is no bridge {name!r}; there are {', '.join(NAMES)}")
+        return _made[name]
+
+
+def standings(device: Facts) -> dict[str, Standing]:
+    """Every bridge's standing on a device, in order of choice."""
+    return {name: get(name).standing(device) for name in NAMES}
+
+
+def choose(device: Facts, name: str | None = None) -> Bridge:
+    """The bridge to use: ``name``, else $GPUDIRECT_BRIDGE, else the first that works.
+
+    Raises BridgeUnavailableError, with every bridge's reason, when none does.
+    """
+    wanted = name or os.environ.get(ENVIRONMENT)
+    if wanted:
+        bridge = get(wanted)
+        standing = bridge.standing(device)
+        if not standing.usable:
+            asked = "bridge=" if name else ENVIRONMENT + "="
+            raise BridgeUnavailableError(
+                f"{asked}{wanted} was asked for, but {wanted} cannot be used on {device.name}: "
+                f"{standing.reason}"
+            )
+        return bridge
+    found = standings(device)
+    for candidate, standing in found.items():
+        if standing.usable:
+            return get(candidate)
+    reasons = "".join(f"\n  {n}: {s.reason}" for n, s in found.items())
+    raise BridgeUnavailableError(f"no bridge can map memory of {device.name}:{reasons}")
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    for bridge in _made.values():
+        bridge.after_fork()
+    _made.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+__all__ = [
+    "ENVIRONMENT",
+    "NAMES",
+    "Bridge",
+    "Facts",
+    "Mapping",
+    "PageRun",
+    "Source",
+    "Standing",
+    "choose",
+    "get",
+    "standings",
+]

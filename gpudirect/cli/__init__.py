@@ -1,0 +1,77 @@
+"""The command ``gpudirect``."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from .. import __version__
+from ..errors import Error
+
+app = typer.Typer(
+    help="CPU code writes NVIDIA GPU memory directly, and launches kernels on that data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+DeviceOption = Annotated[
+    Optional[str],
+    typer.Option(help="cuda, cuda:1, emulated, a UUID or a PCI address [default: the first GPU]"),
+]
+BridgeOption = Annotated[
+    Optional[str], typer.Option(help="p2pmod, dmabuf, gdrdrv, rm or emulated [default: first usable]")
+]
+
+
+def choose(device: str | None, bridge: str | None) -> None:
+    """Make the options the process's choice, which every part of the package reads."""
+    if device:
+        os.environ["GPUDIRECT_DEVICE"] = device
+    if bridge:
+        os.environ["GPUDIRECT_BRIDGE"] = bridge
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        console.print(f"gpudirect {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    device: DeviceOption = None,
+    bridge: BridgeOption = None,
+) -> None:
+    """Devices, BAR1, driver, CPU copy instructions, and every bridge with its reason."""
+    choose(device, bridge)
+    from . import info as page
+
+    page.show(console, as_json)
+
+
+@app.command()
+def demo(device: DeviceOption = None, bridge: BridgeOption = None) -> None:
+    """The seed experiments: write GPU memory with CPU stores, see it arrive, run kernels on it."""
+    choose(device, bridge)
+    from .. import demo as experiments
+
+    raise typer.Exit(experiments.run(console))
+
+
+def main() -> None:
+    """Entry point: errors of ours are one red sentence, not a traceback."""
+    try:
+        app()
+    except Error as e:
+        Console(stderr=True).print(f"[bold red]{type(e).__name__}[/]: ", end="")
+        Console(stderr=True).print(str(e), markup=False, highlight=False)
+        raise SystemExit(1) from None

@@ -1,0 +1,247 @@
+"""What a device is: memory, streams, copies and launches. Nothing here knows of bridges.
+
+All addresses are plain integers, all sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ForkError
+
+
+@dataclass(frozen=True)
+class Aperture:
+    """Size and use of the GPU's PCI aperture (BAR1), in bytes."""
+
+    total: int
+    used: int
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """What the device promises about data that arrives through BAR1 (CUDA attributes 116-118)."""
+
+    direct_writes: bool
+    """The device takes writes from outside at all (attribute 116)."""
+    flush_by_host: bool
+    """``Device.flush_writes`` works: cuFlushGPUDirectRDMAWrites (attribute 117, bit 0)."""
+    scope: str
+    """Who sees such writes in order without a flush: "none", "owner" or "all devices" (118)."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel, as its compiler laid it out."""
+
+    kind: str
+    """'p' pointer, 'i' signed, 'u' unsigned, 'f' floating, 'b' bool, 's' struct, '?' unknown."""
+    size: int
+    """Bytes."""
+    offset: int
+    """Bytes from the start of the argument block."""
+    pointee: str = ""
+    """For a pointer: kind and size of what it points to, "f4" say; '' when not told."""
+
+
+class DeviceMemory(ABC):
+    """One physical block of device memory, at its own device address."""
+
+    device: Device
+    ptr: int
+    size: int
+
+    @abstractmethod
+    def export_fd(self) -> int:
+        """A new file descriptor naming the physical block. The caller closes it."""
+
+    @abstractmethod
+    def dmabuf_fd(self, offset: int, length: int) -> int:
+        """A new dma-buf descriptor of a page-aligned part of the block. The caller closes it."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give the block back. Safe twice. The caller has made sure that no kernel uses it."""
+
+    def prepare_pinning(self) -> None:  # noqa: B027 - not every device has anything to do
+        """Called once before kernel code pins the pages (CU_POINTER_ATTRIBUTE_SYNC_MEMOPS)."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.size} bytes at {self.ptr:#x} of {self.device.name}>"
+
+
+class Stream(ABC):
+    """A queue of work on a device, run in order."""
+
+    device: Device
+    handle: int
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything queued so far is done; raises what went wrong in it."""
+
+    @abstractmethod
+    def marker(self) -> Marker:
+        """A point in the stream: is everything queued so far done?"""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for the work queued and give the stream back."""
+
+
+class Marker(ABC):
+    """A point in a stream."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether everything queued before the marker has finished. Never blocks."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait for it."""
+
+
+class HostMemory(ABC):
+    """Page-locked host memory that the device reads and writes through the same address."""
+
+    ptr: int
+    size: int
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give it back. Safe twice."""
+
+
+class Function(ABC):
+    """A kernel, compiled and loaded."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+
+    @abstractmethod
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared: int,
+        stream: Stream,
+        arguments: bytes,
+        *,
+        cooperative: bool = False,
+    ) -> None:
+        """Queue the kernel. ``arguments`` is the argument block that ``parameters`` describes."""
+
+
+class Device(ABC):
+    """A place where memory and kernels live."""
+
+    kind: str
+    """"cuda" or "emulated"."""
+    ordinal: int
+    name: str
+    uuid: str
+    pci_address: str
+    granularity: int
+    """Every block's size is a multiple of this many bytes."""
+    ordering: Ordering
+    default_stream: Stream
+
+    def __init__(self) -> None:
+        self.busy: set[Stream] = set()
+        self.forked = False
+
+    @property
+    def id(self) -> str:
+        """The name that selects this device: "cuda:0", "emulated:1"."""
+        return f"{self.kind}:{self.ordinal}"
+
+    @property
+    def emulated(self) -> bool:
+        """Whether this is the software stand-in."""
+        return self.kind == "emulated"
+
+    def ensure_usable(self) -> None:
+        """Raises ForkError in a child process, DeviceLostError after a fatal fault."""
+        if self.forked:
+            raise ForkError(
+                f"{self.id} was opened by the parent process, and device memory is not inherited "
+                "over fork(). Use multiprocessing's 'spawn' start method, or open the device only "
+                "after the fork."
+            )
+
+    @abstractmethod
+    def allocate(self, size: int) -> DeviceMemory:
+        """A new block of at least ``size`` bytes (rounded up to ``granularity``)."""
+
+    @abstractmethod
+    def locate(self, ptr: int, size: int) -> list[tuple[DeviceMemory, int, int]]:
+        """Which physical blocks back ``size`` bytes at ``ptr``, memory of others included.
+
+        Returns (block, offset in it, length) in address order, together exactly the range.
+        Raises NotMappableError when the memory is unknown; blocks found here are borrowed:
+        freeing them drops the reference only.
+        """
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of device memory."""
+
+    @abstractmethod
+    def aperture(self) -> Aperture | None:
+        """Size and use of BAR1; None where the driver does not tell."""
+
+    @abstractmethod
+    def host_allocate(self, size: int) -> HostMemory:
+        """Page-locked host memory, ``size`` bytes."""
+
+    @abstractmethod
+    def stream(self) -> Stream:
+        """A new stream, independent of all others."""
+
+    @abstractmethod
+    def adopt_stream(self, handle: object) -> Stream:
+        """A stream that another library made: an object with ``__cuda_stream__`` or a handle."""
+
+    @abstractmethod
+    def copy_in(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
+        """DMA: host memory to device memory. Without a stream, returns when it is done."""
+
+    @abstractmethod
+    def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
+        """DMA: device memory to host memory. Without a stream, returns when it is done."""
+
+    @abstractmethod
+    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None) -> None:
+        """Set ``size`` bytes of device memory to the byte ``value``."""
+
+    @abstractmethod
+    def flush_writes(self) -> None:
+        """Make data that arrived through BAR1 visible to running kernels."""
+
+    @abstractmethod
+    def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Function:
+        """Compile CUDA C++ ``source`` (cached on disk) and load its kernel ``name``."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, object]:
+        """What a figures file must say of this device, as plain data."""
+
+    def synchronize(self) -> None:
+        """Wait for all work that was queued through gpudirect on this device."""
+        self.ensure_usable()
+        for stream in tuple(self.busy):
+            stream.synchronize()
+
+    def attribute(self, number: int) -> int | None:
+        """A CUDA device attribute by number; None where the device does not know it."""
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the device object holds. Called at exit."""
+
+    def __repr__(self) -> str:
+        mark = " (emulated: no GPU is involved)" if self.emulated else ""
+        return f"<Device {self.id} {self.name}{mark}>"

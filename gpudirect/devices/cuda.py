@@ -1,0 +1,620 @@
+"""Device ``cuda``: NVIDIA GPUs through cuda-python.
+
+Memory is made with ``cuMemCreate``: exportable as a file descriptor and marked
+``gpuDirectRDMACapable``, so that every bridge can map every allocation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..errors import (
+    ArgumentError,
+    DeviceError,
+    DeviceLostError,
+    DeviceNotFoundError,
+    LaunchError,
+    NotMappableError,
+    OutOfMemoryError,
+)
+from .base import (
+    Aperture,
+    Device,
+    DeviceMemory,
+    Function,
+    HostMemory,
+    Marker,
+    Ordering,
+    Parameter,
+    Stream,
+)
+
+# Device attributes by number: some are newer than the oldest header we run with.
+COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76
+UNIFIED_ADDRESSING = 41
+COOPERATIVE_LAUNCH = 95
+POSIX_FD_SUPPORTED = 103
+RDMA_WITH_VMM = 110
+RDMA_SUPPORTED, RDMA_FLUSH_OPTIONS, RDMA_WRITES_ORDERING = 116, 117, 118
+
+# Errors after which every call in this context fails (CUDA programming guide, "sticky" errors)
+STICKY = {700, 702, 704, 709, 710, 714, 715, 716, 717, 718, 719}
+OUT_OF_MEMORY, NOT_READY = 2, 600
+INVALID_VALUE = 1
+
+
+@functools.cache
+def _driver() -> Any:
+    """cuda.bindings.driver, initialised. Raises DeviceNotFoundError with the reason."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as e:
+        raise DeviceNotFoundError(
+            f"cuda-bindings is not installed ({e}): pip install cuda-bindings"
+        ) from e
+    try:
+        (code,) = driver.cuInit(0)
+    except Exception as e:  # the bindings raise types of their own when libcuda is absent
+        raise DeviceNotFoundError(f"no NVIDIA driver library (libcuda.so.1): {e}") from e
+    if code:
+        raise DeviceNotFoundError(f"cuInit failed: {code.name} ({int(code)})", int(code))
+    return driver
+
+
+def _check(result: tuple[Any, ...], doing: str) -> Any:
+    """The value of a driver call; raises the exception that fits its error code."""
+    code = int(result[0])
+    if code == 0:
+        return result[1] if len(result) == 2 else result[1:]
+    _, words = _driver().cuGetErrorString(result[0])
+    text = words.decode() if words else "no description"
+    message = f"{doing}: {result[0].name} ({code}): {text}"
+    if code == OUT_OF_MEMORY:
+        raise OutOfMemoryError(
+            f"{message}. Close arrays (or call gpudirect.trim()), or see `gpudirect info`.", code
+        )
+    if code in STICKY:
+        raise DeviceLostError(
+            f"{message}. A kernel's fault ended the CUDA context; only a new process can go on. "
+            "compute-sanitizer shows the kernel and the line.", code,
+        )  # fmt: skip
+    raise DeviceError(message, code)
+
+
+@functools.cache
+def _nvml() -> Any:
+    """pynvml, initialised, or None where NVML does not work."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        return None
+    return pynvml
+
+
+def count() -> int:
+    """How many GPUs CUDA sees. Raises DeviceNotFoundError with the reason when there is none."""
+    found = int(_check(_driver().cuDeviceGetCount(), "counting GPUs"))
+    if not found:
+        raise DeviceNotFoundError("CUDA sees no GPU (look at CUDA_VISIBLE_DEVICES)")
+    return found
+
+
+class CudaMemory(DeviceMemory):
+    """A block of ``cuMemCreate`` at an address of its own; or a borrowed one of somebody else."""
+
+    def __init__(self, device: CudaDevice, ptr: int, size: int, handle: Any, owned: bool) -> None:
+        self.device: CudaDevice = device
+        self.ptr = ptr
+        self.size = size
+        self.pci_address = device.pci_address
+        self._handle = handle
+        self._owned = owned
+
+    def export_fd(self) -> int:
+        if self._handle is None:
+            raise NotMappableError(
+                f"memory at {self.ptr:#x} was not made by cuMemCreate, so it cannot be exported as "
+                "a file descriptor. The bridges p2pmod, gdrdrv and dmabuf (CUDA 13.3 or newer) can "
+                "map it; or let it come from gpudirect.empty()."
+            )
+        d = _driver()
+        with self.device.current():
+            result = d.cuMemExportToShareableHandle(
+                self._handle,
+                d.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                0,
+            )
+        if int(result[0]):
+            raise NotMappableError(
+                f"memory at {self.ptr:#x} cannot be exported as a file descriptor "
+                f"({result[0].name}): its maker did not ask for an exportable handle. PyTorch does "
+                "with PYTORCH_ALLOC_CONF=expandable_segments:True; otherwise use p2pmod or gdrdrv."
+            )
+        return int(result[1])
+
+    def dmabuf_fd(self, offset: int, length: int) -> int:
+        d = _driver()
+        with self.device.current():
+            return int(
+                _check(
+                    d.cuMemGetHandleForAddressRange(
+                        self.ptr + offset,
+                        length,
+                        d.CUmemRangeHandleType.CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD,
+                        0,
+                    ),
+                    f"asking for a dma-buf of {length} bytes at {self.ptr + offset:#x}",
+                )
+            )
+
+    def prepare_pinning(self) -> None:
+        import ctypes
+
+        d = _driver()
+        one = ctypes.c_uint(1)
+        with self.device.current():
+            _check(
+                d.cuPointerSetAttribute(
+                    ctypes.addressof(one),
+                    d.CUpointer_attribute.CU_POINTER_ATTRIBUTE_SYNC_MEMOPS,
+                    self.ptr,
+                ),
+                "setting SYNC_MEMOPS",
+            )
+
+    def free(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        d = _driver()
+        if not self._owned:
+            with self.device.current():
+                d.cuMemRelease(handle)
+            return
+        with self.device.current():
+            _check(d.cuMemUnmap(self.ptr, self.size), "unmapping device memory")
+            _check(d.cuMemRelease(handle), "releasing device memory")
+            _check(d.cuMemAddressFree(self.ptr, self.size), "freeing a device address")
+
+
+class CudaHostMemory(HostMemory):
+    """cuMemHostAlloc'd memory."""
+
+    def __init__(self, device: CudaDevice, size: int) -> None:
+        d = _driver()
+        with device.current():
+            self.ptr = int(
+                _check(
+                    d.cuMemHostAlloc(size, d.CU_MEMHOSTALLOC_PORTABLE | d.CU_MEMHOSTALLOC_DEVICEMAP),
+                    f"allocating {size} bytes of page-locked host memory",
+                )
+            )
+        self.size = size
+        self._device = device
+
+    def free(self) -> None:
+        ptr, self.ptr = self.ptr, 0
+        if ptr and not self._device.forked:
+            with self._device.current():
+                _driver().cuMemFreeHost(ptr)
+
+
+class CudaMarker(Marker):
+    """An event recorded on a stream."""
+
+    def __init__(self, stream: CudaStream) -> None:
+        d = _driver()
+        self._device = stream.device
+        with self._device.current():
+            self._event = _check(
+                d.cuEventCreate(d.CUevent_flags.CU_EVENT_DISABLE_TIMING), "making an event"
+            )
+            _check(d.cuEventRecord(self._event, stream.handle), "recording an event")
+
+    def done(self) -> bool:
+        with self._device.current():
+            (code,) = _driver().cuEventQuery(self._event)
+        return int(code) != NOT_READY
+
+    def wait(self) -> None:
+        with self._device.current():
+            _check(_driver().cuEventSynchronize(self._event), "waiting for an event")
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            if not self._device.forked:
+                with self._device.current():
+                    _driver().cuEventDestroy(self._event)
+
+
+class CudaStream(Stream):
+    """A CUDA stream: the legacy default one (handle 0), one of ours, or an adopted one."""
+
+    def __init__(self, device: CudaDevice, handle: int, owned: bool = False) -> None:
+        self.device: CudaDevice = device
+        self.handle = handle
+        self._owned = owned
+
+    def synchronize(self) -> None:
+        self.device.ensure_usable()
+        with self.device.current():
+            result = _driver().cuStreamSynchronize(self.handle)
+        self.device.busy.discard(self)
+        _check(result, "waiting for a stream")
+
+    def marker(self) -> CudaMarker:
+        return CudaMarker(self)
+
+    def close(self) -> None:
+        if self._owned and self.handle and not self.device.forked:
+            self.synchronize()
+            with self.device.current():
+                _driver().cuStreamDestroy(self.handle)
+            self.handle = 0
+            self._owned = False
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.handle:#x} of {self.device.id}>"
+
+
+class CudaFunction(Function):
+    """A loaded kernel."""
+
+    def __init__(self, device: CudaDevice, module: Any, kernel: Any, name: str,
+                 parameters: tuple[Parameter, ...]) -> None:
+        self.device = device
+        self.name = name
+        self.parameters = parameters
+        self._module = module  # keeps the code loaded
+        self._kernel = kernel
+        self._shared_allowed = 48 << 10
+
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared: int,
+        stream: Stream,
+        arguments: bytes,
+        *,
+        cooperative: bool = False,
+    ) -> None:
+        d = _driver()
+        device = self.device
+        device.ensure_usable()
+        with device.current():
+            if shared > self._shared_allowed:
+                _check(
+                    d.cuFuncSetAttribute(
+                        self._kernel,
+                        d.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        shared,
+                    ),
+                    f"allowing {self.name} {shared} bytes of shared memory",
+                )
+                self._shared_allowed = shared
+            (code,) = device.launcher(self, grid, block, shared, stream, arguments, cooperative)
+        if code:
+            try:
+                _check((code,), f"launching {self.name} with grid {grid} and block {block}")
+            except DeviceLostError:
+                raise
+            except DeviceError as e:
+                raise LaunchError(str(e)) from None
+        device.busy.add(stream)
+
+
+class CudaDevice(Device):
+    """One GPU and its primary context."""
+
+    kind = "cuda"
+
+    def __init__(self, ordinal: int) -> None:
+        super().__init__()
+        d = _driver()
+        result = d.cuDeviceGet(ordinal)
+        if int(result[0]):
+            raise DeviceNotFoundError(
+                f"there is no cuda:{ordinal}: CUDA sees {count()} GPU(s), numbered from 0"
+            )
+        self.ordinal = ordinal
+        self._device = result[1]
+        self.name = _check(d.cuDeviceGetName(256, self._device), "name").split(b"\0")[0].decode()
+        raw = bytes(_check(d.cuDeviceGetUuid(self._device), "UUID").bytes)[:16].hex()
+        self.uuid = "GPU-" + "-".join(
+            (raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:])
+        )
+        bus = _check(d.cuDeviceGetPCIBusId(32, self._device), "PCI address")
+        self.pci_address = bus.split(b"\0")[0].decode().lower()
+        self._context = _check(d.cuDevicePrimaryCtxRetain(self._device), "opening the GPU")
+        self._context_number = int(self._context)
+        self._lock = threading.Lock()
+        self._properties = self._allocation_properties()
+        with self.current():
+            self.granularity = int(
+                _check(
+                    d.cuMemGetAllocationGranularity(
+                        self._properties,
+                        d.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM,
+                    ),
+                    "asking for the allocation granularity",
+                )
+            )
+        access = d.CUmemAccessDesc()
+        access.location = self._properties.location
+        access.flags = d.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+        self._access = [access]
+        scopes = {0: "none", 100: "owner", 200: "all devices"}
+        self.ordering = Ordering(
+            direct_writes=bool(self.attribute(RDMA_SUPPORTED)),
+            flush_by_host=bool((self.attribute(RDMA_FLUSH_OPTIONS) or 0) & 1),
+            scope=scopes.get(self.attribute(RDMA_WRITES_ORDERING) or 0, "none"),
+        )
+        self.default_stream = CudaStream(self, 0)
+
+    def _allocation_properties(self) -> Any:
+        d = _driver()
+        if not self.attribute(POSIX_FD_SUPPORTED):
+            raise DeviceError(
+                f"{self.name} cannot export memory as a file descriptor (device attribute "
+                f"{POSIX_FD_SUPPORTED} is 0), which every allocation of gpudirect needs"
+            )
+        p = d.CUmemAllocationProp()
+        p.type = d.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+        location = d.CUmemLocation()
+        location.type = d.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        location.id = self.ordinal
+        p.location = location
+        p.requestedHandleTypes = (
+            d.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        )
+        # without it nv-p2p (p2pmod, gdrdrv) refuses to pin what cuMemCreate made
+        p.allocFlags.gpuDirectRDMACapable = 1 if self.attribute(RDMA_WITH_VMM) else 0
+        return p
+
+    @contextlib.contextmanager
+    def _pushed(self) -> Iterator[None]:
+        d = _driver()
+        _check(d.cuCtxPushCurrent(self._context), "entering the context")
+        try:
+            yield
+        finally:
+            d.cuCtxPopCurrent()
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """Make this GPU's context current for a block, leaving the caller's choice as it was."""
+        _, context = _driver().cuCtxGetCurrent()
+        if int(context) == self._context_number:
+            return _NOTHING
+        return self._pushed()
+
+    def attribute(self, number: int) -> int | None:
+        d = _driver()
+        try:
+            which = d.CUdevice_attribute(number)
+        except ValueError:
+            return None  # newer than these bindings
+        code, value = d.cuDeviceGetAttribute(which, self._device)
+        return None if int(code) else int(value)
+
+    def allocate(self, size: int) -> CudaMemory:
+        self.ensure_usable()
+        size = -(-size // self.granularity) * self.granularity
+        d = _driver()
+        doing = f"allocating {size} bytes on {self.id}"
+        with self.current(), contextlib.ExitStack() as undo:
+            handle = _check(d.cuMemCreate(size, self._properties, 0), doing)
+            undo.callback(d.cuMemRelease, handle)
+            ptr = _check(d.cuMemAddressReserve(size, self.granularity, 0, 0), doing)
+            undo.callback(d.cuMemAddressFree, ptr, size)
+            _check(d.cuMemMap(ptr, size, 0, handle, 0), doing)
+            undo.callback(d.cuMemUnmap, ptr, size)
+            _check(d.cuMemSetAccess(ptr, size, self._access, 1), doing)
+            undo.pop_all()
+        return CudaMemory(self, int(ptr), size, handle, owned=True)
+
+    def locate(self, ptr: int, size: int) -> list[tuple[DeviceMemory, int, int]]:
+        self.ensure_usable()
+        d = _driver()
+        found: list[tuple[DeviceMemory, int, int]] = []
+        at, end = ptr, ptr + size
+        try:
+            while at < end:
+                with self.current():
+                    code, base, extent = d.cuMemGetAddressRange(at)
+                    if int(code):
+                        raise NotMappableError(
+                            f"{at:#x} is not device memory of {self.id} that CUDA knows "
+                            f"({code.name}): give the address of memory on this GPU, alive, and "
+                            f"no more than its size ({at - ptr} of {size} bytes were found)"
+                        )
+                    retained = d.cuMemRetainAllocationHandle(at)
+                handle = None if int(retained[0]) else retained[1]
+                base, extent = int(base), int(extent)
+                length = min(end, base + extent) - at
+                block = CudaMemory(self, base, extent, handle, owned=False)
+                found.append((block, at - base, length))
+                at += length
+        except BaseException:
+            for block, _, _ in found:
+                block.free()
+            raise
+        return found
+
+    def memory(self) -> tuple[int, int]:
+        with self.current():
+            free, total = _check(_driver().cuMemGetInfo(), "asking for free memory")
+        return int(free), int(total)
+
+    def aperture(self) -> Aperture | None:
+        nvml = _nvml()
+        if nvml is None:
+            return None
+        try:
+            handle = nvml.nvmlDeviceGetHandleByPciBusId(self.pci_address.encode())
+            info = nvml.nvmlDeviceGetBAR1MemoryInfo(handle)
+        except Exception:
+            return None
+        return Aperture(int(info.bar1Total), int(info.bar1Used))
+
+    def host_allocate(self, size: int) -> CudaHostMemory:
+        self.ensure_usable()
+        return CudaHostMemory(self, size)
+
+    def stream(self) -> CudaStream:
+        self.ensure_usable()
+        d = _driver()
+        with self.current():
+            handle = _check(
+                d.cuStreamCreate(d.CUstream_flags.CU_STREAM_NON_BLOCKING), "making a stream"
+            )
+        return CudaStream(self, int(handle), owned=True)
+
+    def adopt_stream(self, handle: object) -> CudaStream:
+        number = handle
+        if hasattr(number, "__cuda_stream__"):
+            number = number.__cuda_stream__()[1]
+        elif hasattr(number, "cuda_stream"):  # torch.cuda.Stream
+            number = number.cuda_stream
+        elif hasattr(number, "ptr"):  # cupy.cuda.Stream
+            number = number.ptr
+        try:
+            return CudaStream(self, int(number))  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            raise ArgumentError(
+                f"{handle!r} is no stream: give gpudirect's own, an object with __cuda_stream__, "
+                "or a CUstream handle as an integer"
+            ) from None
+
+    def copy_in(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
+        self.ensure_usable()
+        d = _driver()
+        with self.current():
+            if stream is None:
+                result = d.cuMemcpyHtoD(dst, src, size)
+            else:
+                result = d.cuMemcpyHtoDAsync(dst, src, size, stream.handle)
+                self.busy.add(stream)
+        _check(result, f"copying {size} bytes to {dst:#x}")
+
+    def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
+        self.ensure_usable()
+        d = _driver()
+        with self.current():
+            if stream is None:
+                result = d.cuMemcpyDtoH(dst, src, size)
+            else:
+                result = d.cuMemcpyDtoHAsync(dst, src, size, stream.handle)
+                self.busy.add(stream)
+        _check(result, f"copying {size} bytes from {src:#x}")
+
+    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None) -> None:
+        self.ensure_usable()
+        d = _driver()
+        target = stream or self.default_stream
+        with self.current():
+            _check(
+                d.cuMemsetD8Async(dst, value, size, target.handle), f"filling {size} bytes"
+            )
+        self.busy.add(target)
+
+    def flush_writes(self) -> None:
+        if not self.ordering.flush_by_host:
+            raise DeviceError(
+                f"{self.name} offers no flush of writes through BAR1 to a running kernel (device "
+                f"attribute {RDMA_FLUSH_OPTIONS}); a launch or a stream synchronisation orders them"
+            )
+        d = _driver()
+        with self.current():
+            _check(
+                d.cuFlushGPUDirectRDMAWrites(
+                    d.CUflushGPUDirectRDMAWritesTarget.CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX,
+                    d.CUflushGPUDirectRDMAWritesScope.CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER,
+                ),
+                "flushing writes",
+            )
+
+    @property
+    def compute_capability(self) -> tuple[int, int]:
+        """(major, minor)."""
+        return self.attribute(COMPUTE_MAJOR) or 0, self.attribute(COMPUTE_MINOR) or 0
+
+    def compile(self, source: str, name: str, options: Sequence[str] = ()) -> CudaFunction:
+        from ._nvrtc import compile_kernel
+
+        self.ensure_usable()
+        compiled = compile_kernel(source, name, self.compute_capability, tuple(options))
+        d = _driver()
+        with self.current():
+            module = _check(d.cuModuleLoadData(compiled.code), f"loading {name}")
+            kernel = _check(
+                d.cuModuleGetFunction(module, compiled.symbol.encode()), f"finding {name}"
+            )
+        return CudaFunction(self, module, kernel, name, compiled.parameters)
+
+    def launcher(self, function: CudaFunction, grid: tuple[int, int, int],
+                 block: tuple[int, int, int], shared: int, stream: Stream, arguments: bytes,
+                 cooperative: bool) -> tuple[Any]:
+        """cuLaunchKernelEx with the argument block as it stands; the driver's result."""
+        import ctypes
+
+        d = _driver()
+        size = ctypes.c_size_t(len(arguments))
+        # CU_LAUNCH_PARAM_BUFFER_POINTER, _BUFFER_SIZE, _END of cuda.h
+        buffer = ctypes.c_char_p(arguments)
+        extra = (ctypes.c_void_p * 5)(
+            1, ctypes.cast(buffer, ctypes.c_void_p), 2, ctypes.addressof(size), 0
+        )
+        if not cooperative:
+            return d.cuLaunchKernel(
+                function._kernel, *grid, *block, shared, stream.handle, 0, ctypes.addressof(extra)
+            )
+        config = d.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = block
+        config.sharedMemBytes = shared
+        config.hStream = stream.handle
+        attribute = d.CUlaunchAttribute()
+        attribute.id = d.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        attribute.value.cooperative = 1
+        config.attrs = [attribute]
+        config.numAttrs = 1
+        return d.cuLaunchKernelEx(config, function._kernel, 0, ctypes.addressof(extra))
+
+    def facts(self) -> dict[str, object]:
+        d = _driver()
+        free, total = self.memory()
+        aperture = self.aperture()
+        return {
+            "device": self.id,
+            "name": self.name,
+            "uuid": self.uuid,
+            "pci_address": self.pci_address,
+            "compute_capability": ".".join(map(str, self.compute_capability)),
+            "memory_bytes": total,
+            "memory_free_bytes": free,
+            "bar1_bytes": aperture.total if aperture else None,
+            "bar1_used_bytes": aperture.used if aperture else None,
+            "cuda_driver": int(_check(d.cuDriverGetVersion(), "version")),
+            "ordering": {
+                "direct_writes": self.ordering.direct_writes,
+                "flush_by_host": self.ordering.flush_by_host,
+                "scope": self.ordering.scope,
+            },
+            "emulated": False,
+        }
+
+    def close(self) -> None:
+        """Nothing to do: CUDA tears its context down with the process."""
+
+
+_NOTHING = contextlib.nullcontext()

@@ -1,0 +1,519 @@
+"""Device ``emulated``: a software stand-in for a GPU. It always says that it is one.
+
+The emulated GPU is another process (``emulation/``). Device memory is a memfd (or, where the lab's
+stand-in driver is loaded, a piece of its PCI BAR) that the GPU process maps at the device address;
+this process sees it only where a bridge maps it. So a pointer is one number on both sides, a CPU
+access without a mapping faults as it would on hardware, and a kernel's bad pointer ends the GPU
+and not the program. Streams are worker threads: a missing synchronisation shows.
+
+Environment:
+  GPUDIRECT_EMULATED_DEVICES  how many there are (1)
+  GPUDIRECT_EMULATED_MEMORY   bytes of device memory each (1 GiB)
+  GPUDIRECT_EMULATED_BAR1     bytes of aperture each (256 MiB)
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import ctypes
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import _native
+from ..config import env_size
+from ..errors import (
+    ArgumentError,
+    DeviceError,
+    DeviceLostError,
+    DeviceNotFoundError,
+    LaunchError,
+    NotMappableError,
+    OutOfMemoryError,
+)
+from .base import (
+    Aperture,
+    Device,
+    DeviceMemory,
+    Function,
+    HostMemory,
+    Marker,
+    Ordering,
+    Parameter,
+    Stream,
+)
+from .emulation.client import GpuProcess, StreamConnection
+from .emulation.compiler import compile_kernel
+
+GRANULARITY = 2 << 20  # as NVIDIA's cuMemCreate
+BASE, REGION = 0x6000_0000_0000, 1 << 40  # device addresses: a region for each device
+
+
+def count() -> int:
+    """How many emulated devices there are."""
+    return env_size("GPUDIRECT_EMULATED_DEVICES", 1)
+
+
+class Room:
+    """First-fit allocator of an address range. Not thread-safe."""
+
+    def __init__(self, start: int, size: int) -> None:
+        self._free = [(start, size)]
+
+    def take(self, size: int) -> int | None:
+        for i, (start, have) in enumerate(self._free):
+            if have >= size:
+                if have == size:
+                    del self._free[i]
+                else:
+                    self._free[i] = (start + size, have - size)
+                return start
+        return None
+
+    def give(self, start: int, size: int) -> None:
+        i = bisect.bisect(self._free, (start, 0))
+        if i < len(self._free) and start + size == self._free[i][0]:
+            size += self._free.pop(i)[1]
+        if i and sum(self._free[i - 1]) == start:
+            start, before = self._free.pop(i - 1)
+            size += before
+            i -= 1
+        self._free.insert(i, (start, size))
+
+
+class EmulatedMemory(DeviceMemory):
+    """A block of emulated device memory."""
+
+    def __init__(self, device: EmulatedDevice, ptr: int, size: int, fd: int) -> None:
+        self.device: EmulatedDevice = device
+        self.ptr = ptr
+        self.size = size
+        self.pci_address = device.pci_address
+        self._fd = fd
+        self._view = 0  # this process's private mapping, for emulated DMA
+
+    def export_fd(self) -> int:
+        return os.dup(self._fd)
+
+    def dmabuf_fd(self, offset: int, length: int) -> int:
+        raise NotMappableError("the emulated device makes no dma-bufs; use the bridge 'emulated'")
+
+    def dma_view(self) -> int:
+        """Where emulated DMA finds the block in this process. Never shown to the user."""
+        with self.device.lock:
+            if not self._view:
+                address = _native.lib.gd_map(0, self.size, 1, 1, self._fd, 0, 0)
+                if address < 0:
+                    raise DeviceError(f"emulated DMA: {os.strerror(-address)}", -address)
+                self._view = int(address)
+            return self._view
+
+    def aperture_take(self, length: int) -> int | None:
+        with self.device.lock:
+            offset = self.device.bar1.take(length)
+            if offset is not None:
+                self.device.bar1_used += length
+            return offset
+
+    def aperture_give(self, offset: int, length: int) -> None:
+        with self.device.lock:
+            self.device.bar1.give(offset, length)
+            self.device.bar1_used -= length
+
+    def aperture_state(self) -> tuple[int, int]:
+        return self.device.bar1_total, self.device.bar1_used
+
+    def free(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        if not self.device.forked:
+            self.device.release(self)
+        if self._view:
+            _native.lib.gd_unmap(self._view, self.size)
+            self._view = 0
+        os.close(fd)
+
+
+class BorrowedMemory(EmulatedMemory):
+    """A view of a block that somebody else owns, for ``locate``."""
+
+    def __init__(self, owner: EmulatedMemory) -> None:
+        super().__init__(owner.device, owner.ptr, owner.size, os.dup(owner._fd))
+
+    def free(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class EmulatedHostMemory(HostMemory):
+    """Shared memory that both processes map at one address."""
+
+    def __init__(self, device: EmulatedDevice, size: int) -> None:
+        self._block = device.allocate(size)
+        self.ptr = self._block.ptr
+        self.size = size
+        address = _native.lib.gd_map(
+            self._block.ptr, self._block.size, 1, 1, self._block._fd, 0, 0
+        )
+        if address < 0:
+            self._block.free()
+            raise DeviceError(f"mapping host memory: {os.strerror(-address)}", -address)
+
+    def free(self) -> None:
+        if self.ptr:
+            self.ptr = 0
+            _native.lib.gd_reserve(self._block.ptr, self._block.size, 0)
+            self._block.free()
+
+
+class EmulatedMarker(Marker):
+    """A flag that the stream's worker raises when it gets there."""
+
+    def __init__(self, stream: EmulatedStream) -> None:
+        self._reached = threading.Event()
+        stream.submit(self._reached.set)
+
+    def done(self) -> bool:
+        return self._reached.is_set()
+
+    def wait(self) -> None:
+        self._reached.wait()
+
+
+class EmulatedStream(Stream):
+    """A worker thread with a queue of its own."""
+
+    def __init__(self, device: EmulatedDevice, number: int) -> None:
+        self.device: EmulatedDevice = device
+        self.handle = number
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._connection: StreamConnection | None = None
+        self._thread: threading.Thread | None = None
+        self._start = threading.Lock()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Queue a piece of work. It runs after everything queued before it."""
+        self.device.ensure_usable()
+        with self._start:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name=f"{self.device.id} stream {self.handle}", daemon=True
+                )
+                self._thread.start()
+        self._work.put(work)
+
+    def connection(self) -> StreamConnection:
+        """The stream's line to the GPU process. Called on the worker thread only."""
+        if self._connection is None:
+            self._connection = self.device.process.open_stream()
+        return self._connection
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except BaseException as e:
+                self._failure = self._failure or e
+                if isinstance(e, DeviceLostError):
+                    self.device.lost = e
+        if self._connection is not None:
+            self._connection.close()
+
+    def synchronize(self) -> None:
+        self.device.ensure_usable()
+        if self._thread is not None:
+            EmulatedMarker(self).wait()
+        self.device.busy.discard(self)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def marker(self) -> EmulatedMarker:
+        return EmulatedMarker(self)
+
+    def close(self) -> None:
+        if self._thread is not None and not self.device.forked:
+            self._work.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.handle} of {self.device.id} (emulated)>"
+
+
+class EmulatedFunction(Function):
+    """A kernel compiled by the host's C++ compiler."""
+
+    def __init__(self, device: EmulatedDevice, name: str, module: Any,
+                 parameters: tuple[Parameter, ...]) -> None:
+        self.device = device
+        self.name = name
+        self.parameters = parameters
+        self._module = module
+
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared: int,
+        stream: Stream,
+        arguments: bytes,
+        *,
+        cooperative: bool = False,
+    ) -> None:
+        if block[0] * block[1] * block[2] > 1024:
+            raise LaunchError(f"{self.name}: a block of {block} has more than 1024 threads")
+        assert isinstance(stream, EmulatedStream)
+        self.device.busy.add(stream)
+        stream.submit(
+            lambda: stream.connection().launch(
+                self._module, grid, block, shared, arguments, cooperative=cooperative
+            )
+        )
+
+
+class EmulatedDevice(Device):
+    """One emulated GPU."""
+
+    kind = "emulated"
+    granularity = GRANULARITY
+    ordering = Ordering(direct_writes=True, flush_by_host=True, scope="owner")
+
+    def __init__(self, ordinal: int) -> None:
+        super().__init__()
+        if not 0 <= ordinal < count():
+            raise DeviceNotFoundError(
+                f"there is no emulated:{ordinal}: there are {count()}, numbered from 0 "
+                "(GPUDIRECT_EMULATED_DEVICES sets how many)"
+            )
+        self.ordinal = ordinal
+        self.name = "Emulated GPU"
+        self.uuid = f"EMULATED-{ordinal:08x}"
+        self.pci_address = f"eeee:{ordinal:02x}:00.0"
+        self.lock = threading.RLock()
+        self.lost: DeviceLostError | None = None
+        self._process: GpuProcess | None = None
+        self._addresses = Room(BASE + ordinal * REGION, REGION)
+        self._blocks: dict[int, EmulatedMemory] = {}
+        self._starts: list[int] = []
+        self._total = env_size("GPUDIRECT_EMULATED_MEMORY", 1 << 30)
+        self._used = 0
+        self.bar1_total = env_size("GPUDIRECT_EMULATED_BAR1", 256 << 20)
+        self.bar1_used = 0
+        self.bar1 = Room(0, self.bar1_total)
+        self._stand_in = StandIn.present()
+        self._streams = 0
+        self._functions: dict[str, Any] = {}
+        self.default_stream = EmulatedStream(self, 0)
+
+    @property
+    def process(self) -> GpuProcess:
+        """The emulated GPU, started on first use."""
+        with self.lock:
+            if self._process is None:
+                self._process = GpuProcess(self.id)
+            return self._process
+
+    def ensure_usable(self) -> None:
+        super().ensure_usable()
+        if self.lost is not None:
+            raise DeviceLostError(f"{self.id} was lost earlier: {self.lost}")
+
+    def allocate(self, size: int) -> EmulatedMemory:
+        self.ensure_usable()
+        size = -(-size // GRANULARITY) * GRANULARITY
+        with self.lock:
+            if size > self._total - self._used:
+                raise OutOfMemoryError(
+                    f"{self.id}: {size} bytes asked for, {self._total - self._used} of "
+                    f"{self._total} free. Close arrays (or call gpudirect.trim()), or raise "
+                    "GPUDIRECT_EMULATED_MEMORY."
+                )
+            ptr = self._addresses.take(size)
+            if ptr is None:
+                raise OutOfMemoryError(f"{self.id}: no device address left for {size} bytes")
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._addresses.give, ptr, size)
+                fd = self._stand_in.allocate(size, ptr) if self._stand_in else self._memfd(size)
+                undo.callback(os.close, fd)
+                reserved = _native.lib.gd_reserve(ptr, size, 0)
+                if reserved < 0:
+                    raise DeviceError(f"reserving {ptr:#x}: {os.strerror(-reserved)}", -reserved)
+                undo.callback(_native.lib.gd_unmap, ptr, size)
+                self.process.map(ptr, size, fd, 0)
+                undo.pop_all()
+            self._used += size
+            block = EmulatedMemory(self, ptr, size, fd)
+            self._blocks[ptr] = block
+            bisect.insort(self._starts, ptr)
+        return block
+
+    @staticmethod
+    def _memfd(size: int) -> int:
+        fd = os.memfd_create("gpudirect-emulated", os.MFD_CLOEXEC)
+        os.truncate(fd, size)
+        return fd
+
+    def release(self, block: EmulatedMemory) -> None:
+        """Called by ``EmulatedMemory.free``: nobody uses the block any more."""
+        with self.lock:
+            del self._blocks[block.ptr]
+            self._starts.remove(block.ptr)
+            self._used -= block.size
+            with contextlib.suppress(DeviceError):  # a lost device has unmapped everything
+                self.process.unmap(block.ptr, block.size)
+            if self._stand_in:
+                self._stand_in.free(block._fd)
+            _native.lib.gd_unmap(block.ptr, block.size)
+            self._addresses.give(block.ptr, block.size)
+
+    def find(self, ptr: int, size: int) -> tuple[EmulatedMemory, int]:
+        """(block, offset) of a device range. Raises NotMappableError when there is none."""
+        with self.lock:
+            i = bisect.bisect(self._starts, ptr) - 1
+            block = self._blocks[self._starts[i]] if i >= 0 else None
+        if block is None or ptr + size > block.ptr + block.size:
+            raise NotMappableError(
+                f"{size} bytes at {ptr:#x} are not one piece of live memory of {self.id}"
+            )
+        return block, ptr - block.ptr
+
+    def locate(self, ptr: int, size: int) -> list[tuple[DeviceMemory, int, int]]:
+        self.ensure_usable()
+        found: list[tuple[DeviceMemory, int, int]] = []
+        at, end = ptr, ptr + size
+        try:
+            while at < end:
+                block, offset = self.find(at, 1)
+                length = min(end - at, block.size - offset)
+                found.append((BorrowedMemory(block), offset, length))
+                at += length
+        except BaseException:
+            for borrowed, _, _ in found:
+                borrowed.free()
+            raise
+        return found
+
+    def memory(self) -> tuple[int, int]:
+        return self._total - self._used, self._total
+
+    def aperture(self) -> Aperture:
+        return Aperture(self.bar1_total, self.bar1_used)
+
+    def host_allocate(self, size: int) -> EmulatedHostMemory:
+        self.ensure_usable()
+        return EmulatedHostMemory(self, size)
+
+    def stream(self) -> EmulatedStream:
+        self.ensure_usable()
+        self._streams += 1
+        return EmulatedStream(self, self._streams)
+
+    def adopt_stream(self, handle: object) -> Stream:
+        raise ArgumentError(
+            f"{handle!r} is no stream of the emulated device; it knows only its own "
+            "(gpudirect.Stream)"
+        )
+
+    def _dma(self, device: int, host: int, size: int, inward: bool, stream: Stream | None) -> None:
+        self.ensure_usable()
+        try:
+            block, offset = self.find(device, size)
+        except NotMappableError as e:
+            raise DeviceError(f"copying {size} bytes: {e}", 1) from None
+
+        def copy() -> None:
+            there = block.dma_view() + offset
+            if inward:
+                ctypes.memmove(there, host, size)
+            else:
+                ctypes.memmove(host, there, size)
+
+        target = stream or self.default_stream
+        assert isinstance(target, EmulatedStream)
+        target.submit(copy)
+        self.busy.add(target)
+        if stream is None:
+            target.synchronize()
+
+    def copy_in(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
+        self._dma(dst, src, size, True, stream)
+
+    def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
+        self._dma(src, dst, size, False, stream)
+
+    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None) -> None:
+        self.ensure_usable()
+        block, offset = self.find(dst, size)
+        target = stream or self.default_stream
+        assert isinstance(target, EmulatedStream)
+        target.submit(lambda: ctypes.memset(block.dma_view() + offset, value, size) and None)
+        self.busy.add(target)
+
+    def flush_writes(self) -> None:
+        _native.lib.gd_fence()
+
+    def compile(self, source: str, name: str, options: Sequence[str] = ()) -> EmulatedFunction:
+        self.ensure_usable()
+        compiled = compile_kernel(source, name, options)
+        with self.lock:
+            key = str(compiled.path)
+            if key not in self._functions:
+                self._functions[key] = self.process.load(compiled)
+            module = self._functions[key]
+        return EmulatedFunction(self, name, module, tuple(compiled.parameters))
+
+    def facts(self) -> dict[str, object]:
+        free, total = self.memory()
+        return {
+            "device": self.id,
+            "name": self.name,
+            "uuid": self.uuid,
+            "pci_address": self.pci_address,
+            "memory_bytes": total,
+            "memory_free_bytes": free,
+            "bar1_bytes": self.bar1_total,
+            "bar1_used_bytes": self.bar1_used,
+            "memory_from": "stand-in driver's BAR" if self._stand_in else "memfd",
+            "emulated": True,
+        }
+
+    def close(self) -> None:
+        self.default_stream.close()
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def forget(self) -> None:
+        """In a child process: let go of what was inherited."""
+        self.forked = True
+        self.lock = threading.RLock()
+        if self._process is not None:
+            self._process.abandon()
+
+
+class StandIn:
+    """The lab's stand-in NVIDIA driver: device memory in the BAR of a real PCI device."""
+
+    NODE = "/dev/nvidia-standin"
+
+    @classmethod
+    def present(cls) -> StandIn | None:
+        """The stand-in, where its driver is loaded."""
+        return cls() if os.path.exists(cls.NODE) else None
+
+    def allocate(self, size: int, ptr: int) -> int:
+        """A descriptor that is ``size`` bytes of device memory at the device address ``ptr``."""
+        raise NotImplementedError
+
+    def free(self, fd: int) -> None:
+        """Free the memory now, pins and all, whoever else holds the descriptor."""
+        raise NotImplementedError
+
+

@@ -1,0 +1,249 @@
+"""Kernels: CUDA C++ source, compiled once, launched on arrays by reference.
+
+    k = kernel(source, "scale")
+    k[grid, block](a, 4096, 2.0)
+
+On the emulated device the same source is compiled by the host's C++ compiler.
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _native, devices
+from .arrays import Array
+from .devices import Device, Function, Parameter, Stream
+from .errors import ArgumentError, DTypeError, LaunchError
+from .host import HostView
+
+Dim = int | tuple[int, ...]
+
+_NAMES = {
+    "p": "a pointer", "i": "a signed integer", "u": "an unsigned integer",
+    "f": "a floating-point number", "b": "a bool", "s": "a struct", "?": "a value",
+}  # fmt: skip
+_FORMATS = {
+    ("i", 1): "<b", ("i", 2): "<h", ("i", 4): "<i", ("i", 8): "<q",
+    ("u", 1): "<B", ("u", 2): "<H", ("u", 4): "<I", ("u", 8): "<Q",
+    ("f", 2): "<e", ("f", 4): "<f", ("f", 8): "<d", ("b", 1): "<?", ("p", 8): "<Q",
+}  # fmt: skip
+
+
+def _dim(value: Any, what: str) -> tuple[int, int, int]:
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    try:
+        clean = tuple(operator.index(n) for n in parts)
+    except TypeError:
+        raise ArgumentError(f"{what} is {value!r}: give one to three whole numbers") from None
+    if not 1 <= len(clean) <= 3 or any(n < 1 for n in clean):
+        raise ArgumentError(f"{what} is {value!r}: give one to three numbers of at least 1")
+    return (*clean, 1, 1)[:3]  # type: ignore[return-value]
+
+
+def _describe(parameter: Parameter) -> str:
+    words = _NAMES.get(parameter.kind, "a value")
+    if parameter.pointee:
+        return f"{words} to {parameter.pointee}"
+    return f"{words} of {parameter.size} bytes"
+
+
+class Kernel:
+    """A compiled kernel. Call it as ``k[grid, block](...)`` or ``k.launch(...)``."""
+
+    def __init__(self, function: Function, device: Device) -> None:
+        self._function = function
+        self.device = device
+        self.name = function.name
+        self._packers = [_packer(self.name, i, p) for i, p in enumerate(function.parameters)]
+        last = function.parameters[-1] if function.parameters else None
+        self._size = last.offset + last.size if last else 0
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """What the kernel takes, as its compiler laid it out."""
+        return self._function.parameters
+
+    def __getitem__(self, how: Any) -> Launcher:
+        """``k[grid, block]``, ``k[grid, block, stream]`` or ``k[grid, block, stream, shared]``."""
+        if not isinstance(how, tuple) or not 2 <= len(how) <= 4:
+            raise ArgumentError("write k[grid, block], k[grid, block, stream] or "
+                                "k[grid, block, stream, shared_bytes]")  # fmt: skip
+        return Launcher(self, *how)
+
+    def launch(
+        self,
+        grid: Dim,
+        block: Dim,
+        *arguments: Any,
+        stream: Any = None,
+        shared: int = 0,
+        cooperative: bool = False,
+    ) -> None:
+        """Queue the kernel on a stream; returns at once. Stores made before are fenced first.
+
+        grid, block: one to three numbers. shared: bytes of dynamic shared memory.
+        arguments: arrays go by reference, numbers and NumPy scalars by value, structured NumPy
+            scalars as structs.
+        cooperative: every block is resident at once (grid-wide synchronisation).
+        Raises ArgumentError, DTypeError or LaunchError; nothing was queued then.
+        """
+        Launcher(self, grid, block, stream, shared, cooperative)(*arguments)
+
+    def pack(self, arguments: Sequence[Any]) -> bytes:
+        """The argument block. Raises LaunchError or DTypeError naming the argument at fault."""
+        packers = self._packers
+        if len(arguments) != len(packers):
+            wanted = ", ".join(_describe(p) for p in self.parameters) or "nothing"
+            raise LaunchError(
+                f"{self.name} takes {len(packers)} argument(s) ({wanted}); {len(arguments)} given"
+            )
+        block = bytearray(self._size)
+        for pack, value in zip(packers, arguments, strict=True):
+            pack(block, value, self.device)
+        return bytes(block)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(_describe(p) for p in self.parameters)
+        mark = " (emulated)" if self.device.emulated else ""
+        return f"<Kernel {self.name}({kinds}) for {self.device.id}{mark}>"
+
+
+class Launcher:
+    """A kernel with its launch configuration."""
+
+    __slots__ = ("_block", "_cooperative", "_grid", "_kernel", "_shared", "_stream")
+
+    def __init__(self, kernel: Kernel, grid: Dim, block: Dim, stream: Any = None, shared: int = 0,
+                 cooperative: bool = False) -> None:
+        self._kernel = kernel
+        self._grid = _dim(grid, "grid")
+        self._block = _dim(block, "block")
+        device = kernel.device
+        if stream is None:
+            self._stream = device.default_stream
+        elif isinstance(stream, Stream):
+            if stream.device is not device:
+                raise ArgumentError(f"{stream!r} is no stream of {device.id}")
+            self._stream = stream
+        else:
+            self._stream = device.adopt_stream(stream)
+        try:
+            self._shared = operator.index(shared)
+        except TypeError:
+            raise ArgumentError(f"shared is {shared!r}: give a number of bytes") from None
+        if self._shared < 0:
+            raise ArgumentError(f"shared is {shared}: give at least 0 bytes")
+        self._cooperative = cooperative
+
+    def __call__(self, *arguments: Any) -> None:
+        kernel = self._kernel
+        block = kernel.pack(arguments)
+        _native.lib.gd_fence()
+        kernel._function.launch(
+            self._grid, self._block, self._shared, self._stream, block,
+            cooperative=self._cooperative,
+        )  # fmt: skip
+
+
+def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
+    """A function that checks one argument and stores it in the argument block."""
+    kind, size, offset = parameter.kind, parameter.size, parameter.offset
+    layout = struct.Struct(_FORMATS[kind, size]) if (kind, size) in _FORMATS else None
+
+    def refuse(value: Any, why: str = "") -> DTypeError:
+        shown = repr(value)
+        given = f"{type(value).__name__} {shown if len(shown) < 60 else shown[:57] + '...'}"
+        return DTypeError(
+            f"argument {index + 1} of {kernel} is {_describe(parameter)}; given {given}"
+            + (f" ({why})" if why else "")
+        )
+
+    def pack_pointer(block: bytearray, value: Any, device: Device) -> None:
+        if isinstance(value, Array):
+            if value.device is not device:
+                raise refuse(value, f"it is on {value.device.id}, the kernel on {device.id}")
+            pointee = parameter.pointee
+            own = value.dtype.kind + str(value.itemsize)
+            if pointee and own != pointee and value.dtype.kind in "iufb" and pointee[0] in "iufb":
+                raise refuse(value, f"its elements are {own}; use .view() if that is meant")
+            address = value.ptr
+        elif value is None:
+            address = 0
+        elif isinstance(value, HostView):
+            raise refuse(value, "give the array itself, not its CPU view")
+        elif hasattr(value, "__cuda_array_interface__"):
+            address = value.__cuda_array_interface__["data"][0]
+        elif hasattr(value, "device_pointer"):
+            address = value.device_pointer
+        else:
+            try:
+                address = operator.index(value)
+            except TypeError:
+                why = "a NumPy array is CPU memory: copy it with gpudirect.asarray" \
+                    if isinstance(value, np.ndarray) else ""  # fmt: skip
+                raise refuse(value, why) from None
+            if not 0 <= address < 1 << 64:
+                raise refuse(value, "no address")
+        struct.pack_into("<Q", block, offset, address)
+
+    def pack_number(block: bytearray, value: Any, device: Device) -> None:
+        assert layout is not None
+        if isinstance(value, Array):
+            raise refuse(value, "an array goes to a pointer")
+        try:
+            if kind in "iu":
+                layout.pack_into(block, offset, operator.index(value))
+            elif kind == "b":
+                layout.pack_into(block, offset, bool(value))
+            else:
+                layout.pack_into(block, offset, float(value))
+        except (struct.error, OverflowError):
+            raise refuse(value, f"out of the range of {size} bytes") from None
+        except (TypeError, ValueError):
+            raise refuse(value) from None
+
+    def pack_raw(block: bytearray, value: Any, device: Device) -> None:
+        if isinstance(value, (bytes, bytearray)):
+            raw = bytes(value)
+        elif isinstance(value, (np.generic, np.ndarray)) and not value.dtype.hasobject:
+            raw = value.tobytes()
+        else:
+            raise refuse(value, "give a structured NumPy scalar of the same layout, or bytes")
+        if len(raw) != size:
+            raise refuse(value, f"it has {len(raw)} bytes")
+        block[offset : offset + size] = raw
+
+    if kind == "p":
+        return pack_pointer
+    return pack_number if layout is not None else pack_raw
+
+
+def kernel(
+    source: str,
+    name: str,
+    *,
+    device: Device | str | int | None = None,
+    options: Sequence[str] = (),
+) -> Kernel:
+    """Compile CUDA C++ ``source`` and return its kernel ``name``.
+
+    name: as written in the source; a template instance ("scale<float>") or a name in a namespace
+        works as well.
+    options: given to the compiler (NVRTC's on a GPU, "-DN=3" works on both).
+    Compiled once: the result is cached on disk (``$GPUDIRECT_CACHE``), so the next process loads it.
+    Raises CompileError (with ``log``), KernelNotFoundError.
+    """
+    if not isinstance(source, str) or not source.strip():
+        raise ArgumentError("source is empty: give CUDA C++ text")
+    if not isinstance(name, str) or not name.strip():
+        raise ArgumentError("name is empty: give the kernel's name as in the source")
+    chosen = devices.get(device)
+    return Kernel(chosen.compile(source, name, tuple(options)), chosen)
+
+
+__all__ = ["Kernel", "Launcher", "kernel"]
