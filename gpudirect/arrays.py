@@ -120,6 +120,8 @@ class Array(_native.Mapped):
         piece = self._piece
         if piece is None:
             raise ClosedError(f"this array of {self.nbytes} bytes was closed")
+        if piece.device.forked:
+            piece.device.ensure_usable()  # raises ForkError
         return piece
 
     @property
@@ -324,11 +326,7 @@ class Array(_native.Mapped):
     def _write_slow(self, data: Any, offset: int = 0, *, via: str | None = None) -> None:
         piece = self._open()
         check_mapped(piece)
-        if not hasattr(data, "dtype") and not isinstance(data, (bytes, bytearray, memoryview)):
-            data = _as_buffer(data, self.dtype)
-        source = np.asarray(data)
-        if isinstance(data, HostView):
-            source = data.fetch()  # a mapped source is read in bulk, not load by load
+        source = _source(data, self.dtype)
         if source.dtype.hasobject:
             raise DTypeError("object arrays hold addresses of Python objects; they stay on the CPU")
         if source.dtype != self.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
@@ -529,14 +527,21 @@ def _shape(shape: Any) -> Shape:
     return clean
 
 
-def _as_buffer(data: Any, dtype: np.dtype[Any]) -> Any:
-    """Bytes-like data as it is; numbers and lists as an array of the target's dtype."""
+def _source(data: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Data to be stored, as a NumPy array without a copy: numbers and lists become ``dtype``."""
+    if isinstance(data, HostView):
+        return data.fetch()  # a mapped source is read in bulk, not load by load
+    if isinstance(data, Array):
+        return data.read()
+    if isinstance(data, (bytes, bytearray)):
+        return np.frombuffer(data, np.uint8)
     try:
-        return memoryview(data)
-    except TypeError:
-        pass
-    try:
-        return np.asarray(data, dtype)
+        if hasattr(data, "dtype") or isinstance(data, memoryview):
+            return np.asarray(data)
+        try:
+            return np.asarray(memoryview(data))
+        except TypeError:
+            return np.asarray(data, dtype)
     except (TypeError, ValueError, OverflowError) as e:
         raise DTypeError(f"{type(data).__name__} cannot be stored as {dtype}: {e}") from None
 

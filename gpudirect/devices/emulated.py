@@ -220,8 +220,8 @@ class EmulatedStream(Stream):
                 work()
             except BaseException as e:
                 self._failure = self._failure or e
-                if isinstance(e, DeviceLostError):
-                    self.device.lost = e
+                if (lost := self.device.process.lost) is not None:
+                    self.device.lost = lost
         if self._connection is not None:
             self._connection.close()
 
@@ -297,7 +297,7 @@ class EmulatedDevice(Device):
         self.uuid = f"EMULATED-{ordinal:08x}"
         self.pci_address = f"eeee:{ordinal:02x}:00.0"
         self.lock = threading.RLock()
-        self.lost: DeviceLostError | None = None
+        self.lost: str | None = None  # the fault that ended the GPU process
         self._process: GpuProcess | None = None
         self._addresses = Room(BASE + ordinal * REGION, REGION)
         self._blocks: dict[int, EmulatedMemory] = {}
@@ -323,7 +323,9 @@ class EmulatedDevice(Device):
     def ensure_usable(self) -> None:
         super().ensure_usable()
         if self.lost is not None:
-            raise DeviceLostError(f"{self.id} was lost earlier: {self.lost}")
+            raise DeviceLostError(
+                f"{self.id} is lost since a kernel failed: {self.lost}. Start a new process to go on."
+            )
 
     def allocate(self, size: int) -> EmulatedMemory:
         self.ensure_usable()
@@ -495,7 +497,7 @@ class EmulatedDevice(Device):
         self.forked = True
         self.lock = threading.RLock()
         if self._process is not None:
-            self._process.abandon()
+            self._process.close()  # our copies of its descriptors; the process is the parent's
 
 
 class StandIn:

@@ -1,0 +1,20 @@
+"""The C layer: copies, fences, waits and mappings. It knows addresses and sizes, nothing else."""
+
+from __future__ import annotations
+
+import os
+
+try:
+    from ._cffi import ffi, lib
+    from ._mapped import Mapped, bind
+except ImportError as e:
+    raise ImportError(
+        f"gpudirect's C extension is not built ({e}). In a checkout run `make`, or "
+        "`pip install -e .` with a C compiler installed."
+    ) from e
+
+bind(int(ffi.cast("uintptr_t", lib.gd_api())))
+# mappings are not inherited: in a child the quick way in C is closed, and the slow one says why
+os.register_at_fork(after_in_child=lambda: bind(0))
+
+__all__ = ["Mapped", "ffi", "lib"]

@@ -1,0 +1,64 @@
+"""Builds gpudirect._native._cffi: the C files of this folder, declared by their own headers.
+
+cffi reads no preprocessor, so a header is stripped here: conditionals and includes go, and every
+``#define NAME value`` becomes a constant whose value the C compiler tells. Nothing is declared
+twice: p2pmod's user ABI (``p2pmod/p2pmod.h``) is read in the same way.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cffi
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+# headers of ours, and the ABI of modules that the runtime talks to
+HEADERS = (HERE / "native.h", HERE / "bare.h")
+ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", ROOT / "tests" / "vm" / "standin" / "standin.h")
+KERNEL_TYPES = """
+typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;
+typedef int32_t __s32; typedef int64_t __s64;
+"""
+
+
+def declarations(header: Path) -> str:
+    """The header as cffi wants it."""
+    text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
+    text = re.sub(r"//.*", "", text).replace("\\\n", " ").replace("__aligned_u64", "__u64")
+    lines = []
+    for line in text.splitlines():
+        if found := re.match(r"\s*#\s*define\s+(\w+)[ \t]+\S", line):
+            lines.append(f"#define {found[1]} ...")
+        elif not line.lstrip().startswith("#"):
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def builder() -> cffi.FFI:
+    """The extension, ready to compile."""
+    ffi = cffi.FFI()
+    ffi.cdef(KERNEL_TYPES)
+    headers = [h for h in (*HEADERS, *ABI_HEADERS) if h.exists()]
+    for header in headers:
+        ffi.cdef(declarations(header))
+    includes = "\n".join(f'#include "{h}"' for h in headers)
+    ffi.set_source(
+        "gpudirect._native._cffi",
+        f"#include <linux/types.h>\n#include <sys/ioctl.h>\n{includes}",
+        sources=sorted(str(f.relative_to(ROOT)) for f in HERE.glob("*.c")
+                       if f.name not in ("mapped.c", "_cffi.c")),
+        include_dirs=[str(HERE)],
+        extra_compile_args=["-O3", "-fno-strict-aliasing", "-Wall", "-Wextra",
+                            "-Wno-unused-parameter"],
+        libraries=["pthread"],
+    )  # fmt: skip
+    return ffi
+
+
+ffibuilder = builder()
+
+if __name__ == "__main__":
+    ffibuilder.compile(tmpdir=str(ROOT), verbose=True)

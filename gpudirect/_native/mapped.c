@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * gpudirect._native._mapped: the type Mapped, the base of gpudirect.Array.
+ *
+ * It holds an address range of a mapping and the object that keeps it alive, and does in C what
+ * happens in hot loops: write(), flush(), and the buffer protocol. Whatever is not the plain case
+ * goes to the Python methods _write_slow, _flush_slow and _buffer_slow of the subclass, which
+ * compose the error messages; C never does.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include "native.h"
+
+#define KEEP_GIL_BELOW 4096 /* bytes: a copy of a few hundred ns is shorter than giving it up */
+
+static const struct gd_api *api; /* NULL in a child process, whose mappings are gone */
+
+typedef struct {
+    PyObject_HEAD
+    uintptr_t address; /* 0: detached, or not plainly mapped */
+    Py_ssize_t nbytes;
+    Py_ssize_t direct_max; /* bytes: larger writes go the slow way, which chooses among paths */
+    unsigned flags;        /* GD_GUARDED or 0 */
+    char format;           /* struct format character of an element; 0: only bytes fit */
+    PyObject *owner;       /* keeps the mapping alive */
+    PyObject *weakrefs;
+} Mapped;
+
+/* ---- what a buffer consumer holds: the owner of the memory, not the array ---- */
+
+typedef struct {
+    PyObject_HEAD
+    char *start;
+    Py_ssize_t nbytes;
+    PyObject *owner;
+} Export;
+
+static int Export_getbuffer(Export *self, Py_buffer *view, int flags)
+{
+    return PyBuffer_FillInfo(view, (PyObject *)self, self->start, self->nbytes, 0, flags);
+}
+
+static void Export_dealloc(Export *self)
+{
+    Py_XDECREF(self->owner);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyBufferProcs Export_buffer = {(getbufferproc)Export_getbuffer, NULL};
+
+static PyTypeObject ExportType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "gpudirect._native._mapped.Export",
+    .tp_basicsize = sizeof(Export),
+    .tp_dealloc = (destructor)Export_dealloc,
+    .tp_as_buffer = &Export_buffer,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "Mapped bytes lent to a buffer consumer; keeps their owner alive.",
+};
+
+/* ---- Mapped ---- */
+
+static PyObject *Mapped_attach(Mapped *self, PyObject *args)
+{
+    unsigned long long address;
+    Py_ssize_t nbytes, direct_max;
+    PyObject *owner;
+    const char *format;
+    unsigned flags;
+
+    if (!PyArg_ParseTuple(args, "KnOzIn:_attach", &address, &nbytes, &owner, &format, &flags,
+                          &direct_max))
+        return NULL;
+    self->address = (uintptr_t)address;
+    self->nbytes = nbytes;
+    self->direct_max = direct_max;
+    self->flags = flags;
+    self->format = format && format[0] && !format[1] ? format[0] : 0;
+    Py_INCREF(owner);
+    Py_XSETREF(self->owner, owner);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Mapped_detach(Mapped *self, PyObject *ignored)
+{
+    (void)ignored;
+    self->address = 0;
+    self->nbytes = 0;
+    Py_CLEAR(self->owner);
+    Py_RETURN_NONE;
+}
+
+/* Whether the elements of a buffer are bytes, or what the array holds. */
+static int fits(const Py_buffer *data, char own)
+{
+    const char *format = data->format;
+
+    if (!format)
+        return 1;
+    if (*format == '<' || *format == '=' || *format == '@')
+        format++;
+    if (!format[0] || format[1])
+        return 0;
+    return format[0] == own || format[0] == 'B' || format[0] == 'b' || format[0] == 'c';
+}
+
+static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, Py_ssize_t nargs,
+                      PyObject *kwnames)
+{
+    PyObject *function = PyObject_GetAttrString((PyObject *)self, method);
+    PyObject *result;
+
+    if (!function)
+        return NULL;
+    result = PyObject_Vectorcall(function, args, nargs, kwnames);
+    Py_DECREF(function);
+    return result;
+}
+
+static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t nargs,
+                              PyObject *kwnames)
+{
+    Py_ssize_t offset = 0;
+    PyObject *owner;
+    Py_buffer data;
+    int code = -1;
+
+    if (!api || !self->address || kwnames || nargs < 1 || nargs > 2)
+        return slow(self, "_write_slow", args, nargs, kwnames);
+    if (nargs == 2) {
+        if (!PyLong_CheckExact(args[1]))
+            return slow(self, "_write_slow", args, nargs, NULL);
+        offset = PyLong_AsSsize_t(args[1]);
+        if (offset < 0) {
+            PyErr_Clear();
+            return slow(self, "_write_slow", args, nargs, NULL);
+        }
+    }
+    if (PyObject_GetBuffer(args[0], &data, PyBUF_FORMAT | PyBUF_ND)) {
+        PyErr_Clear();
+        return slow(self, "_write_slow", args, nargs, NULL);
+    }
+    if (data.len <= self->direct_max && offset <= self->nbytes - data.len &&
+        fits(&data, self->format)) {
+        uintptr_t to = self->address + offset;
+        unsigned flags = self->flags | GD_ONE_THREAD;
+
+        if (data.len < KEEP_GIL_BELOW) {
+            code = api->write(to, data.buf, data.len, flags);
+        } else {
+            owner = self->owner; /* another thread may close the array meanwhile */
+            Py_INCREF(owner);
+            Py_BEGIN_ALLOW_THREADS
+            code = api->write(to, data.buf, data.len, flags);
+            Py_END_ALLOW_THREADS
+            Py_DECREF(owner);
+        }
+    }
+    PyBuffer_Release(&data);
+    if (code)
+        return slow(self, "_write_slow", args, nargs, NULL);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Mapped_flush(Mapped *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (!api || !self->address)
+        return slow(self, "_flush_slow", NULL, 0, NULL);
+    api->fence();
+    Py_RETURN_NONE;
+}
+
+static int Mapped_getbuffer(Mapped *self, Py_buffer *view, int flags)
+{
+    Export *export;
+    int code;
+
+    view->obj = NULL;
+    if (!self->address) {
+        PyObject *result = slow(self, "_buffer_slow", NULL, 0, NULL);
+
+        if (result) {
+            Py_DECREF(result);
+            PyErr_SetString(PyExc_BufferError, "the memory is not mapped");
+        }
+        return -1;
+    }
+    export = PyObject_New(Export, &ExportType);
+    if (!export)
+        return -1;
+    export->start = (char *)self->address;
+    export->nbytes = self->nbytes;
+    export->owner = Py_NewRef(self->owner);
+    code = PyBuffer_FillInfo(view, (PyObject *)export, export->start, export->nbytes, 0, flags);
+    Py_DECREF(export); /* the view holds it now, or nobody does */
+    return code;
+}
+
+static int Mapped_traverse(Mapped *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->owner);
+    return 0;
+}
+
+static int Mapped_clear(Mapped *self)
+{
+    self->address = 0;
+    Py_CLEAR(self->owner);
+    return 0;
+}
+
+static void Mapped_dealloc(Mapped *self)
+{
+    PyObject_GC_UnTrack(self);
+    if (self->weakrefs)
+        PyObject_ClearWeakRefs((PyObject *)self);
+    Mapped_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef Mapped_methods[] = {
+    {"_attach", (PyCFunction)Mapped_attach, METH_VARARGS,
+     "_attach(address, nbytes, owner, format, flags, direct_max): take up a mapping."},
+    {"_detach", (PyCFunction)Mapped_detach, METH_NOARGS, "_detach(): let go of the mapping."},
+    {"write", (PyCFunction)(void (*)(void))Mapped_write, METH_FASTCALL | METH_KEYWORDS,
+     "write(data, offset=0, /, *, via=None)\n--\n\n"
+     "Store bytes-like ``data`` from byte ``offset`` on, and fence.\n\n"
+     "Returns when the stores have left for the device. Any size, any alignment. Data of another\n"
+     "dtype than the array's is refused unless it is plain bytes.\n"
+     "via: \"map\" (CPU stores), \"dma\", or None for the faster one.\n"
+     "Raises RangeError, DTypeError, ClosedError, RevokedError."},
+    {"flush", (PyCFunction)Mapped_flush, METH_NOARGS,
+     "flush()\n--\n\nMake all stores of this thread leave for the device (a store fence)."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyBufferProcs Mapped_buffer = {(getbufferproc)Mapped_getbuffer, NULL};
+
+static PyTypeObject MappedType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "gpudirect._native.Mapped",
+    .tp_basicsize = sizeof(Mapped),
+    .tp_dealloc = (destructor)Mapped_dealloc,
+    .tp_as_buffer = &Mapped_buffer,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = "An address range of a mapping, writable through C.",
+    .tp_traverse = (traverseproc)Mapped_traverse,
+    .tp_clear = (inquiry)Mapped_clear,
+    .tp_weaklistoffset = offsetof(Mapped, weakrefs),
+    .tp_methods = Mapped_methods,
+    .tp_new = PyType_GenericNew,
+};
+
+static PyObject *bind(PyObject *module, PyObject *address)
+{
+    (void)module;
+    api = PyLong_AsVoidPtr(address);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef module_methods[] = {
+    {"bind", bind, METH_O, "bind(address of struct gd_api): where the copy engine is."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "gpudirect._native._mapped",
+    .m_doc = "The base type of gpudirect.Array.",
+    .m_size = -1,
+    .m_methods = module_methods,
+};
+
+PyMODINIT_FUNC PyInit__mapped(void)
+{
+    PyObject *m;
+
+    if (PyType_Ready(&MappedType) || PyType_Ready(&ExportType))
+        return NULL;
+    m = PyModule_Create(&module);
+    if (m && PyModule_AddObjectRef(m, "Mapped", (PyObject *)&MappedType)) {
+        Py_DECREF(m);
+        return NULL;
+    }
+    return m;
+}
