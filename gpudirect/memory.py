@@ -413,18 +413,26 @@ class Registration:
 # -- the heaps of this process ---------------------------------------------------------------
 
 _heaps: dict[tuple[Device, Bridge], Heap] = {}
+_chosen: dict[tuple[Device, str | None], Heap] = {}  # by what was asked for
 _heaps_lock = threading.Lock()
 _alive = True
 
 
 def heap(device: Device, bridge: str | None = None) -> Heap:
-    """The heap of a device, through the bridge asked for or chosen."""
-    chosen = bridges.choose(device, bridge)
-    key = (device, chosen)
-    found = _heaps.get(key)
+    """The heap of a device, through the bridge asked for or chosen.
+
+    What a name means is found out once: asking every bridge again would cost more than a small
+    allocation does.
+    """
+    wanted = bridge or os.environ.get(bridges.ENVIRONMENT)
+    found = _chosen.get((device, wanted))
     if found is None:
+        chosen = bridges.choose(device, bridge)
         with _heaps_lock:
-            found = _heaps.setdefault(key, Heap(device, chosen))
+            found = _heaps.get((device, chosen))
+            if found is None:
+                found = _heaps[device, chosen] = Heap(device, chosen)
+            _chosen[device, wanted] = found
     return found
 
 
@@ -481,6 +489,7 @@ def _after_fork_in_child() -> None:
         h.closed = True
         h._lock = threading.Lock()
     _heaps.clear()
+    _chosen.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -53,9 +53,9 @@ def info(
 ) -> None:
     """Devices, BAR1, driver, CPU copy instructions, and every bridge with its reason."""
     choose(device, bridge)
-    from . import info as page
+    from . import _info
 
-    page.show(console, as_json)
+    _info.show(console, as_json)
 
 
 @app.command()
@@ -65,6 +65,11 @@ def demo(device: DeviceOption = None, bridge: BridgeOption = None) -> None:
     from .. import demo as experiments
 
     raise typer.Exit(experiments.run(console))
+
+
+from . import _bench  # noqa: E402 - it uses what stands above
+
+app.add_typer(_bench.app, name="bench")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import threading
 
@@ -44,6 +45,11 @@ def cuda_reason() -> str | None:
     return None
 
 
+@functools.cache
+def _default() -> str:
+    return "emulated:0" if cuda_reason() else "cuda:0"
+
+
 def available() -> list[Device]:
     """Every device of this machine: the GPUs, then the emulated ones."""
     gpus = 0 if cuda_reason() else cuda.count()
@@ -62,7 +68,9 @@ def get(which: Device | str | int | None = None) -> Device:
     if isinstance(which, Device):
         return which
     if which is None:
-        which = os.environ.get(ENVIRONMENT) or ("emulated" if cuda_reason() else "cuda")
+        which = os.environ.get(ENVIRONMENT) or _default()
+    if type(which) is str and which in _opened:
+        return _opened[which]
     if isinstance(which, int):
         which = f"emulated:{which}" if cuda_reason() else f"cuda:{which}"
     if not isinstance(which, str):

@@ -1,0 +1,5 @@
+"""``python -m gpudirect``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""Samples and their statistics. Times are nanoseconds; nothing here knows what is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+KEPT = 200  # samples kept in a figures file, evenly picked from the sorted ones
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured case."""
+
+    bench: str
+    """Which benchmark: "alloc", "copylat", ..."""
+    case: str
+    """What was timed, in words."""
+    size: int
+    """Bytes moved by one call, or 0."""
+    samples: int
+    """How many samples."""
+    batch: int
+    """Calls in each sample; a sample is the time of one call, the mean of its batch."""
+    p0: float
+    p50: float
+    p99: float
+    p999: float
+    mean: float
+    """Nanoseconds of one call."""
+    values: list[float]
+    """Samples in rising order, thinned to at most 200."""
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second at the median."""
+        return self.size / self.p50 * 1e9 if self.p50 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        found = asdict(self)
+        found["values"] = [round(v, 1) for v in self.values]
+        return found
+
+
+def figure(bench: str, case: str, size: int, times: Any, batch: int = 1) -> Figure:
+    """A figure from samples in nanoseconds."""
+    ordered = np.sort(np.asarray(times, float))
+    p0, p50, p99, p999 = np.percentile(ordered, [0, 50, 99, 99.9])
+    kept = ordered[np.linspace(0, len(ordered) - 1, min(KEPT, len(ordered))).astype(int)]
+    return Figure(
+        bench, case, size, len(ordered), batch, float(p0), float(p50), float(p99), float(p999),
+        float(ordered.mean()), [float(v) for v in kept],
+    )  # fmt: skip
+
+
+def interleaved(
+    cases: dict[str, Callable[[], Any]], *, samples: int = 200, batch: int = 1, warmup: int = 5
+) -> dict[str, np.ndarray]:
+    """Time several calls in turn, so that a drift of the machine meets all of them alike.
+
+    Returns for each case its samples: nanoseconds of one call, the mean of ``batch`` calls.
+    """
+    for call in cases.values():
+        for _ in range(warmup):
+            call()
+    times = {name: np.empty(samples) for name in cases}
+    clock = time.perf_counter_ns
+    rounds = range(batch)
+    for i in range(samples):
+        for name, call in cases.items():
+            start = clock()
+            for _ in rounds:
+                call()
+            times[name][i] = (clock() - start) / batch
+    return times

@@ -1,0 +1,164 @@
+"""What only a real GPU can show. Run by ``make test-gpu``."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import gpudirect as gd
+from gpudirect import devices
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def needs_a_gpu():
+    if reason := devices.cuda_reason():
+        pytest.fail(f"these tests need a GPU: {reason}")
+
+
+def test_ten_thousand_cycles_leave_nothing_behind(record_property):
+    device = gd.device()
+    keep = gd.empty(100, "u1")
+    keep.write(b"x")
+    gd.trim()
+    free, used = device.memory()[0], device.aperture().used
+    import psutil
+
+    files = psutil.Process().num_fds()
+    for i in range(10_000):
+        with gd.empty(2 << 20, "u1", pool=False) as a:
+            a.write(b"0123456789abcdef", i)
+    gc.collect()
+    gd.trim()
+    assert device.memory()[0] == free
+    assert device.aperture().used == used
+    assert psutil.Process().num_fds() == files
+
+
+def test_device_memory_exhausted_says_so_and_the_next_call_works():
+    free, total = gd.device().memory()
+    with pytest.raises(gd.OutOfMemoryError, match="cuMemCreate|allocating"):
+        gd.empty(total + (1 << 30), "u1")
+    with gd.empty(1000, "u1") as a:
+        a.write(b"fine")
+
+
+def test_a_mapping_of_many_gigabytes():
+    size = 16 << 30
+    with gd.empty(size, "u1", pool=False) as a:
+        for offset in (0, size // 2 + 1, size - 5):
+            a.write(b"there", offset)
+            assert a.read(offset=offset, nbytes=5, via="dma").tobytes() == b"there"
+
+
+def test_a_pytorch_tensor_of_expandable_segments_is_registered():
+    program = """
+    import torch, gpudirect as gd, numpy as np
+    small = torch.zeros(1000, device="cuda")
+    odd = torch.zeros(3_000_001, dtype=torch.uint8, device="cuda")[1:]
+    large = torch.zeros(50_000_000, device="cuda")   # spans several physical blocks
+    for t in (small, odd, large):
+        a = gd.register(t)
+        assert a.shape == tuple(t.shape), (a.shape, t.shape)
+        want = np.random.default_rng(1).integers(0, 100, a.shape).astype(a.dtype)
+        a.write(want)
+        assert (t.cpu().numpy() == want).all()
+        t.fill_(7)
+        torch.cuda.synchronize()
+        assert (a[-4:].read(via="map") == 7).all()
+        print(len(a.pages), end=" ")
+    print("fine")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True,
+        timeout=300, env={**__import__("os").environ,
+                          "PYTORCH_ALLOC_CONF": "expandable_segments:True"},
+    )  # fmt: skip
+    assert run.stdout.endswith("fine\n"), run.stdout + run.stderr
+
+
+def test_a_buffer_of_cuda_core_is_registered():
+    core = pytest.importorskip("cuda.core")
+    device = core.Device(0)
+    device.set_current()
+    resource = core.VirtualMemoryResource(device)
+    buffer = resource.allocate(4 << 20)
+    a = gd.register(buffer)
+    want = np.random.default_rng(2).integers(0, 256, buffer.size, np.uint8)
+    a.write(want)
+    out = np.empty_like(want)
+    gd.device().copy_out(out.ctypes.data, a.ptr, out.nbytes)
+    assert np.array_equal(out, want)
+    a.close()
+    buffer.close()
+
+
+def test_cuda_malloc_memory_names_the_bridges_that_could_map_it():
+    from cuda.bindings import driver
+
+    with gd.device().current():
+        _, ptr = driver.cuMemAlloc(1 << 20)
+    try:
+        if gd.empty(1).bridge == "rm":
+            with pytest.raises(gd.NotMappableError, match="p2pmod, gdrdrv"):
+                gd.register(int(ptr), 1 << 20)
+    finally:
+        driver.cuMemFree(ptr)
+
+
+def test_arrays_go_to_pytorch_and_cupy_without_a_copy():
+    torch = pytest.importorskip("torch")
+    cupy = pytest.importorskip("cupy")
+    with gd.empty((100, 30), "f4") as a:
+        want = np.random.default_rng(3).random((100, 30), np.float32)
+        a.host[:] = want
+        t = torch.from_dlpack(a)
+        assert t.data_ptr() == a.ptr and torch.equal(t.cpu(), torch.from_numpy(want))
+        c = cupy.asarray(a[10:20])
+        assert c.data.ptr == a[10:20].ptr and np.array_equal(c.get(), want[10:20])
+        t += 1
+        torch.cuda.synchronize()
+        assert np.array_equal(a.read(), want + 1)
+
+
+def test_a_kernel_fault_is_told_and_ends_the_context():
+    program = """
+    import gpudirect as gd
+    k = gd.kernel("__global__ void k(int *p) { *p = 1; }", "k")
+    k[1, 1](16)
+    try:
+        gd.synchronize()
+    except gd.DeviceLostError as e:
+        print("lost", e.code)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True,
+                         text=True, timeout=120)  # fmt: skip
+    assert run.stdout.startswith("lost 7"), run.stdout + run.stderr
+
+
+def test_devices_are_found_by_uuid_and_pci_address():
+    device = gd.device("cuda:0")
+    assert gd.device(device.uuid) is device
+    assert gd.device(device.pci_address) is device
+    with pytest.raises(gd.DeviceNotFoundError, match="CUDA sees"):
+        gd.device("cuda:99")
+
+
+def test_every_gpu_of_the_host_is_mapped_from_one_process():
+    gpus = [d for d in devices.available() if d.kind == "cuda"]
+    arrays = [gd.empty(8 << 20, "u1", device=d) for d in gpus]
+    wants = [np.random.default_rng(i).integers(0, 256, 8 << 20, np.uint8) for i in range(len(gpus))]
+    for a, want in zip(arrays, wants, strict=True):
+        a.write(want)
+    for a, want in zip(arrays, wants, strict=True):
+        assert np.array_equal(a.read(via="dma"), want)
+        k = gd.kernel("__global__ void k(unsigned char *p) { p[threadIdx.x] += 1; }", "k",
+                      device=a.device)  # fmt: skip
+        k[1, 64](a)
+        assert np.array_equal(a[:64].read(), want[:64] + 1)
