@@ -14,6 +14,7 @@ from __future__ import annotations
 from . import devices
 from .arrays import Array, asarray, empty, full, register, zeros
 from .bridges import PageRun
+from .config import defaults
 from .devices import Device, Stream
 from .devices import get as device
 from .errors import (
@@ -42,6 +43,18 @@ from .kernels import Kernel, kernel
 from .memory import statistics, trim
 
 __version__ = "0.1.0"
+
+
+def use(*, device: str | None = None, bridge: str | None = None) -> None:
+    """Choose the device and the bridge of calls that name none; None chooses automatically.
+
+    At start they are what $GPUDIRECT_DEVICE and $GPUDIRECT_BRIDGE say.
+    Raises DeviceNotFoundError, BridgeUnavailableError or ArgumentError; then nothing changed.
+    """
+    from . import bridges
+
+    bridges.choose(devices.get(device), bridge)
+    defaults.device, defaults.bridge = device, bridge
 
 
 def stream(device: Device | str | int | None = None) -> Stream:
@@ -90,5 +103,6 @@ __all__ = [
     "stream",
     "synchronize",
     "trim",
+    "use",
     "zeros",
 ]

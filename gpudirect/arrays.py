@@ -76,12 +76,10 @@ class Array(_native.Mapped):
     collected, but never before the last view of it (``a.host``, a slice, a memoryview) is gone.
     """
 
-    __slots__ = ("_flags", "_geometry", "_host_view", "_piece", "dtype", "ptr", "shape", "strides")
+    __slots__ = ("_flags", "_geometry", "_host_view", "_piece", "_strides", "dtype", "ptr", "shape")
 
     shape: Shape
     """Elements along each dimension."""
-    strides: Shape
-    """Bytes from one element to the next along each dimension."""
     dtype: np.dtype[Any]
     ptr: int
     """Device address of the first element."""
@@ -101,17 +99,18 @@ class Array(_native.Mapped):
         self.ptr = ptr
         self.shape = shape
         self.dtype = dtype
-        self._geometry = None
-        self._host_view = None
-        contiguous = _contiguous_strides(shape, dtype.itemsize)
-        self.strides = contiguous if strides is None else strides
-        flags = _native.lib.GD_GUARDED if piece.revocable else 0
-        self._flags = flags
+        self._geometry = self._host_view = None
         nbytes = dtype.itemsize * math.prod(shape)
-        address = piece.host + (ptr - piece.ptr) if piece.host else 0
-        if self.strides == contiguous or nbytes == 0:
+        if strides is not None and (
+            nbytes == 0 or strides == _contiguous_strides(shape, dtype.itemsize)
+        ):
+            strides = None
+        self._strides = strides  # None: contiguous
+        self._flags = _native.lib.GD_GUARDED if piece.revocable else 0
+        if strides is None:
+            address = piece.host + (ptr - piece.ptr) if piece.host else 0
             kind = dtype.char if dtype.names is None else None
-            self._attach(address, nbytes, piece, kind, flags, paths.limits().write_inline)
+            self._attach(address, nbytes, piece, kind, self._flags, paths.limits().write_inline)
         return self
 
     # -- what it is --------------------------------------------------------------------------
@@ -160,9 +159,14 @@ class Array(_native.Mapped):
         return self._open().bridge.name
 
     @property
+    def strides(self) -> Shape:
+        """Bytes from one element to the next along each dimension."""
+        return self._strides or _contiguous_strides(self.shape, self.dtype.itemsize)
+
+    @property
     def contiguous(self) -> bool:
         """Whether the elements lie one after the other, in C order."""
-        return self.nbytes == 0 or self.strides == _contiguous_strides(self.shape, self.itemsize)
+        return self._strides is None
 
     @property
     def unified(self) -> bool:

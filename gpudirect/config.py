@@ -11,6 +11,18 @@ from .errors import ArgumentError
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+class Defaults:
+    """What is used where a call names no device or bridge."""
+
+    def __init__(self) -> None:
+        self.device: str | None = os.environ.get("GPUDIRECT_DEVICE") or None
+        self.bridge: str | None = os.environ.get("GPUDIRECT_BRIDGE") or None
+
+
+defaults = Defaults()
+"""Read from the environment when gpudirect is imported; ``gpudirect.use`` changes it."""
+
+
 def parse_size(text: str, what: str = "a size") -> int:
     """"64M", "1 GiB", "4096" in bytes. Raises ArgumentError naming ``what``."""
     found = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)

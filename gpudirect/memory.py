@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from . import _native, bridges
 from .bridges import Bridge, Mapping, PageRun
-from .config import env_size
+from .config import defaults, env_size
 from .devices import Device, DeviceMemory, Marker
 from .errors import (
     ApertureError,
@@ -224,12 +224,17 @@ class Heap:
             return
         # may run inside take() of this very thread (garbage collection), so: note it down, and
         # tidy up only if nobody holds the lock
-        self._returned.append((piece.block, piece.ptr, piece.nbytes, piece.exported))
-        if self._lock.acquire(blocking=False):
-            try:
+        if not self._lock.acquire(blocking=False):
+            self._returned.append((piece.block, piece.ptr, piece.nbytes, piece.exported))
+            return
+        try:
+            if self.device.busy or piece.exported or self._returned:
+                self._returned.append((piece.block, piece.ptr, piece.nbytes, piece.exported))
                 self._collect()
-            finally:
-                self._lock.release()
+            else:
+                self._put(piece.block, piece.ptr)
+        finally:
+            self._lock.release()
 
     def _collect(self) -> None:
         """Put what came back into the free lists, as far as kernels have finished with it."""
@@ -424,7 +429,7 @@ def heap(device: Device, bridge: str | None = None) -> Heap:
     What a name means is found out once: asking every bridge again would cost more than a small
     allocation does.
     """
-    wanted = bridge or os.environ.get(bridges.ENVIRONMENT)
+    wanted = bridge or defaults.bridge
     found = _chosen.get((device, wanted))
     if found is None:
         chosen = bridges.choose(device, bridge)

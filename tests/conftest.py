@@ -47,14 +47,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def gd(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def gd(pair: tuple[str, str]) -> Iterator[object]:
     """gpudirect, with the pair as its default device and bridge."""
     import gpudirect
 
-    monkeypatch.setenv("GPUDIRECT_DEVICE", pair[0])
-    monkeypatch.setenv("GPUDIRECT_BRIDGE", pair[1])
+    gpudirect.use(device=pair[0], bridge=pair[1])
     yield gpudirect
     gpudirect.synchronize()
+    gpudirect.use()
 
 
 @pytest.fixture

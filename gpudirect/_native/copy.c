@@ -99,23 +99,22 @@ static void load_fence(void)
 
 int gd_write(uintptr_t dst, const char *src, size_t n, unsigned flags)
 {
-    const struct gd_engine *e = engine();
     struct gd_guard guard;
 
     if (n == 0)
         return 0;
     if (!(flags & GD_ONE_THREAD) && gd_threads_wanted(n, 1))
-        return gd_threads_copy(e, (char *)dst, src, n, 1, flags);
+        return gd_threads_copy(engine(), (char *)dst, src, n, 1, flags);
     if (flags & GD_GUARDED) {
         if (gd_guard_enter(&guard, dst, n))
             return -EFAULT;
-        e->store((char *)dst, src, n);
+        engine()->store((char *)dst, src, n);
         if (!(flags & GD_NO_FENCE))
             gd_fence();
         gd_guard_leave(&guard);
         return 0;
     }
-    e->store((char *)dst, src, n);
+    engine()->store((char *)dst, src, n);
     if (!(flags & GD_NO_FENCE))
         gd_fence();
     return 0;
@@ -123,22 +122,21 @@ int gd_write(uintptr_t dst, const char *src, size_t n, unsigned flags)
 
 int gd_read(char *dst, uintptr_t src, size_t n, unsigned flags)
 {
-    const struct gd_engine *e = engine();
     struct gd_guard guard;
 
     if (n == 0)
         return 0;
     if (!(flags & GD_ONE_THREAD) && gd_threads_wanted(n, 0))
-        return gd_threads_copy(e, dst, (const char *)src, n, 0, flags);
+        return gd_threads_copy(engine(), dst, (const char *)src, n, 0, flags);
     load_fence();
     if (flags & GD_GUARDED) {
         if (gd_guard_enter(&guard, src & ~(uintptr_t)63, n + 128))
             return -EFAULT;
-        e->load(dst, (const char *)src, n);
+        engine()->load(dst, (const char *)src, n);
         gd_guard_leave(&guard);
         return 0;
     }
-    e->load(dst, (const char *)src, n);
+    engine()->load(dst, (const char *)src, n);
     return 0;
 }
 
@@ -241,7 +239,6 @@ int gd_read_nd(char *dst, const int64_t *dst_strides, uintptr_t src, const int64
 int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, size_t count,
                unsigned flags)
 {
-    const struct gd_engine *e = engine();
     struct gd_guard guard;
 
     for (size_t i = 0; i < count; i++)
@@ -251,8 +248,8 @@ int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, si
         return -EFAULT;
     for (size_t i = 0; i < count; i++)
         if (pieces[i].length)
-            e->store((char *)dst + pieces[i].offset, (const char *)(uintptr_t)pieces[i].source,
-                     pieces[i].length);
+            engine()->store((char *)dst + pieces[i].offset,
+                            (const char *)(uintptr_t)pieces[i].source, pieces[i].length);
     if (!(flags & GD_NO_FENCE))
         gd_fence();
     if (flags & GD_GUARDED)
@@ -263,7 +260,6 @@ int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, si
 int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, size_t count,
                      const char *src, size_t itemsize, unsigned flags)
 {
-    const struct gd_engine *e = engine();
     struct gd_guard guard;
 
     if (itemsize == 0 || count == 0)
@@ -275,7 +271,7 @@ int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, siz
     if ((flags & GD_GUARDED) && gd_guard_enter(&guard, dst, dst_size))
         return -EFAULT;
     for (size_t i = 0; i < count; i++)
-        e->store((char *)dst + offsets[i], src + i * itemsize, itemsize);
+        engine()->store((char *)dst + offsets[i], src + i * itemsize, itemsize);
     if (!(flags & GD_NO_FENCE))
         gd_fence();
     if (flags & GD_GUARDED)

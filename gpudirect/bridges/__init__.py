@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
+from ..config import defaults
 from ..errors import ArgumentError, BridgeUnavailableError
 from .base import Bridge, Facts, Mapping, PageRun, Source, Standing
 from .dmabuf import DmabufBridge
@@ -12,8 +13,6 @@ from .emulated import EmulatedBridge
 from .gdrdrv import GdrdrvBridge
 from .p2pmod import P2pmodBridge
 from .rm import RmBridge
-
-ENVIRONMENT = "GPUDIRECT_BRIDGE"
 
 # in order of choice
 _CLASSES: tuple[type[Bridge], ...] = (
@@ -48,16 +47,17 @@ def standings(device: Facts) -> dict[str, Standing]:
 
 
 def choose(device: Facts, name: str | None = None) -> Bridge:
-    """The bridge to use: ``name``, else $GPUDIRECT_BRIDGE, else the first that works.
+    """The bridge to use: ``name``, else what ``gpudirect.use`` or
+    $GPUDIRECT_BRIDGE says, else the first that works.
 
     Raises BridgeUnavailableError, with every bridge's reason, when none does.
     """
-    wanted = name or os.environ.get(ENVIRONMENT)
+    wanted = name or defaults.bridge
     if wanted:
         bridge = get(wanted)
         standing = bridge.standing(device)
         if not standing.usable:
-            asked = "bridge=" if name else ENVIRONMENT + "="
+            asked = "bridge=" if name else "GPUDIRECT_BRIDGE="
             raise BridgeUnavailableError(
                 f"{asked}{wanted} was asked for, but {wanted} cannot be used on {device.name}: "
                 f"{standing.reason}"
@@ -82,7 +82,6 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 __all__ = [
-    "ENVIRONMENT",
     "NAMES",
     "Bridge",
     "Facts",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 
-from .. import __version__
+from .. import __version__, use
+from ..config import defaults
 from ..errors import Error
 
 app = typer.Typer(
@@ -30,10 +30,7 @@ BridgeOption = Annotated[
 
 def choose(device: str | None, bridge: str | None) -> None:
     """Make the options the process's choice, which every part of the package reads."""
-    if device:
-        os.environ["GPUDIRECT_DEVICE"] = device
-    if bridge:
-        os.environ["GPUDIRECT_BRIDGE"] = bridge
+    use(device=device or defaults.device, bridge=bridge or defaults.bridge)
 
 
 @app.callback(invoke_without_command=True)

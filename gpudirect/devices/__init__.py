@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 
+from ..config import defaults
 from ..errors import ArgumentError, DeviceNotFoundError
 from . import cuda, emulated
 from .base import (
@@ -20,8 +21,6 @@ from .base import (
     Parameter,
     Stream,
 )
-
-ENVIRONMENT = "GPUDIRECT_DEVICE"
 
 _opened: dict[str, Device] = {}
 _lock = threading.RLock()
@@ -62,13 +61,13 @@ def available() -> list[Device]:
 def get(which: Device | str | int | None = None) -> Device:
     """A device by "cuda", "cuda:1", "emulated", an ordinal, a UUID or a PCI address.
 
-    None: what $GPUDIRECT_DEVICE says, else the first GPU, else the emulated device.
+    None: what ``gpudirect.use`` or $GPUDIRECT_DEVICE says, else the first GPU, else the emulated device.
     Raises DeviceNotFoundError with what there is.
     """
     if isinstance(which, Device):
         return which
     if which is None:
-        which = os.environ.get(ENVIRONMENT) or _default()
+        which = defaults.device or _default()
     if type(which) is str and which in _opened:
         return _opened[which]
     if isinstance(which, int):
@@ -113,7 +112,6 @@ def _close_all() -> None:
 
 
 __all__ = [
-    "ENVIRONMENT",
     "Aperture",
     "Device",
     "DeviceMemory",

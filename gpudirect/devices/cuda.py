@@ -501,6 +501,11 @@ class CudaDevice(Device):
         with self.current():
             if stream is None:
                 result = d.cuMemcpyHtoD(dst, src, size)
+                if not int(result[0]):
+                    # from pageable memory the driver returns once it has staged the data (CUDA
+                    # driver API, "API synchronization behavior"): a load through the mapping
+                    # could still see what was there before
+                    result = d.cuStreamSynchronize(0)
             else:
                 result = d.cuMemcpyHtoDAsync(dst, src, size, stream.handle)
                 self.busy.add(stream)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import os
 import signal
 import socket
 import sys
@@ -435,27 +434,25 @@ def test_a_killed_process_leaves_nothing_behind(gd, program):
         assert gd.device().aperture().used <= before.used
 
 
-def test_a_forced_bridge_that_cannot_work_says_why(gd, pair, monkeypatch):
+def test_a_forced_bridge_that_cannot_work_says_why(gd, pair, program):
     wrong = "rm" if pair[0] == "emulated" else "emulated"
     with pytest.raises(gd.BridgeUnavailableError, match=wrong):
         gd.empty(10, bridge=wrong)
-    monkeypatch.setenv("GPUDIRECT_BRIDGE", wrong)
-    with pytest.raises(gd.BridgeUnavailableError, match="GPUDIRECT_BRIDGE"):
-        gd.empty(10)
+    with pytest.raises(gd.BridgeUnavailableError, match=wrong):
+        gd.use(device=pair[0], bridge=wrong)
     with pytest.raises(gd.ArgumentError, match="there is no bridge"):
         gd.empty(10, bridge="teleport")
-    monkeypatch.setenv("GPUDIRECT_BRIDGE", pair[1])
     gd.empty(10).write(b"fine")
+    run = program("import gpudirect as gd; gd.empty(10)", GPUDIRECT_BRIDGE=wrong)
+    assert f"BridgeUnavailableError: GPUDIRECT_BRIDGE={wrong} was asked for" in run.stderr
 
 
-def test_the_demo_holds(pair, capsys, monkeypatch):
+def test_the_demo_holds(gd, pair, capsys):
     from rich.console import Console
 
     from gpudirect import demo
 
-    monkeypatch.setenv("GPUDIRECT_DEVICE", pair[0])
-    monkeypatch.setenv("GPUDIRECT_BRIDGE", pair[1])
     assert demo.run(Console(file=sys.stdout, width=120)) == 0
     shown = capsys.readouterr().out
     assert ("emulated device" in shown) == (pair[0] == "emulated")
-    assert os.environ["GPUDIRECT_BRIDGE"] in shown
+    assert f"bridge {pair[1]}" in shown
