@@ -353,6 +353,8 @@ class Array(_native.Mapped):
                 f"{self.nbytes} bytes"
             )
         if source.nbytes:
+            if piece.host and _overlap(source, piece.host, piece.nbytes):
+                source = source.view(HostView).fetch()
             paths.write(self, source, offset, via)
 
     def _flush_slow(self) -> None:
@@ -529,6 +531,12 @@ def _shape(shape: Any) -> Shape:
     if any(n < 0 for n in clean):
         raise ArgumentError(f"shape {clean} has a negative extent")
     return clean
+
+
+def _overlap(source: np.ndarray[Any, Any], start: int, size: int) -> bool:
+    """Whether any byte of ``source`` may lie in ``size`` bytes at ``start``."""
+    low, high = np.lib.array_utils.byte_bounds(source)
+    return low < start + size and start < high
 
 
 def _source(data: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

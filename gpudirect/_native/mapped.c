@@ -106,6 +106,14 @@ static int fits(const Py_buffer *data, char own)
     return format[0] == own || format[0] == 'B' || format[0] == 'b' || format[0] == 'c';
 }
 
+/* A source inside the array itself must be fetched before it is overwritten. */
+static int overlaps(const Mapped *self, const Py_buffer *data)
+{
+    uintptr_t start = (uintptr_t)data->buf;
+
+    return start < self->address + (size_t)self->nbytes && self->address < start + (size_t)data->len;
+}
+
 static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, Py_ssize_t nargs,
                       PyObject *kwnames)
 {
@@ -143,7 +151,7 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
         return slow(self, "_write_slow", args, nargs, NULL);
     }
     if (data.len <= self->direct_max && offset <= self->nbytes - data.len &&
-        fits(&data, self->format)) {
+        fits(&data, self->format) && !overlaps(self, &data)) {
         uintptr_t to = self->address + offset;
         unsigned flags = self->flags | GD_ONE_THREAD;
 

@@ -18,45 +18,62 @@ def _driver_cases(device: Device) -> dict[str, Callable[[], Any]]:
     """The driver's own calls, as a user of cuda-python would make them."""
     if device.emulated:
         return {}
-    import numpy as np
     from cuda.bindings import driver
-
-    source = np.arange(64, dtype=np.uint8)
-    address = source.ctypes.data
-    _, target = driver.cuMemAlloc(4096)
 
     def allocate() -> None:
         _, ptr = driver.cuMemAlloc(64 << 10)
         driver.cuMemFree(ptr)
 
-    return {
-        "cuMemAlloc + cuMemFree, 64 KiB": allocate,
-        "cuMemcpyHtoD, 64 bytes": lambda: driver.cuMemcpyHtoD(target, address, 64),
-    }
+    return {"cuMemAlloc + cuMemFree, 64 KiB": allocate}
+
+
+def _copy_case(device: Device, target: int, data: bytes) -> dict[str, Callable[[], Any]]:
+    if device.emulated:
+        return {}
+    import numpy as np
+    from cuda.bindings import driver
+
+    source = np.frombuffer(bytearray(data), np.uint8)
+    address = source.ctypes.data
+    keep = source  # alive as long as the case
+    return {COPY: lambda: (driver.cuMemcpyHtoD(target, address, 64), keep)}
+
+
+WRITE, COPY, SMALL = "write, 64 bytes", "cuMemcpyHtoD, 64 bytes", "empty + close, 64 bytes, pooled"
+HELD = "cuMemAlloc + cuMemFree, 64 KiB, beside another held"
+BATCH = 50
 
 
 def run(device: Device, quick: bool = False) -> list[Figure]:
     """Measure on the default bridge of ``device``."""
     data = bytes(range(64))
+    samples = 50 if quick else 400
     with gd.empty(4096, "u1", device=device) as a, device_context(device):
-        cases = {
+        # the driver cuts small allocations from a block it keeps while another one is held, so
+        # both are told: alone, and beside another
+        alone = {
             "empty + close, 2 MiB, pooled": lambda: gd.empty(MIB2, "u1", device=device).close(),
             "empty + close, 2 MiB, no pool": lambda: gd.empty(
                 MIB2, "u1", device=device, pool=False
             ).close(),
-            "empty + close, 64 bytes, pooled": lambda: gd.empty(64, "u1", device=device).close(),
-            "write, 64 bytes": lambda: a.write(data),
             **_driver_cases(device),
         }
-        fast = {"write, 64 bytes"}
-        samples = 50 if quick else 400
-        times = interleaved({k: c for k, c in cases.items() if k not in fast}, samples=samples)
-        times |= interleaved(
-            {k: c for k, c in cases.items() if k in fast or "HtoD" in k}, samples=samples, batch=50
-        )
-    sizes = {"write, 64 bytes": 64, "cuMemcpyHtoD, 64 bytes": 64}
+        times = interleaved(alone, samples=samples)
+        often: dict[str, Callable[[], Any]] = {
+            SMALL: lambda: gd.empty(64, "u1", device=device).close(),
+            WRITE: lambda: a.write(data),
+            **_copy_case(device, a.ptr, data),
+        }
+        times |= interleaved(often, samples=samples, batch=BATCH)
+        if not device.emulated:
+            from cuda.bindings import driver
+
+            _, held = driver.cuMemAlloc(4096)
+            case = next(iter(_driver_cases(device).values()))
+            times |= interleaved({HELD: case}, samples=samples)
+            driver.cuMemFree(held)
     return [
-        figure(NAME, name, sizes.get(name, 0), t, 50 if name in fast or "HtoD" in name else 1)
+        figure(NAME, name, 64 if name in (WRITE, COPY) else 0, t, BATCH if name in often else 1)
         for name, t in times.items()
     ]
 

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import itertools
 import os
 import re
@@ -185,6 +186,7 @@ def driver_version() -> str | None:
     return found[1] if found else None
 
 
+@functools.cache
 def device_minor(pci_address: str) -> int:
     """N of the /dev/nvidiaN that belongs to a PCI address ("0000:01:00.0")."""
     for folder in (PROC / "gpus").glob("*"):

@@ -133,15 +133,17 @@ def _translate(options: Sequence[str]) -> list[str]:
 def _build_kernel(source: str, name: str, flags: list[str], runtime: Path, path: Path) -> None:
     masked = _mask(source)
     text, dynamic = _rewrite_dynamic_shared(source, masked)
-    if dynamic:
-        flags = [f"-DGD_DYNAMIC_SHARED={SHARED_MEMORY}", *flags]
+    own = [f"-DGD_DYNAMIC_SHARED={SHARED_MEMORY}"] if dynamic else []
     with _workspace(path) as work:
         _write_headers(work / "include")
         (work / SOURCE).write_text(text)
+        # macros only where the source begins: the shim's own names are not the user's to replace
+        macros = "".join(_macro(f) for f in flags if f[:2] in ("-D", "-U"))
+        flags = [f for f in flags if f[:2] not in ("-D", "-U")]
         entry = signature_source(name) + f'#line 1 "{FILE}"\nGD_KERNEL({name})\n'
-        (work / "entry.cc").write_text(f'#include "{SOURCE}"\n{entry}')
+        (work / "entry.cc").write_text(f'{macros}#include "{SOURCE}"\n{entry}')
         log = _run(
-            [*_FLAGS, *_KERNEL_FLAGS, *flags, "-I", "include", "-I", str(_HERE), "-include",
+            [*_FLAGS, *_KERNEL_FLAGS, *own, *flags, "-I", "include", "-I", str(_HERE), "-include",
              "cuda_shim.h", "entry.cc", str(runtime), "-Wl,-rpath,$ORIGIN", "-o", "out.so"],
             work,
         )  # fmt: skip
@@ -158,6 +160,14 @@ def _build_kernel(source: str, name: str, flags: list[str], runtime: Path, path:
     hints = _absent(masked)
     first = errors[0] if errors else (log.strip().splitlines() or ["no message"])[0]
     raise CompileError("\n".join([*hints, f"kernel {name!r} does not compile: {first}"]), log)
+
+
+def _macro(option: str) -> str:
+    """A -D or -U option as a line of source."""
+    name, _, value = option[2:].partition("=")
+    if option.startswith("-U"):
+        return f"#undef {name}\n"
+    return f"#define {name} {value if '=' in option else 1}\n"
 
 
 def _launch_free(masked: str) -> str:

@@ -1,72 +1,73 @@
 /*
  * A kernel's parameters as data, made by the compiler itself: GD_SIGNATURE(scale<float>) after
  * the source defines gd_signature, which `signature.py` finds in the compiled image and reads.
+ * Every name begins with gd: the source before it may have made a macro of any other.
  * Serves NVRTC and the host's compiler alike, so it includes nothing.
  */
 namespace gd_signature_of {
 
-struct parameter {
-    unsigned kind, size, alignment, pointee_kind, pointee_size;
+struct gd_parameter {
+    unsigned gd_kind, gd_size, gd_alignment, gd_pointee_kind, gd_pointee_size;
 };
 
-template <unsigned N> struct table {
-    char magic[8];
-    unsigned count;
-    parameter parameters[N + 1];          /* one more, because there is no array of none */
+template <unsigned gd_n> struct gd_table {
+    char gd_magic[8];
+    unsigned gd_count;
+    gd_parameter gd_parameters[gd_n + 1];          /* one more, because there is no array of none */
 };
 
-template <class T> struct plain { typedef T type; };
-template <class T> struct plain<const T> { typedef T type; };
-template <class T> struct plain<volatile T> { typedef T type; };
-template <class T> struct plain<const volatile T> { typedef T type; };
+template <class GdT> struct gd_plain { typedef GdT gd_type; };
+template <class GdT> struct gd_plain<const GdT> { typedef GdT gd_type; };
+template <class GdT> struct gd_plain<volatile GdT> { typedef GdT gd_type; };
+template <class GdT> struct gd_plain<const volatile GdT> { typedef GdT gd_type; };
 
-template <class T, bool = __is_enum(T)> struct number { typedef T type; };
-template <class T> struct number<T, true> { typedef __underlying_type(T) type; };
+template <class GdT, bool = __is_enum(GdT)> struct gd_number { typedef GdT gd_type; };
+template <class GdT> struct gd_number<GdT, true> { typedef __underlying_type(GdT) gd_type; };
 
-template <class T> struct kind { static constexpr unsigned value = 's'; };
-template <> struct kind<void> { static constexpr unsigned value = 'v'; };
-template <> struct kind<bool> { static constexpr unsigned value = 'b'; };
-template <> struct kind<float> { static constexpr unsigned value = 'f'; };
-template <> struct kind<double> { static constexpr unsigned value = 'f'; };
-template <> struct kind<char> { static constexpr unsigned value = char(-1) < 0 ? 'i' : 'u'; };
-template <> struct kind<wchar_t> { static constexpr unsigned value = 'i'; };
-template <> struct kind<signed char> { static constexpr unsigned value = 'i'; };
-template <> struct kind<short> { static constexpr unsigned value = 'i'; };
-template <> struct kind<int> { static constexpr unsigned value = 'i'; };
-template <> struct kind<long> { static constexpr unsigned value = 'i'; };
-template <> struct kind<long long> { static constexpr unsigned value = 'i'; };
-template <> struct kind<unsigned char> { static constexpr unsigned value = 'u'; };
-template <> struct kind<char16_t> { static constexpr unsigned value = 'u'; };
-template <> struct kind<char32_t> { static constexpr unsigned value = 'u'; };
-template <> struct kind<unsigned short> { static constexpr unsigned value = 'u'; };
-template <> struct kind<unsigned int> { static constexpr unsigned value = 'u'; };
-template <> struct kind<unsigned long> { static constexpr unsigned value = 'u'; };
-template <> struct kind<unsigned long long> { static constexpr unsigned value = 'u'; };
-template <class T> struct kind<T *> { static constexpr unsigned value = 'p'; };
+template <class GdT> struct gd_kind { static constexpr unsigned gd_value = 's'; };
+template <> struct gd_kind<void> { static constexpr unsigned gd_value = 'v'; };
+template <> struct gd_kind<bool> { static constexpr unsigned gd_value = 'b'; };
+template <> struct gd_kind<float> { static constexpr unsigned gd_value = 'f'; };
+template <> struct gd_kind<double> { static constexpr unsigned gd_value = 'f'; };
+template <> struct gd_kind<char> { static constexpr unsigned gd_value = char(-1) < 0 ? 'i' : 'u'; };
+template <> struct gd_kind<wchar_t> { static constexpr unsigned gd_value = 'i'; };
+template <> struct gd_kind<signed char> { static constexpr unsigned gd_value = 'i'; };
+template <> struct gd_kind<short> { static constexpr unsigned gd_value = 'i'; };
+template <> struct gd_kind<int> { static constexpr unsigned gd_value = 'i'; };
+template <> struct gd_kind<long> { static constexpr unsigned gd_value = 'i'; };
+template <> struct gd_kind<long long> { static constexpr unsigned gd_value = 'i'; };
+template <> struct gd_kind<unsigned char> { static constexpr unsigned gd_value = 'u'; };
+template <> struct gd_kind<char16_t> { static constexpr unsigned gd_value = 'u'; };
+template <> struct gd_kind<char32_t> { static constexpr unsigned gd_value = 'u'; };
+template <> struct gd_kind<unsigned short> { static constexpr unsigned gd_value = 'u'; };
+template <> struct gd_kind<unsigned int> { static constexpr unsigned gd_value = 'u'; };
+template <> struct gd_kind<unsigned long> { static constexpr unsigned gd_value = 'u'; };
+template <> struct gd_kind<unsigned long long> { static constexpr unsigned gd_value = 'u'; };
+template <class GdT> struct gd_kind<GdT *> { static constexpr unsigned gd_value = 'p'; };
 
-template <class T> struct size { static constexpr unsigned value = sizeof(T); };
-template <> struct size<void> { static constexpr unsigned value = 0; };
-template <class R, class... P> struct size<R(P...)> { static constexpr unsigned value = 0; };
+template <class GdT> struct gd_size { static constexpr unsigned gd_value = sizeof(GdT); };
+template <> struct gd_size<void> { static constexpr unsigned gd_value = 0; };
+template <class GdR, class... GdP> struct gd_size<GdR(GdP...)> { static constexpr unsigned gd_value = 0; };
 
-template <class T> struct kind_of : kind<typename number<typename plain<T>::type>::type> {};
+template <class GdT> struct gd_kind_of : gd_kind<typename gd_number<typename gd_plain<GdT>::gd_type>::gd_type> {};
 
-template <class T> struct describe {
-    static constexpr parameter value = {kind_of<T>::value, sizeof(T), alignof(T), 0, 0};
+template <class GdT> struct gd_describe {
+    static constexpr gd_parameter gd_value = {gd_kind_of<GdT>::gd_value, sizeof(GdT), alignof(GdT), 0, 0};
 };
-template <class T> struct describe<T *> {
-    static constexpr parameter value = {'p', sizeof(T *), alignof(T *), kind_of<T>::value,
-                                        size<T>::value};
+template <class GdT> struct gd_describe<GdT *> {
+    static constexpr gd_parameter gd_value = {'p', sizeof(GdT *), alignof(GdT *), gd_kind_of<GdT>::gd_value,
+                                        gd_size<GdT>::gd_value};
 };
 
 /* Deduction picks the kernel where the name is also that of a function with a result. */
-template <class... P> struct kernel {
-    static constexpr table<sizeof...(P)> signature = {
-        {'g', 'd', '-', 's', 'i', 'g', '0', '1'}, sizeof...(P), {describe<P>::value..., {}}};
+template <class... GdP> struct gd_kernel {
+    static constexpr gd_table<sizeof...(GdP)> gd_signature = {
+        {'g', 'd', '-', 's', 'i', 'g', '0', '1'}, sizeof...(GdP), {gd_describe<GdP>::gd_value..., {}}};
 };
-template <class... P> __device__ kernel<P...> type(void (*)(P...));
+template <class... GdP> __device__ gd_kernel<GdP...> gd_type(void (*)(GdP...));
 
 }  // namespace gd_signature_of
 
 #define GD_SIGNATURE(...)                                                                         \
     extern "C" __device__ const auto gd_signature =                                               \
-        decltype(gd_signature_of::type(&__VA_ARGS__))::signature;
+        decltype(gd_signature_of::gd_type(&__VA_ARGS__))::gd_signature;
