@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from pathlib import Path
 from typing import Annotated, Optional
@@ -59,6 +58,6 @@ def run(
         console.print(table)
     if out is not None:
         label = re.sub(r"\W+", "-", chosen.name).strip("-").lower()
-        path = out / f"{label}-{platform.node() if chosen.emulated else 'bench'}.json"
+        path = out / f"{label}.json"
         figures.save(path)
         console.print(f"figures written to {path}")
