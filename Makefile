@@ -20,7 +20,7 @@ demo: $(STAMP) ## set everything up and run the main job (without a GPU: emulate
 info: $(STAMP) ## what this machine has, and which bridges work on it
 	$(BIN)/gpudirect info
 
-test: test-unit test-vm ## set everything up and pass every test that needs no GPU
+test: test-unit ## set everything up and pass every test that needs no GPU
 
 test-unit: $(STAMP) ## the Python suite, on the emulated device
 	$(BIN)/python -m pytest -q
@@ -38,7 +38,7 @@ test-debug: ## the kernel module on a kernel with KASAN, lockdep and fault injec
 	tests/vm/run debug
 
 lint: $(STAMP) ## ruff and mypy
-	$(BIN)/ruff check gpudirect tests examples
+	$(BIN)/ruff check gpudirect tests tools
 	$(BIN)/mypy
 
 module: ## build the kernel module for the running kernel

@@ -76,7 +76,7 @@ _NAMES = {False: b"dltensor", True: b"dltensor_versioned"}
 def _delete(versioned: bool) -> Any:
     kind = DLManagedTensorVersioned if versioned else DLManagedTensor
 
-    @DELETER
+    @DELETER  # type: ignore[untyped-decorator]
     def delete(managed: int) -> None:
         _alive.pop(kind.from_address(managed).context or 0, None)
 
@@ -86,7 +86,7 @@ def _delete(versioned: bool) -> Any:
 _DELETERS = {v: _delete(v) for v in (False, True)}
 
 
-@CFUNCTYPE(None, c_void_p)
+@CFUNCTYPE(None, c_void_p)  # type: ignore[untyped-decorator]
 def _abandoned(capsule: int) -> None:
     """A capsule that nobody consumed (a consumer renames it) gives its export back itself."""
     for versioned, name in _NAMES.items():

@@ -61,7 +61,7 @@ def _contiguous_strides(shape: Shape, itemsize: int) -> Shape:
     return tuple(reversed(strides))
 
 
-class Array(_native.Mapped):
+class Array(_native.Mapped):  # type: ignore[misc]
     """Device memory with a shape and a dtype, mapped into the CPU's address space.
 
     Made by ``empty``, ``zeros``, ``full``, ``asarray`` and ``register``; a slice is an Array as
@@ -81,6 +81,9 @@ class Array(_native.Mapped):
     shape: Shape
     """Elements along each dimension."""
     dtype: np.dtype[Any]
+    _piece: Piece | Registration | None
+    _host_view: HostView | None
+    _geometry: np.ndarray[Any, Any] | None
     ptr: int
     """Device address of the first element."""
 
@@ -256,13 +259,13 @@ class Array(_native.Mapped):
 
     def _shape_of(self) -> np.ndarray[Any, Any]:
         """A NumPy array with this geometry that is never dereferenced: NumPy does the slicing."""
-        if self._geometry is None:
-            self._geometry = np.asarray(
-                _Span(None, self.ptr, self.shape, self.strides, self.dtype)
-            )
-            if self._geometry.dtype != self.dtype:
-                self._geometry = self._geometry.view(self.dtype)
-        return self._geometry
+        found = self._geometry
+        if found is None:
+            found = np.asarray(_Span(None, self.ptr, self.shape, self.strides, self.dtype))
+            if found.dtype != self.dtype:
+                found = found.view(self.dtype)
+            self._geometry = found
+        return found
 
     def _like(self, geometry: np.ndarray[Any, Any]) -> Array:
         ptr = geometry.__array_interface__["data"][0] if geometry.size else self.ptr
@@ -428,7 +431,7 @@ class Array(_native.Mapped):
                 paths.read_nd(self, out)
         return out
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if copy is False:
             raise ArgumentError("a NumPy array of device memory is a copy; use .host for a view")
         return self.read() if dtype is None else self.read().astype(dtype)
@@ -597,7 +600,7 @@ def zeros(shape: int | Sequence[int], dtype: DTypeLike = "f4", **options: Any) -
 
 
 def full(
-    shape: int | Sequence[int], value: Any, dtype: DTypeLike = None, **options: Any
+    shape: int | Sequence[int], value: Any, dtype: DTypeLike | None = None, **options: Any
 ) -> Array:
     """A new array with every element ``value``. dtype: None takes the value's. As ``empty``."""
     array = empty(shape, np.asarray(value).dtype if dtype is None else dtype, **options)
@@ -606,7 +609,7 @@ def full(
     return array
 
 
-def asarray(data: ArrayLike, dtype: DTypeLike = None, **options: Any) -> Array:
+def asarray(data: ArrayLike, dtype: DTypeLike | None = None, **options: Any) -> Array:
     """``data`` in device memory: an Array as it is, anything else copied. Options as ``empty``."""
     if isinstance(data, Array) and (dtype is None or np.dtype(dtype) == data.dtype):
         return data
@@ -622,7 +625,7 @@ def register(
     nbytes: int | None = None,
     *,
     shape: int | Sequence[int] | None = None,
-    dtype: DTypeLike = None,
+    dtype: DTypeLike | None = None,
     device: Device | str | int | None = None,
     bridge: str | None = None,
 ) -> Array:

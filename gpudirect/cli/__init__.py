@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,7 +11,7 @@ from .. import __version__, use
 from ..config import defaults
 from ..errors import Error
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="CPU code writes NVIDIA GPU memory directly, and launches kernels on that data.",
     no_args_is_help=True,
     add_completion=False,
@@ -20,11 +20,11 @@ app = typer.Typer(
 console = Console()
 
 DeviceOption = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(help="cuda, cuda:1, emulated, a UUID or a PCI address [default: the first GPU]"),
 ]
 BridgeOption = Annotated[
-    Optional[str], typer.Option(help="p2pmod, dmabuf, gdrdrv, rm or emulated [default: first usable]")
+    str | None, typer.Option(help="p2pmod, dmabuf, gdrdrv, rm or emulated [default: first usable]")
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from ..bench.figures import Figures
 from ..errors import ArgumentError
 from . import BridgeOption, DeviceOption, choose
 
-app = typer.Typer(help="Measure gpudirect beside what one would use otherwise.",
+app: typer.Typer = typer.Typer(help="Measure gpudirect beside what one would use otherwise.",
                   no_args_is_help=True)  # fmt: skip
 BENCHES = {alloc.NAME: alloc.run}
 
@@ -29,9 +29,9 @@ def short(ns: float) -> str:
 @app.command()
 def run(
     names: Annotated[
-        Optional[list[str]], typer.Argument(help=f"Which: {', '.join(BENCHES)} [default: all]")
+        list[str] | None, typer.Argument(help=f"Which: {', '.join(BENCHES)} [default: all]")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for the figures file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures file.")] = None,
     quick: Annotated[bool, typer.Option(help="Few samples, to see that it works.")] = False,
     device: DeviceOption = None,
     bridge: BridgeOption = None,

@@ -117,7 +117,7 @@ def latency(check: Check, console: Console) -> None:
         mapped = _median(lambda: a.write(data), 2000)
         copied = _median(lambda: a.write(data, 0, via="dma"), 200)
         check("64 bytes arrived", a.read(via="dma").tobytes() == data, "read back by DMA")
-        what = "the emulated device's copy" if a.device.emulated else "cuMemcpyHtoD"
+        what = "the emulated device's copy" if a.device.emulated else "cuMemcpyHtoD, waited for,"
         console.print(
             f"  64 bytes from Python: mapped store and fence {mapped * 1e6:.2f} us, {what} "
             f"{copied * 1e6:.2f} us ({copied / mapped:.1f} times)",

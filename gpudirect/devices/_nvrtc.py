@@ -37,7 +37,7 @@ def _compiler() -> tuple[Any, str]:
         import cuda.core as core
 
         if not hasattr(core, "Program"):  # cuda.core before 1.0
-            import cuda.core.experimental as core  # type: ignore[no-redef]
+            import cuda.core.experimental as core
         from cuda.bindings import nvrtc
 
         _, major, minor = nvrtc.nvrtcVersion()

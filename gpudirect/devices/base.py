@@ -52,6 +52,7 @@ class DeviceMemory(ABC):
     device: Device
     ptr: int
     size: int
+    pci_address: str
 
     @abstractmethod
     def export_fd(self) -> int:

@@ -445,8 +445,8 @@ class CudaDevice(Device):
                 found.append((block, at - base, length))
                 at += length
         except BaseException:
-            for block, _, _ in found:
-                block.free()
+            for borrowed, _, _ in found:
+                borrowed.free()
             raise
         return found
 

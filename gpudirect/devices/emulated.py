@@ -455,7 +455,11 @@ class EmulatedDevice(Device):
         block, offset = self.find(dst, size)
         target = stream or self.default_stream
         assert isinstance(target, EmulatedStream)
-        target.submit(lambda: ctypes.memset(block.dma_view() + offset, value, size) and None)
+
+        def set_bytes() -> None:
+            ctypes.memset(block.dma_view() + offset, value, size)
+
+        target.submit(set_bytes)
         self.busy.add(target)
 
     def flush_writes(self) -> None:

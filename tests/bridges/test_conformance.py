@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import signal
 import socket
 import sys
@@ -90,7 +91,7 @@ def test_pages_cover_exactly_the_array(gd, pair):
         runs = part.pages
         assert runs[0].device_address == part.ptr
         assert sum(r.size for r in runs) == part.nbytes
-        for before, after in zip(runs, runs[1:], strict=False):
+        for before, after in itertools.pairwise(runs):
             assert before.device_address + before.size == after.device_address
         for run in runs:
             assert run.emulated == (pair[1] == "emulated")

@@ -137,7 +137,7 @@ class GpuProcess:
         self._closed = True
         self._end()
 
-    def _request(self, command: str, *arguments: object, fd: int | None = None) -> Any:
+    def _request(self, command: str, *arguments: int | str, fd: int | None = None) -> Any:
         with self._lock:
             self.check()
             number = next(self._requests)

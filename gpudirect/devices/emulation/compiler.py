@@ -306,7 +306,12 @@ def _temporary_folder() -> Path:
     """Instead of a cache that cannot be written: gone when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="gpudirect-emulated-"))
     owner = os.getpid()
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return folder
 
 

@@ -51,7 +51,7 @@
 #define GD_BUILTIN __attribute__((tls_model("initial-exec")))
 extern __thread const uint3 threadIdx GD_BUILTIN, blockIdx GD_BUILTIN;
 extern __thread const dim3 blockDim GD_BUILTIN, gridDim GD_BUILTIN;
-extern const int warpSize;
+constexpr int warpSize = 32;
 
 #ifdef GD_DYNAMIC_SHARED                  /* the source has `extern __shared__` arrays */
 extern "C" {

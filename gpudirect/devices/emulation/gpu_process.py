@@ -12,6 +12,8 @@ It also ends when CONTROL is closed or the process PARENT dies, whatever its ker
 standard library's cheapest modules are imported: the start is part of every user's start.
 """
 
+# mypy: disable-error-code="operator,assignment"
+
 import _socket
 import _thread
 import array
