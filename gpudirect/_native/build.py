@@ -1,8 +1,9 @@
 """Builds gpudirect._native._cffi: the C files of this folder, declared by their own headers.
 
 cffi reads no preprocessor, so a header is stripped here: conditionals and includes go, and every
-``#define NAME value`` becomes a constant whose value the C compiler tells. Nothing is declared
-twice: p2pmod's user ABI (``p2pmod/p2pmod.h``) is read in the same way.
+``#define NAME value`` becomes a constant whose value the C compiler tells (an integer, or
+``char *`` where the value is a string). Nothing is declared twice: p2pmod's user ABI
+(``p2pmod/p2pmod.h``) is read in the same way.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ typedef int32_t __s32; typedef int64_t __s64;
 
 def declarations(header: Path) -> str:
     """The header as cffi wants it."""
-    text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
-    text = re.sub(r"//.*", "", text).replace("\\\n", " ").replace("__aligned_u64", "__u64")
+    source = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
+    source = re.sub(r"//.*", "", source).replace("\\\n", " ").replace("__aligned_u64", "__u64")
     lines = []
-    for line in text.splitlines():
-        if found := re.match(r"\s*#\s*define\s+(\w+)[ \t]+\S", line):
-            lines.append(f"#define {found[1]} ...")
+    for line in source.splitlines():
+        if found := re.match(r"\s*#\s*define\s+(\w+)[ \t]+(\S)", line):
+            text = found[2] == '"'
+            lines.append(f"static char *const {found[1]};" if text else f"#define {found[1]} ...")
         elif not line.lstrip().startswith("#"):
             lines.append(line)
     return "\n".join(lines)
@@ -44,13 +46,14 @@ def builder() -> cffi.FFI:
     headers = [h for h in (*HEADERS, *ABI_HEADERS) if h.exists()]
     for header in headers:
         ffi.cdef(declarations(header))
-    includes = "\n".join(f'#include "{h}"' for h in headers)
+    includes = "\n".join(f'#include "{h.name}"' for h in headers)
     ffi.set_source(
         "gpudirect._native._cffi",
         f"#include <linux/types.h>\n#include <sys/ioctl.h>\n{includes}",
         sources=sorted(str(f.relative_to(ROOT)) for f in HERE.glob("*.c")
                        if f.name not in ("mapped.c", "_cffi.c")),
-        include_dirs=[str(HERE)],
+        include_dirs=sorted({str(h.parent.relative_to(ROOT)) for h in headers}),
+        depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), *headers)),
         extra_compile_args=["-O3", "-fno-strict-aliasing", "-Wall", "-Wextra",
                             "-Wno-unused-parameter"],
         libraries=["pthread"],
