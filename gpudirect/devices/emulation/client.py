@@ -93,7 +93,7 @@ class GpuProcess:
         if self._closed:
             raise ClosedError(f"{self.name} is closed")
         if self._lost is not None:
-            raise DeviceLostError(f"{self.name} is lost since a kernel failed: {self._lost}")
+            raise DeviceLostError(f"{self.name} is lost: {self._lost}")
 
     def map(
         self,

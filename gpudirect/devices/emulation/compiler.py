@@ -35,7 +35,11 @@ _FLAGS = [
     "-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-fno-exceptions", "-fno-strict-aliasing",
 ]  # fmt: skip
 # Every basic block calls the runtime, which can so give other threads their turn.
-_KERNEL_FLAGS = ["-fsanitize-coverage=trace-pc", "-fvisibility=hidden", "-Wl,-z,defs"]
+# Large frames touch every page of theirs, so that a stack that runs over meets its guard.
+_KERNEL_FLAGS = [
+    "-fsanitize-coverage=trace-pc", "-fstack-clash-protection", "-fvisibility=hidden",
+    "-fno-finite-loops", "-Wl,-z,defs", "-Wl,--no-as-needed",
+]  # fmt: skip
 _RUNTIME_FLAGS = ["-ftls-model=initial-exec", "-U_FORTIFY_SOURCE"]
 _IGNORED_OPTION = re.compile(
     r"--?(use_fast_math|lineinfo|generate-line-info|G|device-debug|w|disable-warnings|dopt|"

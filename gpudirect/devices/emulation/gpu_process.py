@@ -101,6 +101,8 @@ class Gpu:
                 answer = number, None, self.commands[command](fds, *arguments)
             except OSError as error:
                 answer = number, error.errno or 0, error.strerror or str(error)
+            except Exception as error:
+                answer = number, 0, repr(error)
             for fd in fds:
                 os.close(fd)
             control.send(marshal.dumps(answer))
@@ -138,8 +140,7 @@ def main() -> None:
         Gpu(obituary).serve(_socket.socket(fileno=control))
     except ConnectionError:
         pass
-    finally:
-        os._exit(0)  # without waiting for kernels that may never end
+    os._exit(0)  # without waiting for kernels that may never end
 
 
 if __name__ == "__main__":

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+/* /dev/p2pmod: open files, ioctls, mappings. */
+#include <linux/capability.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "internal.h"
+
+/* ---- files ---- */
+
+struct p2pmod_file *p2pmod_file_new(void)
+{
+	struct p2pmod_file *file = kzalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
+	int err;
+
+	if (!file)
+		return ERR_PTR(-ENOMEM);
+	err = p2pmod_inode_new(&file->inode);
+	if (err) {
+		kfree(file);
+		return ERR_PTR(err);
+	}
+	kref_init(&file->ref);
+	init_rwsem(&file->lock);
+	xa_init_flags(&file->buffers, XA_FLAGS_ALLOC1);
+	file->next_handle = 1;
+	return file;
+}
+
+static void file_release(struct kref *ref)
+{
+	struct p2pmod_file *file = container_of(ref, struct p2pmod_file, ref);
+
+	p2pmod_inode_free(file->inode);
+	xa_destroy(&file->buffers);
+	kfree(file);
+}
+
+void p2pmod_file_put(struct p2pmod_file *file)
+{
+	kref_put(&file->ref, file_release);
+}
+
+static int p2pmod_open(struct inode *inode, struct file *filp)
+{
+	struct p2pmod_file *file = p2pmod_file_new();
+
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+	filp->private_data = file;
+	filp->f_mapping = file->inode->i_mapping; /* so that revoking finds this file's mappings */
+	return nonseekable_open(inode, filp);
+}
+
+static int p2pmod_release(struct inode *inode, struct file *filp)
+{
+	struct p2pmod_file *file = filp->private_data;
+
+	/* mappings hold the file open, so there is none left */
+	p2pmod_buffers_drain(file);
+	p2pmod_file_put(file);
+	return 0;
+}
+
+/* ---- ioctls ---- */
+
+bool p2pmod_may_see_bus_addresses(void)
+{
+	return p2pmod_show_bus_addresses || capable(CAP_SYS_RAWIO);
+}
+
+union command {
+	u32 size;
+	struct p2pmod_query query;
+	struct p2pmod_pin pin;
+	struct p2pmod_pages pages;
+	struct p2pmod_unpin unpin;
+	struct p2pmod_status status;
+};
+
+static int do_query(struct p2pmod_file *file, union command *c)
+{
+	struct p2pmod_query *q = &c->query;
+
+	if (q->flags || q->abi_version || q->features || q->max_bytes_per_file ||
+	    q->max_pins_per_file || q->max_bytes_total)
+		return -EINVAL;
+	q->abi_version = P2PMOD_ABI_VERSION;
+	q->features = (NV_HAVE_PERSISTENT ? P2PMOD_FEATURE_PERSISTENT : 0) |
+		      (p2pmod_may_see_bus_addresses() ? P2PMOD_FEATURE_BUS_ADDRESSES : 0);
+	q->max_bytes_per_file = p2pmod_max_bytes_per_file;
+	q->max_pins_per_file = p2pmod_max_pins_per_file;
+	q->max_bytes_total = p2pmod_max_bytes_total;
+	return 0;
+}
+
+static int do_pin(struct p2pmod_file *file, union command *c)
+{
+	return p2pmod_buffer_pin(file, &c->pin);
+}
+
+static int do_pages(struct p2pmod_file *file, union command *c)
+{
+	struct p2pmod_pages *p = &c->pages;
+	struct p2pmod_buffer *buffer;
+	int err = 0;
+
+	if (!p2pmod_may_see_bus_addresses())
+		return -EPERM;
+	/* a reference and no lock: the copy below may fault, and a fault takes the lock */
+	buffer = p2pmod_buffer_get(file, p->handle);
+	if (!buffer)
+		return -ENOENT;
+	if (READ_ONCE(buffer->revoked)) {
+		err = -ENODEV;
+	} else if (p->first > buffer->pages) {
+		err = -EINVAL;
+	} else {
+		p->count = min_t(u64, p->count, buffer->pages - p->first);
+		if (copy_to_user(u64_to_user_ptr(p->addresses), buffer->bus + p->first,
+				 p->count * sizeof(u64)))
+			err = -EFAULT;
+	}
+	p2pmod_buffer_put(buffer);
+	return err;
+}
+
+static int do_unpin(struct p2pmod_file *file, union command *c)
+{
+	return p2pmod_buffer_unpin(file, c->unpin.handle);
+}
+
+static int do_status(struct p2pmod_file *file, union command *c)
+{
+	struct p2pmod_status *s = &c->status;
+	struct p2pmod_buffer *buffer;
+
+	if (s->state || s->__reserved || s->address || s->length || s->file_bytes ||
+	    s->file_pins || s->total_bytes || s->total_pins)
+		return -EINVAL;
+	if (s->handle) {
+		down_read(&file->lock);
+		buffer = p2pmod_buffer_find(file, s->handle);
+		if (buffer) {
+			s->state = p2pmod_buffer_state(buffer);
+			s->address = buffer->address;
+			s->length = buffer->length;
+		}
+		up_read(&file->lock);
+		if (!buffer)
+			return -ENOENT;
+	}
+	s->file_bytes = atomic64_read(&file->bytes);
+	s->file_pins = atomic64_read(&file->pins);
+	s->total_bytes = atomic64_read(&p2pmod_count.bytes);
+	s->total_pins = atomic64_read(&p2pmod_count.pins);
+	return 0;
+}
+
+/* Each command with the size of its first version: shorter ones are refused. */
+static const struct {
+	unsigned int number;
+	u32 smallest, size;
+	int (*run)(struct p2pmod_file *file, union command *command);
+} commands[] = {
+#define COMMAND(cmd, type, last, fn) \
+	{ _IOC_NR(cmd), offsetofend(struct type, last), sizeof(struct type), fn }
+	COMMAND(P2PMOD_QUERY, p2pmod_query, max_bytes_total, do_query),
+	COMMAND(P2PMOD_PIN, p2pmod_pin, page_count, do_pin),
+	COMMAND(P2PMOD_PAGES, p2pmod_pages, addresses, do_pages),
+	COMMAND(P2PMOD_UNPIN, p2pmod_unpin, handle, do_unpin),
+	COMMAND(P2PMOD_STATUS, p2pmod_status, total_pins, do_status),
+};
+
+static long p2pmod_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
+{
+	struct p2pmod_file *file = filp->private_data;
+	void __user *user = (void __user *)arg;
+	union command command = {};
+	u32 size;
+	int i, err;
+
+	/* the size is the struct's to say; direction and size in the number are not looked at */
+	if (_IOC_TYPE(cmd) != P2PMOD_MAGIC)
+		return -ENOTTY;
+	for (i = 0; i < ARRAY_SIZE(commands); i++)
+		if (commands[i].number == _IOC_NR(cmd))
+			break;
+	if (i == ARRAY_SIZE(commands))
+		return -ENOTTY;
+
+	if (get_user(size, (u32 __user *)user))
+		return -EFAULT;
+	if (size < commands[i].smallest)
+		return -EINVAL;
+	if (size > PAGE_SIZE)
+		return -E2BIG;
+	err = copy_struct_from_user(&command, commands[i].size, user, size);
+	if (err)
+		return err;
+	command.size = size; /* user space may have changed it meanwhile */
+	err = commands[i].run(file, &command);
+	if (err)
+		return err;
+	if (copy_to_user(user, &command, min(size, commands[i].size))) {
+		if (commands[i].run == do_pin) /* nobody would know the handle */
+			p2pmod_buffer_unpin(file, command.pin.handle);
+		return -EFAULT;
+	}
+	return 0;
+}
+
+/* ---- mappings ---- */
+
+/*
+ * Pages are put in when they are touched, and only under the lock that revoking takes: what a
+ * revocation empties stays empty. (A mapping filled in mmap() can be revoked before it is known to
+ * the address space, and then keeps its pages.)
+ */
+static vm_fault_t p2pmod_fault(struct vm_fault *vmf)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	struct p2pmod_file *file = vma->vm_file->private_data;
+	u64 offset = ((u64)vmf->pgoff << PAGE_SHIFT) & ((1ULL << HANDLE_SHIFT) - 1);
+	u32 handle = (u64)vmf->pgoff >> (HANDLE_SHIFT - PAGE_SHIFT);
+	vm_fault_t result = VM_FAULT_SIGBUS;
+	struct p2pmod_buffer *buffer;
+	unsigned long at, low, high;
+
+	down_read(&file->lock);
+	buffer = p2pmod_buffer_find(file, handle);
+	if (!buffer || buffer->revoked || offset >= buffer->span)
+		goto out;
+	/* the whole GPU page, as far as it lies in the mapping: one fault instead of sixteen */
+	at = vmf->address & PAGE_MASK;
+	low = at - min_t(u64, offset & (GPU_PAGE - 1), at - vma->vm_start);
+	high = at + min_t(u64, GPU_PAGE - (offset & (GPU_PAGE - 1)), vma->vm_end - at);
+	offset -= at - low;
+	for (at = low; at < high; at += PAGE_SIZE, offset += PAGE_SIZE) {
+		u64 bus = buffer->bus[offset >> GPU_PAGE_SHIFT] + (offset & (GPU_PAGE - 1));
+
+		result = vmf_insert_pfn_prot(vma, at, bus >> PAGE_SHIFT, vma->vm_page_prot);
+		if (result != VM_FAULT_NOPAGE)
+			break;
+	}
+	atomic64_inc(&p2pmod_count.faults);
+out:
+	up_read(&file->lock);
+	if (result == VM_FAULT_SIGBUS)
+		atomic64_inc(&p2pmod_count.sigbus);
+	return result;
+}
+
+static const struct vm_operations_struct p2pmod_vm_ops = {
+	.fault = p2pmod_fault,
+};
+
+static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
+{
+	struct p2pmod_file *file = filp->private_data;
+	u64 offset = ((u64)vma->vm_pgoff << PAGE_SHIFT) & ((1ULL << HANDLE_SHIFT) - 1);
+	u32 handle = (u64)vma->vm_pgoff >> (HANDLE_SHIFT - PAGE_SHIFT);
+	u64 length = vma->vm_end - vma->vm_start;
+	struct p2pmod_buffer *buffer;
+	int err = 0;
+
+	/* a private writable mapping of such pages is a BUG in the kernel's copy-on-write */
+	if (!(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+	if (vma->vm_flags & VM_EXEC)
+		return -EACCES;
+
+	down_read(&file->lock);
+	buffer = p2pmod_buffer_find(file, handle);
+	if (!buffer)
+		err = -ENOENT;
+	else if (buffer->revoked)
+		err = -ENODEV;
+	else if (offset >= buffer->span || length > buffer->span - offset)
+		err = -EINVAL;
+	else if (buffer->flags & P2PMOD_PIN_UNCACHED)
+		vma->vm_page_prot = compat_uncached(vma->vm_page_prot);
+	else if (!(buffer->flags & P2PMOD_PIN_CACHED))
+		vma->vm_page_prot = compat_writecombine(vma->vm_page_prot);
+	up_read(&file->lock);
+	if (err)
+		return err;
+
+	compat_add_vm_flags(vma, VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY);
+	compat_drop_vm_flags(vma, VM_MAYEXEC);
+	vma->vm_ops = &p2pmod_vm_ops;
+	atomic64_inc(&p2pmod_count.maps);
+	return 0;
+}
+
+const struct file_operations p2pmod_fops = {
+	.owner = THIS_MODULE,
+	.open = p2pmod_open,
+	.release = p2pmod_release,
+	.unlocked_ioctl = p2pmod_ioctl,
+	.compat_ioctl = compat_ptr_ioctl, /* the structs are the same for 32-bit callers */
+	.mmap = p2pmod_mmap,
+};

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+#ifndef P2PMOD_INTERNAL_H
+#define P2PMOD_INTERNAL_H
+
+#include <linux/atomic.h>
+#include <linux/completion.h>
+#include <linux/fs.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/rwsem.h>
+#include <linux/spinlock.h>
+#include <linux/xarray.h>
+
+#include "p2pmod.h"
+
+struct nvidia_p2p_page_table;
+
+#define GPU_PAGE ((u64)P2PMOD_GPU_PAGE_SIZE)
+#define GPU_PAGE_SHIFT 16
+
+/*
+ * An mmap offset: handle in the upper bits, offset in the buffer in the lower ones. A loff_t has 63
+ * bits, so: 2^19 buffers of up to 2^44 bytes.
+ */
+#define HANDLE_SHIFT 44
+#define HANDLE_MAX ((1u << (63 - HANDLE_SHIFT)) - 1)
+
+/*
+ * Locks, in order of taking:
+ *   mmap_lock          (the fault handler is called with it)
+ *   p2pmod_file.lock   buffers of a file, and the "revoked" of each for sleeping readers
+ *   p2pmod_buffer.access   the "revoked" of a buffer for readers that may not sleep
+ * The driver holds a lock of its own around the free callback, and takes it in get_pages and
+ * put_pages: so none of ours is held over those calls, and mmap_lock is never taken in the callback.
+ */
+
+/* An open file. It lives until its last buffer does: a kernel user may hold one for longer. */
+struct p2pmod_file {
+	struct kref ref;
+	struct rw_semaphore lock;
+	struct xarray buffers;  /* handle -> buffer; written under @lock */
+	u32 next_handle;
+	struct inode *inode;    /* anonymous: its i_mapping holds this file's mappings and no others */
+	atomic64_t bytes, pins;
+};
+
+/* Pinned GPU memory. Lives by @ref; unpins in p2pmod_buffer_release. */
+struct p2pmod_buffer {
+	struct kref ref;
+	struct p2pmod_file *file;
+	u32 handle;
+	u32 flags;              /* P2PMOD_PIN_* */
+	u32 cookie;             /* what the driver's callback gets instead of a pointer */
+	u64 address, length;    /* as asked for */
+	u64 start, span;        /* whole GPU pages */
+	unsigned long pages;
+	bool cacheable;
+	bool write_combined;    /* the physical ranges are reserved as such */
+	bool pinned;            /* @table is ours to put */
+	bool revoked;           /* under file->lock and @access */
+	rwlock_t access;
+	struct list_head listeners; /* under file->lock */
+	struct completion ready;    /* @bus is filled in: the callback may go on */
+	struct nvidia_p2p_page_table *table;
+	u64 bus[];              /* bus address of each GPU page */
+};
+
+extern const struct file_operations p2pmod_fops;
+
+struct p2pmod_file *p2pmod_file_new(void);
+void p2pmod_file_put(struct p2pmod_file *file);
+
+int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin);
+int p2pmod_buffer_unpin(struct p2pmod_file *file, u32 handle);
+/* With file->lock held, for reading at least. NULL: no such handle. */
+struct p2pmod_buffer *p2pmod_buffer_find(struct p2pmod_file *file, u32 handle);
+struct p2pmod_buffer *p2pmod_buffer_get(struct p2pmod_file *file, u32 handle);
+void p2pmod_buffer_put(struct p2pmod_buffer *buffer);
+u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer);
+void p2pmod_buffers_drain(struct p2pmod_file *file);
+
+int p2pmod_inode_new(struct inode **inode);
+void p2pmod_inode_free(struct inode *inode);
+
+/* module-wide limits and counters */
+extern ulong p2pmod_max_bytes_per_file, p2pmod_max_pins_per_file, p2pmod_max_bytes_total;
+extern bool p2pmod_show_bus_addresses;
+bool p2pmod_may_see_bus_addresses(void);
+
+struct p2pmod_counters {
+	atomic64_t bytes, pins;                       /* now */
+	atomic64_t pinned, unpinned, revoked, failed; /* ever */
+	atomic64_t maps, faults, sigbus;
+};
+
+extern struct p2pmod_counters p2pmod_count;
+
+#endif /* P2PMOD_INTERNAL_H */

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+/* The in-kernel interface: see p2pmod-kernel.h. */
+#include <linux/file.h>
+#include <linux/io.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+#include "internal.h"
+#include "p2pmod-kernel.h"
+
+struct p2pmod_buffer *p2pmod_get(struct file *filp, u32 handle)
+{
+	struct p2pmod_buffer *buffer;
+
+	if (filp->f_op != &p2pmod_fops)
+		return ERR_PTR(-EBADF);
+	buffer = p2pmod_buffer_get(filp->private_data, handle);
+	if (!buffer)
+		return ERR_PTR(-ENOENT);
+	if (p2pmod_revoked(buffer)) {
+		p2pmod_buffer_put(buffer);
+		return ERR_PTR(-ENODEV);
+	}
+	return buffer;
+}
+EXPORT_SYMBOL(p2pmod_get);
+
+void p2pmod_put(struct p2pmod_buffer *buffer)
+{
+	p2pmod_buffer_put(buffer);
+}
+EXPORT_SYMBOL(p2pmod_put);
+
+u64 p2pmod_address(const struct p2pmod_buffer *buffer)
+{
+	return buffer->address;
+}
+EXPORT_SYMBOL(p2pmod_address);
+
+u64 p2pmod_length(const struct p2pmod_buffer *buffer)
+{
+	return buffer->length;
+}
+EXPORT_SYMBOL(p2pmod_length);
+
+bool p2pmod_revoked(struct p2pmod_buffer *buffer)
+{
+	return READ_ONCE(buffer->revoked);
+}
+EXPORT_SYMBOL(p2pmod_revoked);
+
+int p2pmod_bus_address(struct p2pmod_buffer *buffer, u64 offset, u64 *bus, u64 *run)
+{
+	u64 at = buffer->address - buffer->start + offset;
+
+	if (offset >= buffer->length)
+		return -ERANGE;
+	if (p2pmod_revoked(buffer))
+		return -ENODEV;
+	*bus = buffer->bus[at >> GPU_PAGE_SHIFT] + (at & (GPU_PAGE - 1));
+	*run = min(GPU_PAGE - (at & (GPU_PAGE - 1)), buffer->length - offset);
+	return 0;
+}
+EXPORT_SYMBOL(p2pmod_bus_address);
+
+int p2pmod_listen(struct p2pmod_buffer *buffer, struct p2pmod_listener *listener)
+{
+	int err = 0;
+
+	down_write(&buffer->file->lock);
+	if (buffer->revoked)
+		err = -ENODEV;
+	else
+		list_add(&listener->entry, &buffer->listeners);
+	up_write(&buffer->file->lock);
+	return err;
+}
+EXPORT_SYMBOL(p2pmod_listen);
+
+void p2pmod_unlisten(struct p2pmod_buffer *buffer, struct p2pmod_listener *listener)
+{
+	down_write(&buffer->file->lock);
+	list_del_init(&listener->entry);
+	up_write(&buffer->file->lock);
+}
+EXPORT_SYMBOL(p2pmod_unlisten);
+
+/* ---- windows ---- */
+
+/* GPU pages are scattered, and ioremap takes one run: a window is an array of runs. */
+struct p2pmod_window {
+	struct p2pmod_buffer *buffer;
+	u64 length, lead;     /* bytes; from the first page's start to the window's */
+	unsigned int pages;
+	void __iomem *page[]; /* one GPU page each */
+};
+
+static void window_unmap(struct p2pmod_window *window)
+{
+	unsigned int i;
+
+	for (i = 0; i < window->pages; i++) {
+		if (window->page[i])
+			iounmap(window->page[i]);
+		window->page[i] = NULL;
+	}
+}
+
+static int window_map(struct p2pmod_window *window, u64 offset)
+{
+	struct p2pmod_buffer *buffer = window->buffer;
+	u64 at = buffer->address - buffer->start + offset;
+	unsigned int i, n;
+
+	if (offset > buffer->length || window->length > buffer->length - offset)
+		return -ERANGE;
+	if (p2pmod_revoked(buffer))
+		return -ENODEV;
+	window->lead = at & (GPU_PAGE - 1);
+	n = (window->lead + window->length + GPU_PAGE - 1) >> GPU_PAGE_SHIFT;
+	for (i = 0; i < n; i++) {
+		window->page[i] = ioremap_wc(buffer->bus[(at >> GPU_PAGE_SHIFT) + i], GPU_PAGE);
+		if (!window->page[i]) {
+			window_unmap(window);
+			return -ENOMEM;
+		}
+	}
+	return 0;
+}
+
+struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offset, u64 length)
+{
+	struct p2pmod_window *window;
+	u64 pages = (length + 2 * GPU_PAGE - 2) >> GPU_PAGE_SHIFT; /* at the worst alignment */
+	int err;
+
+	if (!length || length > buffer->length)
+		return ERR_PTR(-ERANGE);
+	window = kvzalloc(struct_size(window, page, pages), GFP_KERNEL);
+	if (!window)
+		return ERR_PTR(-ENOMEM);
+	window->buffer = buffer;
+	window->length = length;
+	window->pages = pages;
+	err = window_map(window, offset);
+	if (err) {
+		kvfree(window);
+		return ERR_PTR(err);
+	}
+	kref_get(&buffer->ref);
+	return window;
+}
+EXPORT_SYMBOL(p2pmod_window_open);
+
+int p2pmod_window_move(struct p2pmod_window *window, u64 offset)
+{
+	if (offset > window->buffer->length || window->length > window->buffer->length - offset)
+		return -ERANGE;
+	window_unmap(window);
+	return window_map(window, offset);
+}
+EXPORT_SYMBOL(p2pmod_window_move);
+
+void p2pmod_window_close(struct p2pmod_window *window)
+{
+	struct p2pmod_buffer *buffer = window->buffer;
+
+	window_unmap(window);
+	kvfree(window);
+	p2pmod_buffer_put(buffer);
+}
+EXPORT_SYMBOL(p2pmod_window_close);
+
+/*
+ * Revoking waits for the lock held here, so no access is under way once it has happened; hence a
+ * piece at a time.
+ */
+static int window_copy(struct p2pmod_window *window, u64 offset, void *data, size_t n, bool write)
+{
+	struct p2pmod_buffer *buffer = window->buffer;
+	unsigned long flags;
+
+	if (offset > window->length || n > window->length - offset)
+		return -ERANGE;
+	while (n) {
+		u64 at = window->lead + offset;
+		size_t piece = min_t(u64, n, min_t(u64, PAGE_SIZE, GPU_PAGE - (at & (GPU_PAGE - 1))));
+		void __iomem *page = window->page[at >> GPU_PAGE_SHIFT];
+
+		read_lock_irqsave(&buffer->access, flags);
+		if (buffer->revoked || !page) {
+			read_unlock_irqrestore(&buffer->access, flags);
+			return -ENODEV;
+		}
+		if (write)
+			memcpy_toio(page + (at & (GPU_PAGE - 1)), data, piece);
+		else
+			memcpy_fromio(data, page + (at & (GPU_PAGE - 1)), piece);
+		read_unlock_irqrestore(&buffer->access, flags);
+		offset += piece;
+		data += piece;
+		n -= piece;
+	}
+	if (write)
+		wmb(); /* out of the write-combining buffers */
+	return 0;
+}
+
+int p2pmod_window_write(struct p2pmod_window *window, u64 offset, const void *data, size_t n)
+{
+	return window_copy(window, offset, (void *)data, n, true);
+}
+EXPORT_SYMBOL(p2pmod_window_write);
+
+int p2pmod_window_read(struct p2pmod_window *window, u64 offset, void *data, size_t n)
+{
+	return window_copy(window, offset, data, n, false);
+}
+EXPORT_SYMBOL(p2pmod_window_read);

@@ -1,0 +1,117 @@
+"""Building the module, the stand-in driver and the C tests for a kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from packages import CACHE, LabError, Unpacked, driver_header, run
+
+ROOT = Path(__file__).resolve().parents[3]
+VM = ROOT / "tests" / "vm"
+FLAVOURS = ("open", "proprietary")
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What a guest loads, in this order."""
+
+    nvidia: Path
+    p2pmod: Path
+    quixote: Path
+    warnings: str
+
+
+def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] = ()) -> Modules:
+    """Build for a kernel beside one flavour of the driver, with one of its headers ("own": ours)."""
+    work = CACHE / "work" / f"{kernel.series}-{flavour}-{header}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    for name in ("Kbuild", "p2pmod"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, work / name, ignore=shutil.ignore_patterns("*.o", "*.ko", "*.cmd"))
+        else:
+            shutil.copy(source, work / name)
+    shutil.copytree(VM / "standin", work / "standin")
+    include = ""
+    if header != "own":
+        (work / "include").mkdir()
+        shutil.copy(driver_header(header), work / "include" / "nv-p2p.h")
+        include = "include"
+    # the stand-in's own relative include of p2pmod/nv-p2p-own.h is from tests/vm/standin
+    text = (work / "standin/standin.c").read_text()
+    (work / "standin/standin.c").write_text(text.replace("../../../p2pmod/", "../p2pmod/"))
+    proprietary = ["STANDIN_PROPRIETARY=y"] if flavour == "proprietary" else []
+    log = _make(kernel, work, "standin", [*proprietary, *extra], include)
+    log += _make(kernel, work, ".", ["P2PMOD_TEST=m", *extra], include,
+                 symvers="standin/Module.symvers")  # fmt: skip
+    return Modules(work / "standin/nvidia.ko", work / "p2pmod.ko", work / "p2pmod_quixote.ko",
+                   "\n".join(x for x in log.splitlines() if "warning:" in x))  # fmt: skip
+
+
+def _make(kernel: Unpacked, work: Path, folder: str, words: list[str], include: str,
+          symvers: str = "") -> str:
+    """Run the kernel's build system over a folder; its output."""
+    inside = Path("/src") if kernel.root else work
+    command = [
+        "make", "-C", f"/usr/src/{kernel.headers.name}" if kernel.root else kernel.headers,
+        f"M={inside / folder}", "CONFIG_DEBUG_INFO_BTF_MODULES=", *words,
+    ]  # fmt: skip
+    if include:
+        command.append(f"P2PMOD_HEADER={inside / include}")
+    if symvers:
+        command.append(f"KBUILD_EXTRA_SYMBOLS={inside / symvers}")
+    if kernel.root is None:
+        if kernel.series == "5.10":
+            command += ["CC=gcc", "CROSS_COMPILE="]
+        return run([*command, "modules"])
+    (kernel.root / "src").mkdir(exist_ok=True)
+    (kernel.root / "proc").mkdir(exist_ok=True)
+    (kernel.root / "dev").mkdir(exist_ok=True)
+    script = (
+        f"mount -t proc proc {kernel.root}/proc && mount --bind /dev {kernel.root}/dev && "
+        f"mount --bind {work} {kernel.root}/src && "
+        f"exec chroot {kernel.root} {' '.join(map(str, command))} CC=gcc-14 HOSTCC=gcc-14 modules"
+    )
+    return run(["unshare", "--mount", "sh", "-c", script])
+
+
+def tests() -> Path:
+    """The C tests, static, as a folder of programs. Built again when a source changes."""
+    source = VM / "selftests"
+    files = sorted([*source.glob("*.c"), *source.glob("*.h"), ROOT / "p2pmod/p2pmod.h",
+                    VM / "standin/standin.h"])  # fmt: skip
+    key = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    folder = CACHE / "tests" / key
+    if not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for program in sorted(source.glob("*.c")):
+            run(["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-static",
+                 "-pthread", f"-I{ROOT / 'p2pmod'}", f"-I{VM / 'standin'}", program, "-o",
+                 folder / program.stem])  # fmt: skip
+        (folder / "done").touch()
+    return folder
+
+
+def gpl_only_symbols(module: Path, symvers: Path, own: Path | None = None) -> list[str]:
+    """The GPL-only symbols a module needs: with one of them it loads beside no proprietary driver."""
+    needed = set(re.findall(r"^\s+U (\S+)$", run(["nm", "-u", module]), re.MULTILINE))
+    found = []
+    for line in symvers.read_text().splitlines():
+        fields = line.split("\t")
+        if len(fields) >= 4 and fields[1] in needed and fields[3].startswith("EXPORT_SYMBOL_GPL"):
+            found.append(fields[1])
+    return sorted(found)
+
+
+def static_checks() -> str:
+    """sparse and checkpatch over the module; their complaints, '' when there are none."""
+    raise LabError("not yet")
+
+
+_ = subprocess

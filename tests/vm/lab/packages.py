@@ -1,0 +1,235 @@
+"""Kernels and driver headers out of Debian's suites: downloaded, unpacked, never installed.
+
+The address of the package server is this machine's own: it is read from the apt configuration and
+written into a private sources list in the cache folder only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path(os.environ.get("GPUDIRECT_LAB") or Path.home() / ".cache" / "gpudirect-lab")
+SUITES = ("bullseye", "bullseye-security", "bookworm", "bookworm-updates", "bookworm-security",
+          "bookworm-backports", "trixie", "trixie-backports", "trixie-updates", "trixie-security")  # fmt: skip
+SECURITY = re.compile(r"-security$")
+
+
+class LabError(Exception):
+    """Something the lab needs is missing or failed; the message says what to do."""
+
+
+def run(command: Iterable[object], **how: object) -> str:
+    """Run a command; its output. Raises LabError with the output when it fails."""
+    words = [str(w) for w in command]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          errors="replace", **how)  # type: ignore[call-overload]  # fmt: skip
+    if done.returncode:
+        raise LabError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+    return str(done.stdout)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A distribution kernel."""
+
+    series: str
+    """What a user says: "6.12"."""
+    package: str
+    """Regular expression of the headers' package name."""
+    foreign: bool = False
+    """Built with newer tools than this system's: needs a root folder of its suite."""
+
+
+KERNELS = {
+    k.series: k
+    for k in (
+        Kernel("5.10", r"linux-headers-5\.10\.0-\d+-amd64"),
+        Kernel("6.1", r"linux-headers-6\.1\.0-\d+-amd64"),
+        Kernel("6.12", r"linux-headers-6\.12\.[\d.]+\+deb12-amd64"),
+        Kernel("7.2", r"linux-headers-7\.2\.[\d.]+\+deb13-amd64", foreign=True),
+    )
+}
+DRIVERS = {  # header name -> (package, suite's version prefix, path inside the package's tarball)
+    "470": ("nvidia-kernel-source", "470.", "modules/nvidia-kernel/nvidia/nv-p2p.h"),
+    "535": ("nvidia-open-kernel-source", "535.", "modules/nvidia-open-kernel/nvidia/nv-p2p.h"),
+    "550": ("nvidia-open-kernel-source", "550.", "modules/nvidia-open-kernel/nvidia/nv-p2p.h"),
+}
+BUILD_ROOT = ("base-files dash coreutils sed grep gawk findutils diffutils gcc-14 make libelf1t64 "
+              "binutils kmod perl-base bash libc6-dev").split()  # fmt: skip
+
+
+def _mirror() -> str:
+    """The server's address in this machine's apt configuration."""
+    text = ""
+    for file in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
+        if file.suffix in (".list", ".sources", ""):
+            text += file.read_text(errors="replace") + "\n" if file.is_file() else ""
+    for pattern in (r"^URIs:\s*(\S+/debian)/?\s*$", r"^deb\s+(?:\[.*\]\s+)?(\S+/debian)/?\s"):
+        if found := re.search(pattern, text, re.MULTILINE):
+            return found[1]
+    raise LabError("no Debian package server in /etc/apt: the lab runs on Debian, with apt set up")
+
+
+class Apt:
+    """apt-get and apt-cache on a private list of sources."""
+
+    def __init__(self) -> None:
+        self.folder = CACHE / "apt"
+        (self.folder / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+        sources = self.folder / "sources.list"
+        mirror = _mirror()
+        options = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+        lines = []
+        for suite in SUITES:
+            uri = mirror + "-security" if SECURITY.search(suite) else mirror
+            parts = "main contrib non-free" + ("" if "bullseye" in suite else " non-free-firmware")
+            lines.append(f"deb {options} {uri} {suite} {parts}")
+        sources.write_text("\n".join(lines) + "\n")
+        self.options = [
+            "-o", f"Dir::Etc::sourcelist={sources}", "-o", "Dir::Etc::sourceparts=-",
+            "-o", f"Dir::State::lists={self.folder / 'lists'}", "-o", "APT::Get::List-Cleanup=0",
+            "-o", f"Dir::Cache::pkgcache={self.folder / 'pkgcache.bin'}",
+            "-o", f"Dir::Cache::srcpkgcache={self.folder / 'srcpkgcache.bin'}",
+            "-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none",
+        ]  # fmt: skip
+        stamp = self.folder / "updated"
+        if not stamp.exists():
+            run(["apt-get", *self.options, "update"])
+            stamp.touch()
+
+    def names(self, pattern: str) -> list[str]:
+        """Package names that match, oldest version first."""
+        found = run(["apt-cache", *self.options, "pkgnames"]).split()
+        match = re.compile(pattern)
+        return sorted((n for n in found if match.fullmatch(n)), key=_natural)
+
+    def versions(self, package: str) -> list[str]:
+        """Versions of a package, newest first."""
+        text = run(["apt-cache", *self.options, "madison", package])
+        return [line.split("|")[1].strip() for line in text.splitlines() if "|" in line]
+
+    def unpack(self, package: str, into: Path, version: str | None = None) -> None:
+        """Download a package and unpack it."""
+        debs = CACHE / "debs"
+        debs.mkdir(parents=True, exist_ok=True)
+        what = package if version is None else f"{package}={version}"
+        there = sorted(debs.glob(f"{package}_*.deb"))
+        if version is not None or not there:
+            run(["apt-get", *self.options, "download", what], cwd=debs)
+            there = sorted(debs.glob(f"{package}_*.deb"), key=lambda f: f.stat().st_mtime)
+        run(["dpkg", "-x", there[-1], into])
+
+
+def _natural(name: str) -> list[object]:
+    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A kernel ready to build against and to boot."""
+
+    series: str
+    release: str
+    image: Path
+    headers: Path
+    root: Path | None
+    """The folder to chroot into for building, or None."""
+
+
+def kernel(series: str) -> Unpacked:
+    """Fetch a kernel of KERNELS, its headers relocated. Cached."""
+    what = KERNELS[series]
+    base = CACHE / "kernels" / series
+    done = base / "release"
+    if not done.exists():
+        shutil.rmtree(base, ignore_errors=True)
+        base.mkdir(parents=True)
+        apt = Apt()
+        names = apt.names(what.package)
+        if not names:
+            raise LabError(f"no package {what.package} in the suites {', '.join(SUITES)}")
+        headers = names[-1]
+        release = headers.removeprefix("linux-headers-")
+        tree = base / "root"
+        tree.mkdir()
+        if what.foreign:
+            _build_root(apt, tree)
+        common = release.removesuffix("-amd64") + "-common"
+        apt.unpack(headers, tree)
+        apt.unpack(f"linux-headers-{common}", tree)
+        apt.unpack(_kbuild(apt, release), tree)
+        image = f"linux-image-{release}-unsigned"
+        if not apt.names(re.escape(image)):
+            image = f"linux-image-{release}"
+        binary = f"linux-binary-{release}"
+        for name in (image, binary):
+            if apt.names(re.escape(name)):
+                apt.unpack(name, tree)
+        done.write_text(release)
+    release = done.read_text()
+    tree = base / "root"
+    headers_path = tree / "usr/src" / f"linux-headers-{release}"
+    if not what.foreign:
+        makefile = headers_path / "Makefile"
+        text = makefile.read_text()
+        if str(tree) not in text:
+            makefile.write_text(re.sub(r"([ =])/usr/src/", rf"\g<1>{tree}/usr/src/", text))
+    images = [*tree.glob(f"boot/vmlinuz-{release}"),
+              *tree.glob(f"usr/lib/modules/{release}/vmlinuz"),
+              *tree.glob(f"lib/modules/{release}/vmlinuz")]  # fmt: skip
+    if not images:
+        raise LabError(f"no kernel image of {release} under {tree}")
+    return Unpacked(series, release, images[0], headers_path, tree if what.foreign else None)
+
+
+def _kbuild(apt: Apt, release: str) -> str:
+    """The package with the build tools of a kernel release."""
+    version = re.match(r"(\d+\.\d+)", release)[1]  # type: ignore[index]
+    abi = release.removesuffix("-amd64")
+    for name in (f"linux-kbuild-{abi}", f"linux-kbuild-{version}"):
+        if apt.names(re.escape(name)):
+            return name
+    raise LabError(f"no linux-kbuild package for {release}")
+
+
+def _build_root(apt: Apt, tree: Path) -> None:
+    """Newer build tools in a folder: what a kernel of another suite was built with."""
+    status = apt.folder / "empty-status"
+    status.write_text("")
+    debs = CACHE / "debs-trixie"
+    (debs / "partial").mkdir(parents=True, exist_ok=True)
+    run(["apt-get", "-y", *apt.options, "-o", f"Dir::State::status={status}",
+         "-o", "APT::Default-Release=trixie", "-o", "APT::Install-Recommends=0",
+         "-o", f"Dir::Cache::archives={debs}", "--download-only", "install", *BUILD_ROOT])  # fmt: skip
+    files = sorted(debs.glob("*.deb"), key=lambda f: not f.name.startswith("base-files_"))
+    for deb in files:
+        run(["dpkg", "-x", deb, tree])
+    awk = tree / "usr/bin/awk"
+    if not awk.exists():
+        awk.symlink_to("gawk")
+
+
+def driver_header(name: str) -> Path:
+    """NVIDIA's own nv-p2p.h of a driver series, out of Debian's packages. Cached."""
+    package, prefix, inside = DRIVERS[name]
+    folder = CACHE / "headers" / name
+    header = folder / "nv-p2p.h"
+    if not header.exists():
+        apt = Apt()
+        version = next((v for v in apt.versions(package) if v.startswith(prefix)), None)
+        if version is None:
+            raise LabError(f"no {package} {prefix}x in the suites; there are {apt.versions(package)}")
+        tree = folder / "package"
+        tree.mkdir(parents=True, exist_ok=True)
+        apt.unpack(package, tree, version)
+        tarball = next((tree / "usr/src").glob("*.tar.xz"))
+        run(["tar", "-xf", tarball, "-C", folder, inside])
+        shutil.copy(folder / inside, header)
+        shutil.rmtree(tree)
+    return header
