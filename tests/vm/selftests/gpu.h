@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/* Shorthand for the two devices that the tests talk to. */
+#ifndef GPU_H
+#define GPU_H
+
+#include "p2pmod.h"
+#include "standin.h"
+#include "tap.h"
+
+#define GPU_PAGE ((size_t)P2PMOD_GPU_PAGE_SIZE)
+#define CPU_PAGE ((size_t)4096)
+
+struct gpu {
+	int fd;
+	uint64_t va;
+	size_t length;
+	volatile uint8_t *view; /* what the GPU sees */
+};
+
+static int standin_control(int fd, uint32_t op, uint64_t value)
+{
+	struct standin_control c = {sizeof(c), op, value};
+
+	return ioctl(fd, STANDIN_CONTROL, &c);
+}
+
+/* Device memory, with the GPU's own view of it. */
+static struct gpu gpu_alloc(size_t length)
+{
+	struct standin_alloc a = {.size = sizeof(a), .length = length};
+	struct gpu gpu = {.length = length};
+
+	gpu.fd = open(STANDIN_NODE, O_RDWR | O_CLOEXEC);
+	ASSERT(gpu.fd >= 0);
+	ASSERT(ioctl(gpu.fd, STANDIN_ALLOC, &a) == 0);
+	gpu.va = a.va;
+	gpu.view = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, gpu.fd, 0);
+	ASSERT(gpu.view != MAP_FAILED);
+	return gpu;
+}
+
+static void gpu_free(struct gpu *gpu)
+{
+	ASSERT(ioctl(gpu->fd, STANDIN_FREE) == 0);
+}
+
+static uint64_t gpu_pins(void)
+{
+	struct standin_query q = {.size = sizeof(q)};
+	int fd = open(STANDIN_NODE, O_RDWR);
+
+	ASSERT(fd >= 0 && ioctl(fd, STANDIN_QUERY, &q) == 0);
+	close(fd);
+	return q.pins;
+}
+
+static int p2p_open(void)
+{
+	int fd = open(P2PMOD_NODE, O_RDWR | O_CLOEXEC);
+
+	ASSERT(fd >= 0);
+	return fd;
+}
+
+static int p2p_pin_flags(int fd, uint64_t va, uint64_t length, uint32_t flags,
+			 struct p2pmod_pin *pin)
+{
+	*pin = (struct p2pmod_pin){.size = sizeof(*pin), .flags = flags, .address = va,
+				   .length = length};
+	return ioctl(fd, P2PMOD_PIN, pin);
+}
+
+static int p2p_pin(int fd, uint64_t va, uint64_t length, struct p2pmod_pin *pin)
+{
+	return p2p_pin_flags(fd, va, length, 0, pin);
+}
+
+static int p2p_unpin(int fd, uint32_t handle)
+{
+	struct p2pmod_unpin u = {sizeof(u), handle};
+
+	return ioctl(fd, P2PMOD_UNPIN, &u);
+}
+
+static int p2p_status(int fd, uint32_t handle, struct p2pmod_status *s)
+{
+	*s = (struct p2pmod_status){.size = sizeof(*s), .handle = handle};
+	return ioctl(fd, P2PMOD_STATUS, s);
+}
+
+static void *p2p_map(int fd, const struct p2pmod_pin *pin, size_t offset, size_t length)
+{
+	return mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, pin->map_offset + offset);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+/* A module parameter, written as text. */
+static int parameter(const char *name, const char *value)
+{
+	char path[128];
+	int fd, ok;
+
+	snprintf(path, sizeof(path), "/sys/module/p2pmod/parameters/%s", name);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return -1;
+	ok = write(fd, value, strlen(value)) == (ssize_t)strlen(value);
+	close(fd);
+	return ok ? 0 : -1;
+}
+
+#endif /* GPU_H */
