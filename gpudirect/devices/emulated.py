@@ -17,6 +17,8 @@ from __future__ import annotations
 import bisect
 import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import queue
 import threading
@@ -516,10 +518,21 @@ class StandIn:
 
     def allocate(self, size: int, ptr: int) -> int:
         """A descriptor that is ``size`` bytes of device memory at the device address ``ptr``."""
-        raise NotImplementedError
+        argument = _native.ffi.new("struct standin_alloc *")
+        argument.size = _native.ffi.sizeof("struct standin_alloc")
+        argument.length, argument.va = size, ptr
+        fd = os.open(self.NODE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _native.lib.STANDIN_ALLOC, _native.ffi.buffer(argument), True)
+        except OSError as e:
+            os.close(fd)
+            if e.errno == errno.ENOMEM:
+                raise OutOfMemoryError(
+                    f"the stand-in driver's BAR has no {size} bytes left; close arrays"
+                ) from e
+            raise DeviceError(f"the stand-in driver refused {size} bytes: {e.strerror}") from e
+        return fd
 
     def free(self, fd: int) -> None:
         """Free the memory now, pins and all, whoever else holds the descriptor."""
-        raise NotImplementedError
-
-
+        fcntl.ioctl(fd, _native.lib.STANDIN_FREE)
