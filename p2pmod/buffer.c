@@ -271,7 +271,9 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 		return err;
 
 	err = -ENOMEM;
-	buffer = kvzalloc(struct_size(buffer, bus, span >> GPU_PAGE_SHIFT), GFP_KERNEL_ACCOUNT);
+	/* the length is the caller's word: too much of it is no warning and kills no process */
+	buffer = kvzalloc(struct_size(buffer, bus, span >> GPU_PAGE_SHIFT),
+			  GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
 	if (!buffer)
 		goto undo_charge;
 	kref_init(&buffer->ref);

@@ -266,8 +266,11 @@ static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 	struct p2pmod_buffer *buffer;
 	int err = 0;
 
-	/* a private writable mapping of such pages is a BUG in the kernel's copy-on-write */
-	if (!(vma->vm_flags & VM_SHARED))
+	/*
+	 * A private writable mapping of such pages is a BUG in the kernel's copy-on-write. VM_MAYSHARE
+	 * is MAP_SHARED; VM_SHARED is missing where the descriptor is not open for writing.
+	 */
+	if (!(vma->vm_flags & VM_MAYSHARE))
 		return -EINVAL;
 	if (vma->vm_flags & VM_EXEC)
 		return -EACCES;

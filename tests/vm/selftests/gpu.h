@@ -17,7 +17,7 @@ struct gpu {
 	volatile uint8_t *view; /* what the GPU sees */
 };
 
-static int standin_control(int fd, uint32_t op, uint64_t value)
+static inline int standin_control(int fd, uint32_t op, uint64_t value)
 {
 	struct standin_control c = {sizeof(c), op, value};
 
@@ -25,7 +25,7 @@ static int standin_control(int fd, uint32_t op, uint64_t value)
 }
 
 /* Device memory, with the GPU's own view of it. */
-static struct gpu gpu_alloc(size_t length)
+static inline struct gpu gpu_alloc(size_t length)
 {
 	struct standin_alloc a = {.size = sizeof(a), .length = length};
 	struct gpu gpu = {.length = length};
@@ -39,12 +39,12 @@ static struct gpu gpu_alloc(size_t length)
 	return gpu;
 }
 
-static void gpu_free(struct gpu *gpu)
+static inline void gpu_free(struct gpu *gpu)
 {
 	ASSERT(ioctl(gpu->fd, STANDIN_FREE) == 0);
 }
 
-static uint64_t gpu_pins(void)
+static inline uint64_t gpu_pins(void)
 {
 	struct standin_query q = {.size = sizeof(q)};
 	int fd = open(STANDIN_NODE, O_RDWR);
@@ -54,7 +54,7 @@ static uint64_t gpu_pins(void)
 	return q.pins;
 }
 
-static int p2p_open(void)
+static inline int p2p_open(void)
 {
 	int fd = open(P2PMOD_NODE, O_RDWR | O_CLOEXEC);
 
@@ -62,7 +62,7 @@ static int p2p_open(void)
 	return fd;
 }
 
-static int p2p_pin_flags(int fd, uint64_t va, uint64_t length, uint32_t flags,
+static inline int p2p_pin_flags(int fd, uint64_t va, uint64_t length, uint32_t flags,
 			 struct p2pmod_pin *pin)
 {
 	*pin = (struct p2pmod_pin){.size = sizeof(*pin), .flags = flags, .address = va,
@@ -70,30 +70,30 @@ static int p2p_pin_flags(int fd, uint64_t va, uint64_t length, uint32_t flags,
 	return ioctl(fd, P2PMOD_PIN, pin);
 }
 
-static int p2p_pin(int fd, uint64_t va, uint64_t length, struct p2pmod_pin *pin)
+static inline int p2p_pin(int fd, uint64_t va, uint64_t length, struct p2pmod_pin *pin)
 {
 	return p2p_pin_flags(fd, va, length, 0, pin);
 }
 
-static int p2p_unpin(int fd, uint32_t handle)
+static inline int p2p_unpin(int fd, uint32_t handle)
 {
 	struct p2pmod_unpin u = {sizeof(u), handle};
 
 	return ioctl(fd, P2PMOD_UNPIN, &u);
 }
 
-static int p2p_status(int fd, uint32_t handle, struct p2pmod_status *s)
+static inline int p2p_status(int fd, uint32_t handle, struct p2pmod_status *s)
 {
 	*s = (struct p2pmod_status){.size = sizeof(*s), .handle = handle};
 	return ioctl(fd, P2PMOD_STATUS, s);
 }
 
-static void *p2p_map(int fd, const struct p2pmod_pin *pin, size_t offset, size_t length)
+static inline void *p2p_map(int fd, const struct p2pmod_pin *pin, size_t offset, size_t length)
 {
 	return mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, pin->map_offset + offset);
 }
 
-static uint64_t now_ns(void)
+static inline uint64_t now_ns(void)
 {
 	struct timespec t;
 
@@ -102,7 +102,7 @@ static uint64_t now_ns(void)
 }
 
 /* A module parameter, written as text. */
-static int parameter(const char *name, const char *value)
+static inline int parameter(const char *name, const char *value)
 {
 	char path[128];
 	int fd, ok;
