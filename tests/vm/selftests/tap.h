@@ -68,7 +68,7 @@ static int tap_count;
 
 #define TAP_TIMEOUT 120 /* seconds; under software emulation */
 
-static int tap_main(const char *only)
+static inline int tap_main(const char *only)
 {
 	int failures = 0, ran = 0;
 

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+/*
+ * Random sequences of calls from several processes: pin, unpin, map, unmap, touch, fork, revoke,
+ * free, garbage. Nothing is expected of a single call; the kernel's log is the result.
+ *
+ *   fuzz [SEED [CALLS [SECONDS [PROCESSES]]]]
+ *
+ * Each process draws from its own generator, seeded by SEED and its number: the same SEED gives the
+ * same calls in each process (their interleaving is the scheduler's). Prints the calls made; fails
+ * if fewer than CALLS were made in SECONDS, or if anything is still pinned afterwards.
+ */
+#include "tap.h"
+
+#include <sched.h>
+#include <setjmp.h>
+
+#include "gpu.h"
+
+#define FILES 3
+#define MEMORIES 3
+#define MAPS 6
+#define HANDLES 8
+
+struct shared {
+	uint64_t calls, faults, succeeded;
+};
+
+static struct shared *shared;
+static uint64_t state;
+static sigjmp_buf escape;
+
+static uint64_t draw(void) /* splitmix64 */
+{
+	uint64_t z = state += 0x9e3779b97f4a7c15ull;
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+	return z ^ (z >> 31);
+}
+
+static uint64_t below(uint64_t n)
+{
+	return draw() % n;
+}
+
+/* Mostly sensible, sometimes at an edge, sometimes anything. */
+static uint64_t number(uint64_t sensible)
+{
+	static const uint64_t edges[] = { 0, 1, 4095, 4096, 65535, 65536, 65537, 1ull << 32,
+					  1ull << 44, (1ull << 44) + 1, INT64_MAX, UINT64_MAX };
+
+	switch (below(16)) {
+	case 0:
+		return edges[below(sizeof(edges) / sizeof(edges[0]))];
+	case 1:
+		return draw() >> below(64);
+	}
+	return sensible;
+}
+
+static void on_fault(int signal)
+{
+	siglongjmp(escape, signal);
+}
+
+static void touch(volatile uint8_t *at, int store)
+{
+	if (sigsetjmp(escape, 1)) {
+		__atomic_fetch_add(&shared->faults, 1, __ATOMIC_RELAXED);
+		return;
+	}
+	if (store)
+		*at = 1;
+	else
+		(void)*at;
+}
+
+struct memory {
+	int fd;
+	uint64_t va, length;
+};
+
+static void allocate(struct memory *m)
+{
+	struct standin_alloc a = { .size = sizeof(a), .length = (1 + below(24)) * GPU_PAGE };
+
+	if (m->fd >= 0)
+		close(m->fd);
+	m->fd = open(STANDIN_NODE, O_RDWR | O_CLOEXEC);
+	if (m->fd < 0 || ioctl(m->fd, STANDIN_ALLOC, &a))
+		return;
+	m->va = a.va;
+	m->length = a.length;
+}
+
+static int garbage(int fd)
+{
+	static uint64_t bytes[64];
+	size_t i;
+
+	for (i = 0; i < 64; i++)
+		bytes[i] = below(3) ? 0 : draw() >> below(64);
+	bytes[0] = (bytes[0] & ~0xffffffffull) | (uint32_t)(below(2) ? 8 * below(10) : number(64));
+	return ioctl(fd, below(8) ? _IOC(3, P2PMOD_MAGIC, 0x3f + below(8), 64) : (uint32_t)draw(),
+		     below(16) ? (uintptr_t)bytes : (uintptr_t)draw());
+}
+
+static void process(int number_, uint64_t seed, uint64_t calls, time_t until, int depth)
+{
+	struct { void *at; size_t length; } maps[MAPS] = {};
+	struct p2pmod_pin pins[HANDLES] = {};
+	struct memory memories[MEMORIES] = {};
+	uint64_t addresses[32], i, mine = 0;
+	int files[FILES];
+
+	state = seed * 1000003 + number_;
+	for (i = 0; i < FILES; i++)
+		files[i] = open(P2PMOD_NODE, O_RDWR | O_CLOEXEC);
+	for (i = 0; i < MEMORIES; i++) {
+		memories[i].fd = -1;
+		allocate(&memories[i]);
+	}
+	while (mine < calls && ((mine & 63) || time(NULL) < until)) {
+		struct memory *m = &memories[below(MEMORIES)];
+		unsigned int slot = below(HANDLES), at = below(MAPS);
+		struct p2pmod_pin *pin = &pins[slot];
+		int *fd = &files[slot % FILES], r = 0;
+
+		mine++;
+		switch (below(24)) {
+		case 0 ... 5: {
+			uint64_t offset = below(m->length ? m->length : 1);
+
+			r = p2p_pin_flags(*fd, number(m->va + offset),
+					  number(1 + below(m->length - offset + 1)),
+					  below(8) ? 0 : (uint32_t)draw() >> below(32), pin);
+			break;
+		}
+		case 6 ... 8:
+			r = p2p_unpin(*fd, number(pin->handle));
+			break;
+		case 9 ... 11:
+			if (maps[at].at)
+				munmap(maps[at].at, maps[at].length);
+			maps[at].length = CPU_PAGE * (1 + below(20));
+			maps[at].at = mmap(NULL, maps[at].length, below(8) ? 3 : (int)below(8),
+					   below(8) ? MAP_SHARED : MAP_PRIVATE, *fd,
+					   number(pin->map_offset + CPU_PAGE * below(16)));
+			if (maps[at].at == MAP_FAILED) {
+				maps[at].at = NULL;
+				r = -1;
+			}
+			break;
+		case 12 ... 16:
+			if (maps[at].at)
+				touch((uint8_t *)maps[at].at + below(maps[at].length), below(2));
+			break;
+		case 17: /* a hole; a move */
+			if (!maps[at].at)
+				break;
+			if (below(2))
+				r = munmap((char *)maps[at].at +
+						   maps[at].length / CPU_PAGE / 2 * CPU_PAGE, CPU_PAGE);
+			else
+				r = mprotect(maps[at].at, CPU_PAGE, below(8));
+			break;
+		case 18: {
+			struct p2pmod_pages p = { .size = sizeof(p), .handle = number(pin->handle),
+						  .first = number(0), .count = below(33),
+						  .addresses = below(8) ? (uintptr_t)addresses : draw() };
+
+			r = ioctl(*fd, P2PMOD_PAGES, &p);
+			break;
+		}
+		case 19: {
+			struct p2pmod_status s;
+
+			r = p2p_status(*fd, number(pin->handle), &s);
+			break;
+		}
+		case 20:
+			r = garbage(*fd);
+			break;
+		case 21:
+			r = standin_control(m->fd, below(6) ? STANDIN_REVOKE : STANDIN_FAIL_NEXT,
+					    below(3) ? 0 : 1 + below(4));
+			break;
+		case 22:
+			if (below(4) == 0)
+				allocate(m);
+			else if (below(4) == 0) {
+				close(*fd);
+				*fd = open(P2PMOD_NODE, O_RDWR | O_CLOEXEC);
+			}
+			break;
+		case 23:
+			if (!depth && below(40) == 0) { /* a child with the same descriptors */
+				pid_t child = fork();
+
+				if (!child) {
+					for (i = 0; i < 20; i++)
+						p2p_unpin(files[i % FILES], pins[i % HANDLES].handle);
+					process(number_ + 1000, seed + mine, 200, until, 1);
+					_exit(0);
+				}
+				if (below(2))
+					kill(child, SIGKILL);
+				waitpid(child, NULL, 0);
+			}
+			break;
+		}
+		if (!r)
+			__atomic_fetch_add(&shared->succeeded, 1, __ATOMIC_RELAXED);
+		__atomic_fetch_add(&shared->calls, 1, __ATOMIC_RELAXED);
+	}
+}
+
+int main(int count, char **words)
+{
+	uint64_t seed = count > 1 ? strtoull(words[1], NULL, 0) : 1;
+	uint64_t calls = count > 2 ? strtoull(words[2], NULL, 0) : 20000;
+	time_t until = time(NULL) + (count > 3 ? atoi(words[3]) : 60);
+	int processes = count > 4 ? atoi(words[4]) : 4, i, status, bad = 0;
+	struct sigaction action = { .sa_handler = on_fault };
+
+	sigaction(SIGBUS, &action, NULL);
+	sigaction(SIGSEGV, &action, NULL);
+	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared == MAP_FAILED || processes < 1)
+		return 2;
+	printf("TAP version 13\n1..2\n");
+	fflush(stdout);
+	for (i = 0; i < processes; i++)
+		if (!fork()) {
+			process(i, seed, calls / processes + 1, until, 0);
+			_exit(0);
+		}
+	for (i = 0; i < processes; i++)
+		if (wait(&status) < 0 || status) {
+			DIAG("a process ended with status %#x", status);
+			bad = 1;
+		}
+	bad |= shared->calls < calls;
+	DIAG("seed %llu: %llu calls of %llu, %llu succeeded, %llu accesses faulted",
+	     (unsigned long long)seed, (unsigned long long)shared->calls, (unsigned long long)calls,
+	     (unsigned long long)shared->succeeded, (unsigned long long)shared->faults);
+	printf("%s 1 fuzz_made_its_calls\n", bad ? "not ok" : "ok");
+	sleep(1); /* revocations on their way */
+	i = gpu_pins() != 0;
+	printf("%s 2 fuzz_left_nothing_pinned\n", i ? "not ok" : "ok");
+	return bad || i;
+}
