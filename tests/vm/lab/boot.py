@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packages import CACHE, LabError, Unpacked, run
+from packages import CACHE, LabError, Unpacked
 
 DONE = "lab-guest-finished"
 
@@ -109,11 +108,12 @@ def initramfs(files: dict[str, Path], script: str, target: Path) -> None:
 
 def boot(
     kernel: Unpacked, files: dict[str, Path], script: str, *, timeout: float = 300,
-    bar: int = 256, memory: int = 1024, append: Sequence[str] = (),
+    bar: int = 256, memory: int = 1024, append: Sequence[str] = (), share: bool = False,
 ) -> Result:
     """Boot, run ``script`` as /run.sh, and read TAP and the kernel's log from the console.
 
-    bar: MiB of the PCI device's memory BAR. memory: MiB of the guest.
+    bar: MiB of the PCI device's memory BAR. memory: MiB of the guest. share: this machine's file
+    system is offered read-only as the 9p tag "root".
     """
     if shutil.which("qemu-system-x86_64") is None:
         raise LabError("qemu-system-x86_64 is missing: apt-get install qemu-system-x86")
@@ -128,6 +128,9 @@ def boot(
             "-initrd", str(image), "-append",
             " ".join(["console=ttyS0", "panic=-1", "oops=panic", "quiet", *append]),
         ]  # fmt: skip
+        if share:
+            command += ["-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,"
+                        "multidevs=remap"]  # fmt: skip
         start = time.monotonic()
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -145,5 +148,3 @@ def boot(
     result.splats = splats(text)
     return result
 
-
-__all__ = ["DONE", "Result", "boot", "initramfs", "os", "run", "splats"]

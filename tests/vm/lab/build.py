@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from packages import CACHE, LabError, Unpacked, driver_header, run
+from packages import CACHE, Apt, Unpacked, driver_header, run
 
 ROOT = Path(__file__).resolve().parents[3]
 VM = ROOT / "tests" / "vm"
@@ -109,9 +109,47 @@ def gpl_only_symbols(module: Path, symvers: Path, own: Path | None = None) -> li
     return sorted(found)
 
 
-def static_checks() -> str:
-    """sparse and checkpatch over the module; their complaints, '' when there are none."""
-    raise LabError("not yet")
+def sparse(kernel: Unpacked) -> list[str]:
+    """What sparse says of the module."""
+    work = CACHE / "work" / f"sparse-{kernel.series}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    shutil.copy(ROOT / "Kbuild", work)
+    shutil.copytree(ROOT / "p2pmod", work / "p2pmod", ignore=shutil.ignore_patterns("*.o", "*.ko"))
+    log = _make(kernel, work, ".", ["C=2", "CHECK=sparse", "W=1", "P2PMOD_TEST=m",
+                                    "KBUILD_MODPOST_WARN=1"], "")  # fmt: skip
+    return [x for x in log.splitlines() if f"{work}/p2pmod" in x and ("warning:" in x or "error:" in x)]
 
 
-_ = subprocess
+# complaints of checkpatch that are wrong here: (file, type) -> why
+EXCEPTIONS = {
+    ("p2pmod/compat.h", "CONSTANT_COMPARISON"): "LINUX_VERSION_CODE is compared as everywhere in Linux",
+    ("p2pmod/test/quixote.c", "SPLIT_STRING"): "the string is a novel, not a message to grep for",
+}
+
+
+def checkpatch() -> list[str]:
+    """What checkpatch.pl of a kernel's source says of the module."""
+    folder = CACHE / "checkpatch"
+    script = folder / "checkpatch.pl"
+    if not script.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        Apt().unpack("linux-source-6.1", folder / "package")
+        archive = next((folder / "package/usr/src").glob("linux-source-*.tar.xz"))
+        names = [f"linux-source-6.1/scripts/{n}" for n in ("checkpatch.pl", "spelling.txt",
+                                                           "const_structs.checkpatch")]  # fmt: skip
+        run(["tar", "-xf", archive, "-C", folder, "--strip-components=2", *names])
+        shutil.rmtree(folder / "package")
+    files = sorted([*(ROOT / "p2pmod").glob("*.[ch]"), *(ROOT / "p2pmod/test").glob("*.c")])
+    # line length is the project's own
+    done = subprocess.run(
+        ["perl", script, "--no-tree", "--terse", "--show-types", "--max-line-length=100",
+         "--ignore", "LINUX_VERSION_CODE,PREFER_KERNEL_TYPES", "-f", *files],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    found = []
+    for line in done.stdout.replace(f"{ROOT}/", "").splitlines():
+        told = re.match(r"(\S+?):\d+: (?:WARNING|ERROR|CHECK):(\w+):", line)
+        if told and (told[1], told[2]) not in EXCEPTIONS:
+            found.append(line)
+    return found
