@@ -133,7 +133,7 @@ class EmulatedMemory(DeviceMemory):
         if fd < 0:
             return
         if not self.device.forked:
-            self.device.release(self)
+            self.device.release(self, fd)
         if self._view:
             _native.lib.gd_unmap(self._view, self.size)
             self._view = 0
@@ -364,7 +364,7 @@ class EmulatedDevice(Device):
         os.truncate(fd, size)
         return fd
 
-    def release(self, block: EmulatedMemory) -> None:
+    def release(self, block: EmulatedMemory, fd: int) -> None:
         """Called by ``EmulatedMemory.free``: nobody uses the block any more."""
         with self.lock:
             del self._blocks[block.ptr]
@@ -373,7 +373,7 @@ class EmulatedDevice(Device):
             with contextlib.suppress(DeviceError):  # a lost device has unmapped everything
                 self.process.unmap(block.ptr, block.size)
             if self._stand_in:
-                self._stand_in.free(block._fd)
+                self._stand_in.free(fd)
             _native.lib.gd_unmap(block.ptr, block.size)
             self._addresses.give(block.ptr, block.size)
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boot
-import build
 import packages
 from packages import CACHE, LabError, Unpacked, run
+
+import build
 
 ROOT = build.ROOT
 RESULTS = CACHE / "results"
@@ -293,7 +294,7 @@ def python_suite(kernel: Unpacked) -> boot.Result:
     script = (
         MOUNT.format(modules=" ".join(f"/drivers/{f.name}" for f in drivers))
         + LOAD.format(version=VERSIONS["1.2"])
-        + f"chroot /host /bin/sh -c 'cd {ROOT} && env {setting} {python} -m pytest -q -x -p "
+        + f"chroot /host /bin/sh -c 'cd {ROOT} && env {setting} {python} -m pytest -q --color=no -p "
         "no:cacheprovider --timeout 900 tests/bridges tests/unit; echo suite-exit-$?'\n"
         "cat /proc/driver/p2pmod\n"
     )
