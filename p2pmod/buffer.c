@@ -195,6 +195,11 @@ static int read_table(struct p2pmod_buffer *buffer)
 	if (major < 1 || major > 2 || (u32)table->page_size != NV_PAGE_SIZE_64KB ||
 	    table->entries < buffer->pages)
 		return -EIO;
+	/* only now: the length was the caller's word until the driver found that much memory */
+	buffer->bus = kvmalloc_array(buffer->pages, sizeof(*buffer->bus),
+				     GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!buffer->bus)
+		return -ENOMEM;
 	for (i = 0; i < buffer->pages; i++) {
 		buffer->bus[i] = table->pages[i]->physical_address;
 		if (!IS_ALIGNED(buffer->bus[i], GPU_PAGE))
@@ -209,7 +214,8 @@ static void buffer_free(struct p2pmod_buffer *buffer)
 	struct p2pmod_file *file = buffer->file;
 
 	uncharge(file, buffer->span);
-	kvfree(buffer);
+	kvfree(buffer->bus);
+	kfree(buffer);
 	p2pmod_file_put(file);
 }
 
@@ -271,9 +277,7 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 		return err;
 
 	err = -ENOMEM;
-	/* the length is the caller's word: too much of it is no warning and kills no process */
-	buffer = kvzalloc(struct_size(buffer, bus, span >> GPU_PAGE_SHIFT),
-			  GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
+	buffer = kzalloc(sizeof(*buffer), GFP_KERNEL_ACCOUNT);
 	if (!buffer)
 		goto undo_charge;
 	kref_init(&buffer->ref);
@@ -343,7 +347,7 @@ undo_cookie:
 	complete_all(&buffer->ready);
 	xa_erase(&cookies, buffer->cookie);
 undo_buffer:
-	kvfree(buffer);
+	kfree(buffer);
 	p2pmod_file_put(file);
 undo_charge:
 	uncharge(file, span);

@@ -62,7 +62,7 @@ struct p2pmod_buffer {
 	struct list_head listeners; /* under file->lock */
 	struct completion ready;    /* @bus is filled in: the callback may go on */
 	struct nvidia_p2p_page_table *table;
-	u64 bus[];              /* bus address of each GPU page */
+	u64 *bus;               /* bus address of each GPU page */
 };
 
 extern const struct file_operations p2pmod_fops;
