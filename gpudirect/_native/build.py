@@ -54,8 +54,10 @@ def builder() -> cffi.FFI:
                        if f.name not in ("mapped.c", "_cffi.c")),
         include_dirs=sorted({str(h.parent.relative_to(ROOT)) for h in headers}),
         depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), *headers)),
-        extra_compile_args=["-O3", "-fno-strict-aliasing", "-Wall", "-Wextra",
-                            "-Wno-unused-parameter"],
+        extra_compile_args=["-O3", "-fno-strict-aliasing",
+                            # a loop of stores to a mapping must not become a call of memcpy
+                            "-fno-tree-loop-distribute-patterns",
+                            "-Wall", "-Wextra", "-Wno-unused-parameter"],
         libraries=["pthread"],
     )  # fmt: skip
     return ffi

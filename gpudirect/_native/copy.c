@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Copies between ordinary memory and a mapping: choice of the instructions, fences, guards, and
- * what is made of the simple copy: fills, strided and scattered copies, copies by several threads.
+ * Copies between ordinary memory and a mapping: choice of the instructions, fences, guards, fills
+ * and scattered stores. Strided copies are in strided.c, several threads in threads.c.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,12 +16,11 @@
 #include <immintrin.h>
 #endif
 
-#define MAX_DIMS 8
-#define FILL_CHUNK 1024
+#define FILL_CHUNK 1024 /* bytes */
 
 static const struct gd_engine *selected;
 
-static const struct gd_engine *engine(void)
+const struct gd_engine *gd_engine(void)
 {
     const struct gd_engine *e = __atomic_load_n(&selected, __ATOMIC_RELAXED);
 
@@ -53,7 +52,7 @@ int gd_isa_usable(int index)
 
 const char *gd_isa_selected(void)
 {
-    return engine()->name;
+    return gd_engine()->name;
 }
 
 int gd_isa_select(const char *name)
@@ -84,11 +83,7 @@ void gd_fence(void)
 #endif
 }
 
-/*
- * Before loads that stream: without it the core may serve a line from a streaming buffer that an
- * earlier load left behind, which is older than what the device has now (Intel SDM, MOVNTDQA).
- */
-static void load_fence(void)
+void gd_load_fence(void)
 {
 #if defined(__x86_64__)
     _mm_mfence();
@@ -97,141 +92,99 @@ static void load_fence(void)
 #endif
 }
 
-int gd_write(uintptr_t dst, const char *src, size_t n, unsigned flags)
+/* Whether [a, a + n) and [b, b + m) share a byte. */
+static int overlap(uintptr_t a, size_t n, uintptr_t b, size_t m)
+{
+    return a < b + m && b < a + n;
+}
+
+/* ---- plain ---- */
+
+static void write_piece(const struct gd_job *job, size_t from, size_t n)
+{
+    job->engine->store((char *)job->mapped + from, job->other + from, n);
+}
+
+static void read_piece(const struct gd_job *job, size_t from, size_t n)
+{
+    gd_load_fence();
+    job->engine->load(job->other + from, (char *)job->mapped + from, n);
+}
+
+static void fill_piece(const struct gd_job *job, size_t from, size_t n)
+{
+    char chunk[FILL_CHUNK] __attribute__((aligned(64)));
+    char *to = (char *)job->mapped + from;
+    /* chunks end where lines of the mapping do */
+    size_t k = FILL_CHUNK - ((uintptr_t)to & 63);
+
+    memset(chunk, job->value, n < FILL_CHUNK ? n : FILL_CHUNK);
+    for (; n; to += k, n -= k, k = FILL_CHUNK) {
+        if (k > n)
+            k = n;
+        job->engine->store(to, chunk, k);
+    }
+}
+
+/* The whole job: with the copy threads if it is large enough and they are free, else here. */
+static int run(const struct gd_job *job)
 {
     struct gd_guard guard;
 
-    if (n == 0)
-        return 0;
-    if (!(flags & GD_ONE_THREAD) && gd_threads_wanted(n, 1))
-        return gd_threads_copy(engine(), (char *)dst, src, n, 1, flags);
-    if (flags & GD_GUARDED) {
-        if (gd_guard_enter(&guard, dst, n))
+    if (gd_threads_wanted(job->n, job->write) && !(job->flags & GD_ONE_THREAD)) {
+        int code = gd_threads_run(job);
+
+        if (code != -EBUSY)
+            return code;
+    }
+    if (job->flags & GD_GUARDED) {
+        if (gd_guard_enter(&guard, job->mapped & ~(uintptr_t)63, job->n + 128))
             return -EFAULT;
-        engine()->store((char *)dst, src, n);
-        if (!(flags & GD_NO_FENCE))
+        job->piece(job, 0, job->n);
+        if (job->write && !(job->flags & GD_NO_FENCE))
             gd_fence();
         gd_guard_leave(&guard);
         return 0;
     }
-    engine()->store((char *)dst, src, n);
-    if (!(flags & GD_NO_FENCE))
+    job->piece(job, 0, job->n);
+    if (job->write && !(job->flags & GD_NO_FENCE))
         gd_fence();
     return 0;
+}
+
+int gd_write(uintptr_t dst, const char *src, size_t n, unsigned flags)
+{
+    if (overlap(dst, n, (uintptr_t)src, n))
+        return n ? -EINVAL : 0;
+    if (n == 0)
+        return 0;
+    if (!(flags & GD_GUARDED) && (flags & GD_ONE_THREAD || !gd_threads_wanted(n, 1))) {
+        gd_engine()->store((char *)dst, src, n); /* the short way, for the small ones */
+        if (!(flags & GD_NO_FENCE))
+            gd_fence();
+        return 0;
+    }
+    return run(&(struct gd_job){.piece = write_piece, .engine = gd_engine(), .mapped = dst,
+                                .other = (char *)(uintptr_t)src, .n = n, .write = 1,
+                                .flags = flags});
 }
 
 int gd_read(char *dst, uintptr_t src, size_t n, unsigned flags)
 {
-    struct gd_guard guard;
-
+    if (overlap((uintptr_t)dst, n, src, n))
+        return n ? -EINVAL : 0;
     if (n == 0)
         return 0;
-    if (!(flags & GD_ONE_THREAD) && gd_threads_wanted(n, 0))
-        return gd_threads_copy(engine(), dst, (const char *)src, n, 0, flags);
-    load_fence();
-    if (flags & GD_GUARDED) {
-        if (gd_guard_enter(&guard, src & ~(uintptr_t)63, n + 128))
-            return -EFAULT;
-        engine()->load(dst, (const char *)src, n);
-        gd_guard_leave(&guard);
-        return 0;
-    }
-    engine()->load(dst, (const char *)src, n);
-    return 0;
+    return run(&(struct gd_job){.piece = read_piece, .engine = gd_engine(), .mapped = src,
+                                .other = dst, .n = n, .flags = flags});
 }
 
 int gd_fill(uintptr_t dst, int value, size_t n, unsigned flags)
 {
-    char chunk[FILL_CHUNK] __attribute__((aligned(64)));
-    int code = 0;
-
-    memset(chunk, value, sizeof(chunk));
-    for (size_t k; n && !code; dst += k, n -= k) {
-        k = n < FILL_CHUNK ? n : FILL_CHUNK;
-        code = gd_write(dst, chunk, k, flags | GD_NO_FENCE | GD_ONE_THREAD);
-    }
-    if (!(flags & GD_NO_FENCE))
-        gd_fence();
-    return code;
-}
-
-/* ---- strided ---- */
-
-struct walk {
-    const int64_t *shape, *mapped, *other; /* extents, and strides on both sides */
-    int ndim;                              /* dimensions outside the contiguous run */
-    size_t run;                            /* bytes that are contiguous on both sides */
-    int write;
-    const struct gd_engine *engine;
-};
-
-static void walk(const struct walk *w, int dim, char *mapped, char *other)
-{
-    if (dim == w->ndim) {
-        if (w->write)
-            w->engine->store(mapped, other, w->run);
-        else
-            w->engine->load(other, mapped, w->run);
-        return;
-    }
-    for (int64_t i = 0; i < w->shape[dim]; i++)
-        walk(w, dim + 1, mapped + i * w->mapped[dim], other + i * w->other[dim]);
-}
-
-static int copy_nd(char *mapped, const int64_t *mapped_strides, char *other,
-                   const int64_t *other_strides, const int64_t *shape, int ndim, size_t itemsize,
-                   unsigned flags, int write)
-{
-    struct walk w = {shape, mapped_strides, other_strides, ndim, itemsize, write, engine()};
-    uintptr_t low = (uintptr_t)mapped, high = low + itemsize;
-    struct gd_guard guard;
-
-    if (ndim < 0 || ndim > MAX_DIMS)
-        return -EINVAL;
-    for (int i = 0; i < ndim; i++) {
-        int64_t reach = (shape[i] - 1) * mapped_strides[i];
-
-        if (shape[i] < 0)
-            return -EINVAL;
-        if (shape[i] == 0)
-            return 0;
-        if (reach < 0)
-            low += (uintptr_t)reach;
-        else
-            high += (uintptr_t)reach;
-    }
-    while (w.ndim && mapped_strides[w.ndim - 1] == (int64_t)w.run &&
-           other_strides[w.ndim - 1] == (int64_t)w.run)
-        w.run *= (size_t)shape[--w.ndim];
-    if (!write)
-        load_fence();
-    if (flags & GD_GUARDED) {
-        if (gd_guard_enter(&guard, low & ~(uintptr_t)63, high - low + 128))
-            return -EFAULT;
-        walk(&w, 0, mapped, other);
-        if (write && !(flags & GD_NO_FENCE))
-            gd_fence();
-        gd_guard_leave(&guard);
+    if (n == 0)
         return 0;
-    }
-    walk(&w, 0, mapped, other);
-    if (write && !(flags & GD_NO_FENCE))
-        gd_fence();
-    return 0;
-}
-
-int gd_write_nd(uintptr_t dst, const int64_t *dst_strides, const char *src,
-                const int64_t *src_strides, const int64_t *shape, int ndim, size_t itemsize,
-                unsigned flags)
-{
-    return copy_nd((char *)dst, dst_strides, (char *)(uintptr_t)src, src_strides, shape, ndim,
-                   itemsize, flags, 1);
-}
-
-int gd_read_nd(char *dst, const int64_t *dst_strides, uintptr_t src, const int64_t *src_strides,
-               const int64_t *shape, int ndim, size_t itemsize, unsigned flags)
-{
-    return copy_nd((char *)src, src_strides, dst, dst_strides, shape, ndim, itemsize, flags, 0);
+    return run(&(struct gd_job){.piece = fill_piece, .engine = gd_engine(), .mapped = dst,
+                                .value = value, .n = n, .write = 1, .flags = flags});
 }
 
 /* ---- scattered ---- */
@@ -239,17 +192,21 @@ int gd_read_nd(char *dst, const int64_t *dst_strides, uintptr_t src, const int64
 int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, size_t count,
                unsigned flags)
 {
+    const struct gd_engine *engine = gd_engine();
     struct gd_guard guard;
 
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         if (pieces[i].length > dst_size || pieces[i].offset > dst_size - pieces[i].length)
             return -ERANGE;
-    if ((flags & GD_GUARDED) && gd_guard_enter(&guard, dst, dst_size))
+        if (overlap(dst, dst_size, (uintptr_t)pieces[i].source, pieces[i].length))
+            return -EINVAL;
+    }
+    if ((flags & GD_GUARDED) && gd_guard_enter(&guard, dst & ~(uintptr_t)63, dst_size + 128))
         return -EFAULT;
     for (size_t i = 0; i < count; i++)
         if (pieces[i].length)
-            engine()->store((char *)dst + pieces[i].offset,
-                            (const char *)(uintptr_t)pieces[i].source, pieces[i].length);
+            engine->store((char *)dst + pieces[i].offset,
+                          (const char *)(uintptr_t)pieces[i].source, pieces[i].length);
     if (!(flags & GD_NO_FENCE))
         gd_fence();
     if (flags & GD_GUARDED)
@@ -260,18 +217,22 @@ int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, si
 int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, size_t count,
                      const char *src, size_t itemsize, unsigned flags)
 {
+    const struct gd_engine *engine = gd_engine();
     struct gd_guard guard;
 
     if (itemsize == 0 || count == 0)
         return 0;
+    if (itemsize > dst_size)
+        return -ERANGE;
     for (size_t i = 0; i < count; i++)
-        if (itemsize > dst_size || offsets[i] < 0 ||
-            (uint64_t)offsets[i] > dst_size - itemsize)
+        if (offsets[i] < 0 || (uint64_t)offsets[i] > dst_size - itemsize)
             return -ERANGE;
-    if ((flags & GD_GUARDED) && gd_guard_enter(&guard, dst, dst_size))
+    if (count > SIZE_MAX / itemsize || overlap(dst, dst_size, (uintptr_t)src, count * itemsize))
+        return -EINVAL;
+    if ((flags & GD_GUARDED) && gd_guard_enter(&guard, dst & ~(uintptr_t)63, dst_size + 128))
         return -EFAULT;
     for (size_t i = 0; i < count; i++)
-        engine()->store((char *)dst + offsets[i], src + i * itemsize, itemsize);
+        engine->store((char *)dst + offsets[i], src + i * itemsize, itemsize);
     if (!(flags & GD_NO_FENCE))
         gd_fence();
     if (flags & GD_GUARDED)

@@ -25,79 +25,126 @@ uint64_t gd_now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-#define ACCESS(name, type, access)                                                                \
+/*
+ * Loads acquire: who has seen a flag sees what was written before it. (On x86 that is any load.)
+ * Accesses are naturally aligned words, so each is one transaction on the link.
+ */
+#define WORD(bits)                                                                                \
+    static void store##bits(uintptr_t address, uint##bits##_t value)                              \
+    {                                                                                             \
+        __atomic_store_n((uint##bits##_t *)address, value, __ATOMIC_RELAXED);                     \
+    }                                                                                             \
+                                                                                                  \
+    static uint##bits##_t load##bits(uintptr_t address)                                           \
+    {                                                                                             \
+        return __atomic_load_n((uint##bits##_t *)address, __ATOMIC_ACQUIRE);                      \
+    }                                                                                             \
+                                                                                                  \
+    int gd_store##bits(uintptr_t address, uint##bits##_t value, unsigned flags)                   \
     {                                                                                             \
         struct gd_guard guard;                                                                    \
                                                                                                   \
+        if (address % (bits / 8))                                                                 \
+            return -EINVAL;                                                                       \
         if (flags & GD_GUARDED) {                                                                 \
-            if (gd_guard_enter(&guard, address, sizeof(type)))                                    \
+            if (gd_guard_enter(&guard, address, bits / 8))                                        \
                 return -EFAULT;                                                                   \
-            access;                                                                               \
+            store##bits(address, value);                                                          \
             gd_guard_leave(&guard);                                                               \
         } else {                                                                                  \
-            access;                                                                               \
+            store##bits(address, value);                                                          \
         }                                                                                         \
-    }
-
-#define STORE(bits)                                                                               \
-    int gd_store##bits(uintptr_t address, uint##bits##_t value, unsigned flags)                   \
-    {                                                                                             \
-        ACCESS(store, uint##bits##_t, *(volatile uint##bits##_t *)address = value)                \
         if (!(flags & GD_NO_FENCE))                                                               \
             gd_fence();                                                                           \
         return 0;                                                                                 \
-    }
-
-#define LOAD(bits)                                                                                \
+    }                                                                                             \
+                                                                                                  \
     int gd_load##bits(uintptr_t address, uint##bits##_t *value, unsigned flags)                   \
     {                                                                                             \
-        ACCESS(load, uint##bits##_t, *value = *(volatile uint##bits##_t *)address)                \
-        return 0;                                                                                 \
-    }
-
-#define WAIT(bits)                                                                                \
-    int gd_wait##bits(uintptr_t address, uint##bits##_t value, int64_t timeout)                   \
-    {                                                                                             \
-        volatile uint##bits##_t *word = (volatile uint##bits##_t *)address;                       \
-        uint64_t end = 0;                                                                         \
+        struct gd_guard guard;                                                                    \
                                                                                                   \
-        if (*word == value)                                                                       \
+        if (address % (bits / 8))                                                                 \
+            return -EINVAL;                                                                       \
+        if (flags & GD_GUARDED) {                                                                 \
+            if (gd_guard_enter(&guard, address, bits / 8))                                        \
+                return -EFAULT;                                                                   \
+            *value = load##bits(address);                                                         \
+            gd_guard_leave(&guard);                                                               \
+        } else {                                                                                  \
+            *value = load##bits(address);                                                         \
+        }                                                                                         \
+        return 0;                                                                                 \
+    }                                                                                             \
+                                                                                                  \
+    static int spin##bits(uintptr_t address, uint##bits##_t value, int64_t timeout)               \
+    {                                                                                             \
+        uint64_t start;                                                                           \
+                                                                                                  \
+        if (load##bits(address) == value)                                                         \
             return 0;                                                                             \
         if (timeout == 0)                                                                         \
             return -ETIMEDOUT;                                                                    \
-        if (timeout > 0)                                                                          \
-            end = gd_now() + (uint64_t)timeout;                                                   \
-        for (;;) {                                                                                \
+        for (start = gd_now();;) {                                                                \
             for (int i = 0; i < LOOKS_A_CLOCK; i++) {                                             \
-                if (*word == value)                                                               \
+                if (load##bits(address) == value)                                                 \
                     return 0;                                                                     \
                 relax();                                                                          \
             }                                                                                     \
-            if (end && gd_now() >= end)                                                           \
+            if (timeout > 0 && gd_now() - start >= (uint64_t)timeout)                             \
                 return -ETIMEDOUT;                                                                \
         }                                                                                         \
+    }                                                                                             \
+                                                                                                  \
+    int gd_wait##bits(uintptr_t address, uint##bits##_t value, int64_t timeout)                   \
+    {                                                                                             \
+        struct gd_guard guard;                                                                    \
+        int code;                                                                                 \
+                                                                                                  \
+        if (address % (bits / 8))                                                                 \
+            return -EINVAL;                                                                       \
+        if (gd_guard_enter(&guard, address, bits / 8))                                            \
+            return -EFAULT;                                                                       \
+        code = spin##bits(address, value, timeout);                                               \
+        gd_guard_leave(&guard);                                                                   \
+        return code;                                                                              \
     }
 
-STORE(32)
-STORE(64)
-LOAD(32)
-LOAD(64)
-WAIT(32)
-WAIT(64)
+WORD(32)
+WORD(64)
 
-int gd_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, double *ns,
-                int64_t timeout)
+static int pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, double *ns,
+                    int64_t timeout)
 {
     for (int i = 0; i < rounds; i++) {
         uint64_t start = gd_now();
         int code;
 
-        *(volatile uint32_t *)bell = first + (uint32_t)i;
+        store32(bell, first + (uint32_t)i);
         gd_fence();
-        code = gd_wait32(answer, first + (uint32_t)i, timeout);
+        code = spin32(answer, first + (uint32_t)i, timeout);
         if (code)
             return code;
         ns[i] = (double)(gd_now() - start);
     }
     return rounds;
+}
+
+int gd_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, double *ns,
+                int64_t timeout)
+{
+    struct gd_guard on_bell, on_answer;
+    int code;
+
+    if (bell % 4 || answer % 4 || rounds < 0)
+        return -EINVAL;
+    if (gd_guard_enter(&on_bell, bell, 4))
+        return -EFAULT;
+    if (gd_guard_enter(&on_answer, answer, 4)) {
+        gd_guard_leave(&on_bell);
+        return -EFAULT;
+    }
+    code = pingpong(bell, answer, first, rounds, ns, timeout);
+    gd_guard_leave(&on_answer);
+    gd_guard_leave(&on_bell);
+    return code;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One way to move bytes to and from a mapping, for one family of instructions.
- * Each implementation is a file of its own; copy.c chooses among them at run time.
+ * One way to move bytes to and from a mapping, for one set of instructions. A processor family is
+ * a file of its own (engine_x86.c, engine_neon.c); copy.c chooses at run time.
  */
 #ifndef GPUDIRECT_ENGINE_H
 #define GPUDIRECT_ENGINE_H
@@ -17,7 +17,18 @@ struct gd_engine {
     void (*load)(char *dst, const char *src, size_t n);
 };
 
+extern const struct gd_engine gd_engine_avx512, gd_engine_movdir64b, gd_engine_avx2, gd_engine_sse2,
+    gd_engine_neon; /* where the processor family has them */
 /* In order of preference; NULL ends it. The last one works everywhere. */
 extern const struct gd_engine *const gd_engines[];
+
+/* The one in use. */
+const struct gd_engine *gd_engine(void);
+
+/*
+ * Before loads that stream: without it the core may serve a line from a streaming buffer that an
+ * earlier load left behind, which is older than what the device has now (Intel SDM, MOVNTDQA).
+ */
+void gd_load_fence(void);
 
 #endif

@@ -10,31 +10,39 @@
 __thread struct gd_guard *gd_guard_current __attribute__((tls_model("initial-exec")));
 __thread int64_t gd_guard_fault __attribute__((tls_model("initial-exec")));
 
-static struct sigaction before;
+static struct sigaction before_bus, before_segv;
 
-static void on_sigbus(int number, siginfo_t *info, void *context)
+static void pass_on(int number, siginfo_t *info, void *context)
 {
-    struct gd_guard *guard = gd_guard_current;
-    uintptr_t address = (uintptr_t)info->si_addr;
-    sigset_t set;
+    struct sigaction *before = number == SIGBUS ? &before_bus : &before_segv;
 
-    if (guard && address >= guard->start && address < guard->end) {
+    if (before->sa_flags & SA_SIGINFO) {
+        before->sa_sigaction(number, info, context);
+    } else if (before->sa_handler == SIG_IGN && info->si_code <= 0) {
+        return; /* sent by a process, and not wanted */
+    } else if (before->sa_handler == SIG_DFL || before->sa_handler == SIG_IGN) {
+        /* the access runs again under the default action, which ends the process as it should */
+        sigaction(number, before, NULL);
+        if (info->si_code <= 0)
+            raise(number);
+    } else {
+        before->sa_handler(number);
+    }
+}
+
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+    uintptr_t address = (uintptr_t)info->si_addr;
+
+    for (struct gd_guard *guard = gd_guard_current; guard && info->si_code > 0;
+         guard = guard->outer) {
+        if (address < guard->start || address >= guard->end)
+            continue;
         gd_guard_fault = (int64_t)address;
-        gd_guard_current = guard->outer;
-        /* the jump skips the kernel's return from the handler, which would unblock the signal */
-        sigemptyset(&set);
-        sigaddset(&set, number);
-        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+        gd_guard_set(guard->outer);
         siglongjmp(guard->back, 1);
     }
-    if (before.sa_flags & SA_SIGINFO) {
-        before.sa_sigaction(number, info, context);
-    } else if (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN) {
-        /* run the access again under the default action: it ends the process as it should */
-        sigaction(number, &before, NULL);
-    } else {
-        before.sa_handler(number);
-    }
+    pass_on(number, info, context);
 }
 
 static void install(void)
@@ -42,9 +50,11 @@ static void install(void)
     struct sigaction action;
 
     memset(&action, 0, sizeof(action));
-    action.sa_sigaction = on_sigbus;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGBUS, &action, &before);
+    action.sa_sigaction = on_fault;
+    /* NODEFER: the jump skips the kernel's return from the handler, which would unblock it */
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGBUS, &action, &before_bus);
+    sigaction(SIGSEGV, &action, &before_segv);
 }
 
 void gd_guard_install(void)

@@ -111,7 +111,8 @@ static int overlaps(const Mapped *self, const Py_buffer *data)
 {
     uintptr_t start = (uintptr_t)data->buf;
 
-    return start < self->address + (size_t)self->nbytes && self->address < start + (size_t)data->len;
+    return start < self->address + (size_t)self->nbytes &&
+           self->address < start + (size_t)data->len;
 }
 
 static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, Py_ssize_t nargs,

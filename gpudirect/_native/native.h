@@ -9,7 +9,7 @@
  *   - Addresses in a mapping are uintptr_t; ordinary memory is a pointer.
  *   - Sizes and offsets are bytes, times are nanoseconds.
  *   - Functions that can fail return 0 (or a count, or an address) or -errno.
- *   - A copy that met a revoked mapping returns -EFAULT; gd_fault_address() then tells where.
+ *   - A guarded access that met a revoked mapping returns -EFAULT; gd_fault_address() tells where.
  */
 #ifndef GPUDIRECT_NATIVE_H
 #define GPUDIRECT_NATIVE_H
@@ -22,23 +22,33 @@
 #define GD_GUARDED 2     /* the mapping can be revoked: turn SIGBUS into -EFAULT */
 #define GD_ONE_THREAD 4  /* never use the copy threads, whatever the size */
 
-/* ---- copy.c: ordinary memory <-> mapping ---- */
+/*
+ * ---- copy.c, strided.c: ordinary memory <-> mapping ----
+ * Source and destination must not overlap: -EINVAL, and nothing is copied. (Two mappings of the
+ * same device memory cannot be told apart; copying one onto the other is undefined.)
+ * A copy that returned -EFAULT may have been done in part.
+ */
 /* Store n bytes into the mapping. Never loads from it. Fences unless GD_NO_FENCE. */
 int gd_write(uintptr_t dst, const char *src, size_t n, unsigned flags);
 /* Load n bytes out of the mapping with the widest streaming loads that pay for n. */
 int gd_read(char *dst, uintptr_t src, size_t n, unsigned flags);
 /* Store `value` (repeated, 1 byte) over n bytes of the mapping. */
 int gd_fill(uintptr_t dst, int value, size_t n, unsigned flags);
+#define GD_MAX_DIMS 64 /* NumPy's limit */
 /*
- * Strided copies, ndim <= 8 (GD_MAX_DIMS): shape in elements, strides in bytes, itemsize in bytes.
- * The innermost contiguous run is found here; no staging copy is made.
+ * Strided copies, ndim <= GD_MAX_DIMS: shape in elements, strides in bytes, itemsize in bytes. The
+ * order in which the mapping is best accessed is found here; no staging copy is made. What the two
+ * sides reach must not overlap. One thread, unless both sides turn out to be contiguous.
  */
 int gd_write_nd(uintptr_t dst, const int64_t *dst_strides, const char *src,
                 const int64_t *src_strides, const int64_t *shape, int ndim, size_t itemsize,
                 unsigned flags);
 int gd_read_nd(char *dst, const int64_t *dst_strides, uintptr_t src, const int64_t *src_strides,
                const int64_t *shape, int ndim, size_t itemsize, unsigned flags);
-/* Scattered stores: piece i goes to dst + offset; -ERANGE (nothing written) if one leaves dst_size. */
+/*
+ * Scattered stores: piece i goes to dst + offset. Nothing is written if one leaves dst_size
+ * (-ERANGE) or comes from inside it (-EINVAL).
+ */
 struct gd_piece {
     uint64_t offset; /* bytes from dst */
     uint64_t length; /* bytes */
@@ -59,7 +69,7 @@ int gd_isa_count(void);
 const char *gd_isa_name(int index);      /* in order of preference */
 int gd_isa_usable(int index);            /* 1 if this CPU and OS have it */
 const char *gd_isa_selected(void);
-int gd_isa_select(const char *name);     /* -EINVAL unknown, -ENOTSUP not on this CPU; NULL = best */
+int gd_isa_select(const char *name); /* -EINVAL unknown, -ENOTSUP not on this CPU; NULL: best */
 
 /* ---- threads.c: copy threads, started once, on first use above the threshold ---- */
 /* cpus: CPUs the threads may run on (near the device), or NULL. -EBUSY while a copy runs. */
@@ -67,12 +77,15 @@ int gd_threads_configure(int count, const int *cpus, int cpu_count, size_t write
                          size_t read_threshold);
 int gd_threads_count(void);
 
-/* ---- doorbell.c: single words and waiting ---- */
+/* ---- doorbell.c: single words and waiting; an address must be a multiple of the word ---- */
 int gd_store32(uintptr_t address, uint32_t value, unsigned flags);
 int gd_store64(uintptr_t address, uint64_t value, unsigned flags);
 int gd_load32(uintptr_t address, uint32_t *value, unsigned flags);
 int gd_load64(uintptr_t address, uint64_t *value, unsigned flags);
-/* Spin until *address == value. -ETIMEDOUT after timeout (< 0: for ever); timeout 0 looks once. */
+/*
+ * Spin until *address == value. -ETIMEDOUT after timeout (< 0: for ever); timeout 0 looks once.
+ * Always guarded: -EFAULT if the word is revoked meanwhile.
+ */
 int gd_wait32(uintptr_t address, uint32_t value, int64_t timeout);
 int gd_wait64(uintptr_t address, uint64_t value, int64_t timeout);
 /* rounds x (store round number at bell, fence, spin until *answer == round number); ns per round */

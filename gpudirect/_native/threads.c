@@ -1,219 +1,313 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The copy threads. One thread cannot fill the link: a core has too few write-combining and
- * line-fill buffers. The pool is started once, on the first copy that is large enough. A copy is
- * cut into one share a thread; the caller takes the first. Threads spin for a moment after a copy,
- * then sleep.
+ * line-fill buffers. The pool is started once, on the first copy that is large enough.
+ *
+ * A job is cut into pieces, and whoever is free takes the next: the caller starts at once and a
+ * thread that was asleep helps with what is left, so waking one up never delays a copy. The state
+ * is one word, `claim`: the job's number above, the pieces not yet taken below. Taking a piece is a
+ * compare-and-swap on it, and a job cannot end before every piece taken was reported, so who took
+ * one may read pool.job freely and nobody else may.
+ *
+ * After a job the threads look for the next one for SPIN_NS, then sleep.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
-#include <string.h>
-#include <unistd.h>
+#include <signal.h>
+#include <stdlib.h>
 
 #include "guard.h"
 #include "native.h"
 #include "threads.h"
 
-#define MAX_THREADS 16
-#define SPIN_NS 50000 /* how long a thread waits awake for the next copy */
 #define LINE 64
+#define MAX_THREADS 64
+#define DEFAULT_THREADS 8       /* at most; 8 loads in flight fill the link, 2 to 4 stores do */
+#define SPIN_NS 50000           /* how long a thread waits awake for the next copy */
+#define SPINS_BEFORE_YIELD 4096 /* the caller, for the last pieces */
+#define STACK_BYTES (256 << 10) /* holds a signal frame with AVX-512 state */
 
-struct job {
-    const struct gd_engine *engine;
-    char *dst;
-    const char *src;
-    size_t n, share;
-    int write;
-    unsigned flags;
-    int64_t fault;
-    int code;
-};
+/* Pieces of a copy of n bytes: small enough to end together, large enough to be worth taking. */
+#define WRITE_PIECES 32
+#define WRITE_PIECE_MIN (16 << 10)
+#define WRITE_PIECE_MAX (256 << 10)
+#define READ_PIECES 128
+#define READ_PIECE_MIN (2 << 10)
+#define READ_PIECE_MAX (64 << 10)
+
+size_t gd_threads_write_threshold = 512 << 10;
+size_t gd_threads_read_threshold = 32 << 10;
 
 static struct {
-    pthread_mutex_t call;  /* one copy at a time; who finds it taken copies alone */
-    pthread_mutex_t lock;  /* for the sleepers */
-    pthread_cond_t wake;
-    int wanted;            /* threads, the caller included; 0: not configured */
-    int running;           /* helpers started */
-    int sleepers;
-    uint64_t ticket;       /* counts copies */
-    int left;              /* helpers that have not finished this one */
-    struct job job;
-    cpu_set_t cpus;
+    pthread_mutex_t call; /* one job at a time; guards everything down to `generation` */
+    int running;          /* helpers started in this generation */
     int pinned;
-    size_t write_threshold, read_threshold;
-    pid_t owner;
+    cpu_set_t cpus;
+    uint32_t number; /* of the last job */
+    int wanted;      /* threads, the caller included; 0: not configured. Atomic */
+    int generation;  /* helpers of an older one leave. Atomic */
+
+    struct gd_job job; /* for who took a piece */
+    size_t piece;      /* bytes */
+    uint32_t pieces;
+    int64_t fault;
+    int code;
+
+    uint64_t claim __attribute__((aligned(LINE)));
+    uint32_t done __attribute__((aligned(LINE))); /* pieces reported */
+
+    pthread_mutex_t lock __attribute__((aligned(LINE))); /* of the sleepers */
+    pthread_cond_t wake;
+    int sleepers; /* changed with the lock held, looked at without */
 } pool = {
     .call = PTHREAD_MUTEX_INITIALIZER,
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .wake = PTHREAD_COND_INITIALIZER,
-    .write_threshold = 512 << 10,
-    .read_threshold = 32 << 10,
 };
 
-static int configured(void)
+static void relax(void)
 {
-    if (!pool.wanted) {
-        long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-
-        /* half the processors: the others belong to the program */
-        pool.wanted = cpus < 4 ? 1 : cpus / 2 < 8 ? (int)cpus / 2 : 8;
-    }
-    return pool.wanted;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
 }
 
-static void share(struct job *job, int index)
-{
-    struct gd_guard guard;
-    size_t from = (size_t)index * job->share, n;
-    uintptr_t mapped;
+/* ---- pieces ---- */
 
-    if (from >= job->n)
+static int pieces_left(void)
+{
+    return (uint32_t)__atomic_load_n(&pool.claim, __ATOMIC_SEQ_CST) != 0;
+}
+
+static int take(uint32_t *left)
+{
+    uint64_t claim = __atomic_load_n(&pool.claim, __ATOMIC_ACQUIRE);
+
+    do {
+        if (!(uint32_t)claim)
+            return 0;
+    } while (!__atomic_compare_exchange_n(&pool.claim, &claim, claim - 1, 1, __ATOMIC_ACQ_REL,
+                                          __ATOMIC_ACQUIRE));
+    *left = (uint32_t)claim;
+    return 1;
+}
+
+/* Pieces end where lines of the mapping do, so that no line is stored to by two threads. */
+static void do_piece(uint32_t index)
+{
+    const struct gd_job *job = &pool.job;
+    size_t skew = job->mapped & (LINE - 1);
+    size_t from = index ? index * pool.piece - skew : 0;
+    size_t to = (index + 1) * pool.piece - skew;
+    struct gd_guard guard;
+
+    if (to > job->n)
+        to = job->n;
+    if (!(job->flags & GD_GUARDED)) {
+        job->piece(job, from, to - from);
         return;
-    n = job->n - from < job->share ? job->n - from : job->share;
-    mapped = (uintptr_t)(job->write ? job->dst : job->src) + from;
-    if (job->flags & GD_GUARDED) {
-        if (gd_guard_enter(&guard, mapped & ~(uintptr_t)(LINE - 1), n + 2 * LINE)) {
-            __atomic_store_n(&job->fault, gd_guard_fault, __ATOMIC_RELAXED);
-            __atomic_store_n(&job->code, -EFAULT, __ATOMIC_RELEASE);
-            return;
-        }
     }
-    if (job->write) {
-        job->engine->store(job->dst + from, job->src + from, n);
-        gd_fence(); /* a fence orders the stores of its own thread only */
-    } else {
-#if defined(__x86_64__)
-        __builtin_ia32_mfence();
-#else
-        __sync_synchronize();
-#endif
-        job->engine->load(job->dst + from, job->src + from, n);
+    if (__atomic_load_n(&pool.code, __ATOMIC_RELAXED))
+        return; /* the mapping is gone: the rest would only fault as well */
+    if (gd_guard_enter(&guard, (job->mapped + from) & ~(uintptr_t)(LINE - 1),
+                       to - from + 2 * LINE)) {
+        __atomic_store_n(&pool.fault, gd_guard_fault, __ATOMIC_RELAXED);
+        __atomic_store_n(&pool.code, -EFAULT, __ATOMIC_RELEASE);
+        return;
     }
-    if (job->flags & GD_GUARDED)
-        gd_guard_leave(&guard);
+    job->piece(job, from, to - from);
+    gd_guard_leave(&guard);
+}
+
+static void work(void)
+{
+    uint32_t taken = 0, left;
+    int write = 0;
+
+    while (take(&left)) {
+        write = pool.job.write;
+        do_piece(pool.pieces - left);
+        taken++;
+    }
+    if (!taken)
+        return;
+    if (write)
+        gd_fence(); /* orders the stores of its own thread only */
+    __atomic_add_fetch(&pool.done, taken, __ATOMIC_RELEASE);
+}
+
+/* ---- helpers ---- */
+
+static int outdated(int generation)
+{
+    return __atomic_load_n(&pool.generation, __ATOMIC_SEQ_CST) != generation;
+}
+
+static void sleep_until_work(int generation)
+{
+    int another;
+
+    pthread_mutex_lock(&pool.lock);
+    __atomic_add_fetch(&pool.sleepers, 1, __ATOMIC_SEQ_CST);
+    while (!pieces_left() && !outdated(generation))
+        pthread_cond_wait(&pool.wake, &pool.lock);
+    another = __atomic_sub_fetch(&pool.sleepers, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&pool.lock);
+    /* each wakes the next: the caller, who has data to move, pays for one wake-up only */
+    if (another)
+        pthread_cond_signal(&pool.wake);
 }
 
 static void *helper(void *argument)
 {
-    int index = (int)(intptr_t)argument;
-    uint64_t seen = 0, ticket;
+    int generation = (int)(intptr_t)argument;
 
     for (;;) {
         uint64_t since = gd_now();
 
-        while ((ticket = __atomic_load_n(&pool.ticket, __ATOMIC_ACQUIRE)) == seen) {
-            for (int i = 0; i < 64; i++) {
-#if defined(__x86_64__)
-                __builtin_ia32_pause();
-#endif
-            }
-            if (gd_now() - since < SPIN_NS)
-                continue;
-            pthread_mutex_lock(&pool.lock);
-            pool.sleepers++;
-            while (__atomic_load_n(&pool.ticket, __ATOMIC_ACQUIRE) == seen)
-                pthread_cond_wait(&pool.wake, &pool.lock);
-            pool.sleepers--;
-            pthread_mutex_unlock(&pool.lock);
+        while (!pieces_left() && !outdated(generation)) {
+            for (int i = 0; i < 32 && !pieces_left(); i++)
+                relax();
+            if (gd_now() - since > SPIN_NS)
+                sleep_until_work(generation);
         }
-        seen = ticket;
-        share(&pool.job, index);
-        __atomic_sub_fetch(&pool.left, 1, __ATOMIC_RELEASE);
+        if (outdated(generation))
+            return NULL;
+        work();
     }
-    return NULL;
 }
 
-/* With pool.call held. A child of fork() has none of its parent's threads: it starts its own. */
-static int start(void)
+/* A child of fork() has none of these threads: it forgets them, and starts its own when needed. */
+static void forget(void)
 {
+    pthread_mutex_init(&pool.call, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    pool.running = pool.sleepers = 0;
+    pool.claim = 0;
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, forget);
+}
+
+/* With pool.call held. */
+static void start(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    int helpers = gd_threads_count() - 1;
     pthread_attr_t attributes;
+    sigset_t ours, before;
     pthread_t thread;
 
-    if (pool.owner != getpid()) {
-        pool.running = pool.sleepers = 0;
-        pool.ticket = 0;
-        pthread_mutex_init(&pool.lock, NULL);
-        pthread_cond_init(&pool.wake, NULL);
-        pool.owner = getpid();
-    }
+    if (pool.running >= helpers)
+        return;
+    pthread_once(&once, watch_forks);
+    /* the program's signals go to the program's threads; faults come to whoever made them */
+    sigfillset(&ours);
+    sigdelset(&ours, SIGBUS);
+    sigdelset(&ours, SIGSEGV);
+    sigdelset(&ours, SIGILL);
+    sigdelset(&ours, SIGFPE);
+    sigdelset(&ours, SIGTRAP);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
     if (pool.pinned)
         pthread_attr_setaffinity_np(&attributes, sizeof(pool.cpus), &pool.cpus);
-    while (pool.running < configured() - 1 && pool.ticket == 0) {
-        if (pthread_create(&thread, &attributes, helper, (void *)(intptr_t)(pool.running + 1)))
+    pthread_sigmask(SIG_SETMASK, &ours, &before);
+    for (; pool.running < helpers; pool.running++) {
+        if (pthread_create(&thread, &attributes, helper, (void *)(intptr_t)pool.generation))
             break; /* fewer threads, then */
-        pool.running++;
+        pthread_setname_np(thread, "gpudirect-copy");
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
-    return pool.running;
 }
 
-int gd_threads_wanted(size_t n, int write)
+/* ---- jobs ---- */
+
+static size_t clamp(size_t n, size_t low, size_t high)
 {
-    return n >= (write ? pool.write_threshold : pool.read_threshold) && configured() > 1;
+    return n < low ? low : n > high ? high : n;
 }
 
-int gd_threads_copy(const struct gd_engine *engine, char *dst, const char *src, size_t n,
-                    int write, unsigned flags)
+int gd_threads_run(const struct gd_job *job)
 {
-    int helpers;
+    int code;
 
-    if (pthread_mutex_trylock(&pool.call)) {
-        flags |= GD_ONE_THREAD;
-        return write ? gd_write((uintptr_t)dst, src, n, flags)
-                     : gd_read(dst, (uintptr_t)src, n, flags);
+    if (pthread_mutex_trylock(&pool.call))
+        return -EBUSY;
+    start();
+    pool.job = *job;
+    pool.piece = job->write ? clamp(job->n / WRITE_PIECES, WRITE_PIECE_MIN, WRITE_PIECE_MAX)
+                            : clamp(job->n / READ_PIECES, READ_PIECE_MIN, READ_PIECE_MAX);
+    pool.piece &= ~(size_t)(LINE - 1);
+    pool.pieces = (uint32_t)((job->n + (job->mapped & (LINE - 1)) + pool.piece - 1) / pool.piece);
+    pool.code = 0;
+    __atomic_store_n(&pool.done, 0, __ATOMIC_RELAXED);
+    /* published before sleepers are looked for; they look for pieces after they count themselves */
+    __atomic_store_n(&pool.claim, (uint64_t)++pool.number << 32 | pool.pieces, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&pool.sleepers, __ATOMIC_SEQ_CST)) {
+        pthread_mutex_lock(&pool.lock);
+        pthread_cond_signal(&pool.wake);
+        pthread_mutex_unlock(&pool.lock);
     }
-    helpers = start();
-    pool.job = (struct job){.engine = engine, .dst = dst, .src = src, .n = n, .write = write,
-                            .flags = flags};
-    /* shares of whole lines, so that no line is written by two threads */
-    pool.job.share = (n / (size_t)(helpers + 1) + LINE) & ~(size_t)(LINE - 1);
-    if (write) /* the first share ends where a line of the destination does */
-        pool.job.share += -(uintptr_t)dst & (LINE - 1);
-    __atomic_store_n(&pool.left, helpers, __ATOMIC_RELAXED);
-    pthread_mutex_lock(&pool.lock);
-    __atomic_add_fetch(&pool.ticket, 1, __ATOMIC_RELEASE);
-    if (pool.sleepers)
-        pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
-    share(&pool.job, 0);
-    while (__atomic_load_n(&pool.left, __ATOMIC_ACQUIRE))
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#else
-        sched_yield();
-#endif
-    if (pool.job.code)
-        gd_guard_fault = pool.job.fault;
-    helpers = pool.job.code;
+    work();
+    for (int spins = 0; __atomic_load_n(&pool.done, __ATOMIC_ACQUIRE) != pool.pieces; spins++)
+        spins < SPINS_BEFORE_YIELD ? relax() : (void)sched_yield();
+    code = __atomic_load_n(&pool.code, __ATOMIC_RELAXED);
+    if (code)
+        gd_guard_fault = pool.fault;
     pthread_mutex_unlock(&pool.call);
-    return helpers;
+    return code;
 }
 
 int gd_threads_configure(int count, const int *cpus, int cpu_count, size_t write_threshold,
                          size_t read_threshold)
 {
-    if (count < 1 || count > MAX_THREADS || cpu_count < 0)
+    cpu_set_t set;
+
+    if (count < 1 || count > MAX_THREADS || cpu_count < 0 || (cpu_count && !cpus))
         return -EINVAL;
+    CPU_ZERO(&set);
+    for (int i = 0; i < cpu_count; i++) {
+        if (cpus[i] < 0 || cpus[i] >= CPU_SETSIZE)
+            return -EINVAL;
+        CPU_SET(cpus[i], &set);
+    }
     if (pthread_mutex_trylock(&pool.call))
         return -EBUSY;
-    CPU_ZERO(&pool.cpus);
-    for (int i = 0; i < cpu_count; i++)
-        if (cpus[i] >= 0 && cpus[i] < CPU_SETSIZE)
-            CPU_SET(cpus[i], &pool.cpus);
+    /* those that run leave by themselves; the next large copy starts new ones */
+    __atomic_add_fetch(&pool.generation, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&pool.lock);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+    pool.running = 0;
+    pool.cpus = set;
     pool.pinned = cpu_count > 0;
-    pool.wanted = count;
-    pool.write_threshold = write_threshold;
-    pool.read_threshold = read_threshold;
+    __atomic_store_n(&pool.wanted, count, __ATOMIC_RELAXED);
+    __atomic_store_n(&gd_threads_write_threshold, write_threshold, __ATOMIC_RELAXED);
+    __atomic_store_n(&gd_threads_read_threshold, read_threshold, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&pool.call);
     return 0;
 }
 
 int gd_threads_count(void)
 {
-    return configured();
+    int wanted = __atomic_load_n(&pool.wanted, __ATOMIC_RELAXED);
+    cpu_set_t set;
+
+    if (!wanted) {
+        /* half of the processors that we may use: the others belong to the program */
+        wanted = sched_getaffinity(0, sizeof(set), &set) ? 1 : CPU_COUNT(&set) / 2;
+        wanted = wanted < 1 ? 1 : wanted > DEFAULT_THREADS ? DEFAULT_THREADS : wanted;
+        __atomic_store_n(&pool.wanted, wanted, __ATOMIC_RELAXED);
+    }
+    return wanted;
 }
