@@ -189,10 +189,28 @@ int gd_fill(uintptr_t dst, int value, size_t n, unsigned flags)
 
 /* ---- scattered ---- */
 
+static void store_pieces(char *dst, const struct gd_piece *pieces, size_t count)
+{
+    const struct gd_engine *engine = gd_engine();
+
+    for (size_t i = 0; i < count; i++)
+        if (pieces[i].length)
+            engine->store(dst + pieces[i].offset, (const char *)(uintptr_t)pieces[i].source,
+                          pieces[i].length);
+}
+
+static void store_items(char *dst, const int64_t *offsets, size_t count, const char *src,
+                        size_t itemsize)
+{
+    const struct gd_engine *engine = gd_engine();
+
+    for (size_t i = 0; i < count; i++, src += itemsize)
+        engine->store(dst + offsets[i], src, itemsize);
+}
+
 int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, size_t count,
                unsigned flags)
 {
-    const struct gd_engine *engine = gd_engine();
     struct gd_guard guard;
 
     for (size_t i = 0; i < count; i++) {
@@ -203,10 +221,7 @@ int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, si
     }
     if ((flags & GD_GUARDED) && gd_guard_enter(&guard, dst & ~(uintptr_t)63, dst_size + 128))
         return -EFAULT;
-    for (size_t i = 0; i < count; i++)
-        if (pieces[i].length)
-            engine->store((char *)dst + pieces[i].offset,
-                          (const char *)(uintptr_t)pieces[i].source, pieces[i].length);
+    store_pieces((char *)dst, pieces, count);
     if (!(flags & GD_NO_FENCE))
         gd_fence();
     if (flags & GD_GUARDED)
@@ -217,7 +232,6 @@ int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, si
 int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, size_t count,
                      const char *src, size_t itemsize, unsigned flags)
 {
-    const struct gd_engine *engine = gd_engine();
     struct gd_guard guard;
 
     if (itemsize == 0 || count == 0)
@@ -231,8 +245,7 @@ int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, siz
         return -EINVAL;
     if ((flags & GD_GUARDED) && gd_guard_enter(&guard, dst & ~(uintptr_t)63, dst_size + 128))
         return -EFAULT;
-    for (size_t i = 0; i < count; i++)
-        engine->store((char *)dst + offsets[i], src + i * itemsize, itemsize);
+    store_items((char *)dst, offsets, count, src, itemsize);
     if (!(flags & GD_NO_FENCE))
         gd_fence();
     if (flags & GD_GUARDED)

@@ -73,6 +73,10 @@ static PyObject *Mapped_attach(Mapped *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "KnOzIn:_attach", &address, &nbytes, &owner, &format, &flags,
                           &direct_max))
         return NULL;
+    if (nbytes < 0 || direct_max < 0) {
+        PyErr_SetString(PyExc_ValueError, "_attach: nbytes and direct_max must not be negative");
+        return NULL;
+    }
     self->address = (uintptr_t)address;
     self->nbytes = nbytes;
     self->direct_max = direct_max;

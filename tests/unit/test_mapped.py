@@ -1,0 +1,327 @@
+"""``Mapped``, the C base of Array: the quick way in C, and when it must not be taken."""
+
+from __future__ import annotations
+
+import array
+import errno
+import gc
+import mmap
+import os
+import socket
+import sys
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from gpudirect._native import Mapped, ffi, lib
+
+SIZE = 8192
+
+
+class Owner:
+    """Keeps memory alive, and shows whether somebody keeps it."""
+
+    def __init__(self, size: int = SIZE) -> None:
+        self.memory = mmap.mmap(-1, size)
+        self.bytes = np.frombuffer(self.memory, np.uint8)
+        self.address = int(self.bytes.ctypes.data)
+
+
+class Probe(Mapped):
+    """A subclass that notes what went the slow way."""
+
+    __slots__ = ("__dict__", "slow")
+
+    def __new__(cls, *args: object) -> Probe:
+        self = super().__new__(cls)
+        self.slow = []
+        return self
+
+    def _write_slow(self, *args, **kwargs):
+        self.slow.append((args, kwargs))
+        return "slow"
+
+    def _flush_slow(self):
+        self.slow.append("flush")
+        return "slow"
+
+    def _buffer_slow(self):
+        self.slow.append("buffer")
+        raise BufferError("closed, says the subclass")
+
+
+def probe(owner: Owner, format: str | None = "f", flags: int = 0, direct_max: int = 4096) -> Probe:
+    p = Probe()
+    p._attach(owner.address, SIZE, owner, format, flags, direct_max)
+    return p
+
+
+@pytest.fixture
+def owner() -> Iterator[Owner]:
+    yield Owner()
+
+
+QUICK = {
+    "bytes": b"12345678",
+    "bytearray": bytearray(b"12345678"),
+    "memoryview": memoryview(b"12345678"),
+    "signed bytes": array.array("b", [1, 2, -3]),
+    "characters": memoryview(b"12345678").cast("c"),
+    "own dtype": np.arange(5, dtype="f4"),
+    "own dtype, explicit order": np.arange(5, dtype="<f4"),
+    "own dtype, array.array": array.array("f", [1.0, 2.0]),
+    "zero dimensions": np.array(7, "f4"),
+    "two dimensions": np.arange(6, dtype="f4").reshape(2, 3),
+    "nothing": b"",
+    "an empty array": np.empty((0, 3), "f4"),
+    "read-only": np.frombuffer(b"abcdefgh", "f4"),
+}
+
+SLOW = {
+    "another dtype": np.arange(5, dtype="f8"),
+    "unsigned shorts": array.array("H", [1]),
+    "a structure": np.zeros(2, "i4,f4"),
+    "swapped": np.arange(5, dtype=">f4"),
+    "not contiguous": np.arange(10, dtype="f4")[::2],
+    "fortran": np.asfortranarray(np.ones((2, 3), "f4")),
+    "no buffer": 3.5,
+    "text": "12345678",
+    "a list": [1, 2, 3],
+    "None": None,
+    "too long for here": bytes(SIZE + 1),
+    "longer than direct_max": bytes(4097),
+}
+
+
+@pytest.mark.parametrize("data", QUICK.values(), ids=QUICK)
+@pytest.mark.parametrize("at", [(), (0,), (1,), (100,), (3000,)], ids=str)
+def test_plain_data_goes_the_quick_way(owner, data, at):
+    p = probe(owner)
+    owner.bytes[:] = 0xA5
+    expected = owner.bytes.copy()
+    raw = bytes(memoryview(data).cast("B")) if memoryview(data).nbytes else b""
+    offset = at[0] if at else 0
+    expected[offset : offset + len(raw)] = np.frombuffer(raw, np.uint8)
+    assert p.write(data, *at) is None
+    assert p.slow == []
+    assert np.array_equal(owner.bytes, expected)
+
+
+@pytest.mark.parametrize("data", SLOW.values(), ids=SLOW)
+def test_anything_else_goes_the_slow_way_untouched(owner, data):
+    p = probe(owner)
+    assert p.write(data) == "slow"
+    assert p.write(data, 8) == "slow"
+    assert p.write(data, via="map") == "slow"
+    assert [a for a, _ in p.slow] == [(data,), (data, 8), (data,)] or not isinstance(data, bytes)
+    assert [k for _, k in p.slow] == [{}, {}, {"via": "map"}]
+    assert not owner.bytes.any()
+
+
+@pytest.mark.parametrize(
+    "offset", [-1, SIZE - 7, SIZE + 1, 1 << 62, 1 << 63, -(1 << 63), 1 << 200, 1.0, None, "0", True,
+               np.int64(3)], ids=repr,
+)  # fmt: skip
+def test_odd_offsets_go_the_slow_way(owner, offset):
+    p = probe(owner)
+    assert p.write(b"12345678", offset) == "slow"
+    assert p.slow[0][0] == (b"12345678", offset)
+    assert not owner.bytes.any()
+
+
+def test_the_very_end_is_inside(owner):
+    p = probe(owner)
+    assert p.write(b"12345678", SIZE - 8) is None
+    assert p.write(b"", SIZE) is None
+    assert p.write(b"", SIZE + 1) == "slow"
+    assert owner.bytes[-8:].tobytes() == b"12345678"
+
+
+def test_wrong_arguments_go_the_slow_way(owner):
+    p = probe(owner)
+    assert p.write() == p.write(b"", 0, 0) == p.write(data=b"") == p.write(b"", 0, x=1) == "slow"
+
+
+def test_without_a_format_only_bytes_fit(owner):
+    for format in (None, "", "T{i:x:}"):
+        p = probe(owner, format)
+        assert p.write(b"1234") is None
+        assert p.write(np.ones(1, "f4")) == "slow"
+
+
+def test_a_source_inside_the_array_goes_the_slow_way(owner):
+    p = probe(owner)
+    assert p.write(memoryview(p)[100:200]) == "slow"
+    assert p.write(owner.bytes[SIZE - 1 :]) == "slow"
+
+
+def test_the_gil_is_released_for_long_copies(owner):
+    """A copy above a page of data runs while another thread does; the array may be closed then."""
+    p = probe(owner, direct_max=SIZE)
+    assert p.write(bytes(range(256)) * 32) is None
+    assert owner.bytes.tobytes() == bytes(range(256)) * 32
+
+
+def test_detached_everything_is_slow(owner):
+    p = probe(owner)
+    p._detach()
+    p._detach()
+    assert p.write(b"1") == "slow"
+    assert p.flush() == "slow"
+    with pytest.raises(BufferError, match="says the subclass"):
+        memoryview(p)
+    q = Probe()  # never attached
+    assert q.write(b"1") == "slow"
+    q._attach(0, SIZE, owner, "f", 0, 4096)  # not mapped
+    assert q.write(b"1") == "slow"
+    assert q.flush() == "slow"
+
+
+def test_without_a_subclass_the_slow_way_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="_write_slow"):
+        Mapped().write(b"1")
+
+
+def test_an_exception_of_the_slow_way_comes_out(owner):
+    class Raising(Probe):
+        def _write_slow(self, *args, **kwargs):
+            raise LookupError("as told")
+
+        def _buffer_slow(self):
+            return None
+
+    r = Raising()
+    with pytest.raises(LookupError, match="as told"):
+        r.write(b"1")
+    with pytest.raises(BufferError):  # even where the subclass forgot to raise
+        memoryview(r)
+
+
+def test_attach_refuses_what_is_no_mapping(owner):
+    p = Probe()
+    for wrong in ((), ("x", 1, owner, "f", 0, 1), (1, "x", owner, "f", 0, 1),
+                  (1, 1, owner, 3, 0, 1)):  # fmt: skip
+        with pytest.raises(TypeError):
+            p._attach(*wrong)
+    for nbytes, direct_max in ((-1, 1), (1, -1)):
+        with pytest.raises(ValueError, match="negative"):
+            p._attach(owner.address, nbytes, owner, "f", 0, direct_max)
+    assert p.write(b"1") == "slow"
+
+
+def test_a_revoked_mapping_goes_the_slow_way():
+    fd = os.memfd_create("revoked")
+    os.ftruncate(fd, SIZE)
+    at = int(lib.gd_map(0, SIZE, 1, 1, fd, 0, 0))
+    p = Probe()
+    p._attach(at, SIZE, None, "f", lib.GD_GUARDED, SIZE)
+    assert p.write(b"1234") is None
+    os.ftruncate(fd, 0)
+    for n in (4, SIZE):  # with the GIL, and without
+        assert p.write(bytes(n)) == "slow"
+    assert len(p.slow) == 2
+    p._detach()
+    lib.gd_unmap(at, SIZE)
+    os.close(fd)
+
+
+# ---- buffers ----
+
+
+def test_the_buffer_is_the_memory(owner):
+    p = probe(owner)
+    view = memoryview(p)
+    assert (view.format, view.ndim, view.shape, view.strides) == ("B", 1, (SIZE,), (1,))
+    assert view.contiguous and not view.readonly
+    view[10:14] = b"here"
+    assert owner.bytes[10:14].tobytes() == b"here"
+    assert np.frombuffer(p, np.uint8).ctypes.data == owner.address
+
+
+def test_files_and_sockets_fill_it(owner, tmp_path):
+    p = probe(owner)
+    (tmp_path / "f").write_bytes(b"x" * 100)
+    with open(tmp_path / "f", "rb", buffering=0) as f:
+        assert f.readinto(p) == 100
+    a, b = socket.socketpair()
+    with a, b:
+        a.sendall(b"y" * 50)
+        assert b.recv_into(p, 50) == 50
+    assert owner.bytes[:100].tobytes() == b"y" * 50 + b"x" * 50
+
+
+def test_zero_bytes_can_be_exported(owner):
+    p = Probe()
+    p._attach(owner.address, 0, owner, "f", 0, 0)
+    assert memoryview(p).nbytes == 0
+    assert p.write(b"") is None
+    assert p.write(b"1") == "slow"
+
+
+def test_a_buffer_keeps_the_owner_not_the_array(owner):
+    p = probe(owner)
+    there, array_ = weakref.ref(owner), weakref.ref(p)
+    address = owner.address
+    view = memoryview(p)
+    p._detach()
+    del p, owner
+    gc.collect()
+    assert array_() is None
+    assert there() is not None  # (the fixture holds it too, so the count tells)
+    before = sys.getrefcount(there())
+    assert view.nbytes == SIZE
+    view[0] = 9
+    assert ffi.cast("unsigned char *", address)[0] == 9
+    view.release()
+    after = sys.getrefcount(there())
+    assert after == before - 1
+
+
+def test_nothing_leaks(owner):
+    before = sys.getrefcount(owner)
+    for _ in range(100):
+        p = probe(owner)
+        p.loop = p  # a cycle, for the collector
+        memoryview(p).release()
+        p.write(b"1234")
+        p.write(b"1234", -1)
+        p._attach(owner.address, SIZE, owner, "f", 0, 10)
+        if _ % 2:
+            p._detach()
+    del p
+    gc.collect()
+    assert sys.getrefcount(owner) == before
+    data = b"some data"
+    p, before = probe(owner), sys.getrefcount(data)
+    for _ in range(1000):
+        p.write(data)
+        p.write(data, SIZE)
+    p.slow.clear()
+    assert sys.getrefcount(data) == before
+
+
+def test_it_can_be_subclassed_with_slots_and_weakly_referenced(owner):
+    class Slotted(Mapped):
+        __slots__ = ("x",)
+
+    s = Slotted()
+    s.x = 1
+    assert weakref.ref(s)() is s
+    assert not hasattr(s, "__dict__")
+
+
+def test_a_child_of_fork_goes_the_slow_way(owner):
+    p = probe(owner)
+    pid = os.fork()
+    if pid == 0:
+        ok = p.write(b"1") == "slow" and p.flush() == "slow"
+        os._exit(0 if ok else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert p.write(b"1") is None
+
+
+def test_errno_of_an_overlap_is_what_the_header_says(owner):
+    source = ffi.cast("char *", owner.address)
+    assert lib.gd_write(owner.address + 1, source, 8, 0) == -errno.EINVAL
