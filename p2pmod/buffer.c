@@ -65,7 +65,7 @@ static int reserve_write_combining(struct p2pmod_buffer *buffer)
 undo:
 	while (i--)
 		arch_io_free_memtype_wc(buffer->bus[i], GPU_PAGE);
-	return err == -EBUSY ? -EBUSY : -ENOMEM;
+	return err;
 }
 
 static void free_write_combining(struct p2pmod_buffer *buffer)
@@ -106,23 +106,29 @@ static void revoke(struct p2pmod_buffer *buffer)
 	zap(buffer);
 }
 
+/* Held for reading over every callback: closing a file waits until those under way have ended. */
+static DECLARE_RWSEM(callbacks);
+
 static void free_callback(void *data)
 {
 	struct p2pmod_buffer *buffer;
 
+	down_read(&callbacks);
 	xa_lock(&cookies);
 	buffer = xa_load(&cookies, (unsigned long)data);
 	if (buffer && !kref_get_unless_zero(&buffer->ref))
 		buffer = NULL;
 	xa_unlock(&cookies);
 	if (!buffer)
-		return; /* unpinned meanwhile: its mappings are gone already */
+		goto out; /* unpinned meanwhile: its mappings are gone already */
 
 	wait_for_completion(&buffer->ready);
 	revoke(buffer);
 	atomic64_inc(&p2pmod_count.revoked);
 	nvidia_p2p_free_page_table(buffer->table);
 	p2pmod_buffer_put(buffer);
+out:
+	up_read(&callbacks);
 }
 
 /* ---- pinning ---- */
@@ -229,7 +235,8 @@ static void buffer_release(struct kref *ref)
 	free_write_combining(buffer);
 	if (buffer->pinned)
 		put_pages(buffer);
-	atomic64_inc(&p2pmod_count.unpinned);
+	if (buffer->table)
+		atomic64_inc(&p2pmod_count.unpinned);
 	buffer_free(buffer);
 }
 
@@ -295,36 +302,33 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 
 	err = xa_alloc(&cookies, &buffer->cookie, buffer, xa_limit_32b, GFP_KERNEL);
 	if (err)
-		goto undo_buffer;
+		goto undo;
 	/* reserves the handle; nobody finds it before it is stored */
 	down_write(&file->lock);
 	err = xa_alloc_cyclic(&file->buffers, &buffer->handle, NULL, XA_LIMIT(1, HANDLE_MAX),
 			      &file->next_handle, GFP_KERNEL);
 	up_write(&file->lock);
 	if (err < 0) {
+		buffer->handle = 0;
 		err = err == -EBUSY ? -ENOSPC : err;
-		goto undo_cookie;
+		goto undo;
 	}
 
 	err = get_pages(buffer);
 	if (err)
-		goto undo_handle;
+		goto undo;
 	buffer->pinned = true;
 	err = read_table(buffer);
 	if (!err && buffer->flags & P2PMOD_PIN_CACHED && !buffer->cacheable)
 		err = -EOPNOTSUPP;
 	if (!err && !(buffer->flags & (P2PMOD_PIN_UNCACHED | P2PMOD_PIN_CACHED)))
 		err = reserve_write_combining(buffer);
+	if (err == -EBUSY)
+		err = 0; /* somebody has reserved it with another type: so it is mapped, and told */
+	if (err)
+		goto undo;
 	/* from here on the callback may run, and the page table may go */
 	complete_all(&buffer->ready);
-	if (err) {
-		down_write(&file->lock);
-		xa_erase(&file->buffers, buffer->handle);
-		up_write(&file->lock);
-		atomic64_inc(&p2pmod_count.failed);
-		p2pmod_buffer_put(buffer);
-		return err;
-	}
 
 	pin->handle = buffer->handle;
 	pin->map_offset = (u64)buffer->handle << HANDLE_SHIFT;
@@ -339,16 +343,17 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 	atomic64_inc(&p2pmod_count.pinned);
 	return 0;
 
-undo_handle:
-	down_write(&file->lock);
-	xa_erase(&file->buffers, buffer->handle);
-	up_write(&file->lock);
-undo_cookie:
+undo:
+	/* a callback may be looking at it, if the driver failed late: so by its references only */
 	complete_all(&buffer->ready);
-	xa_erase(&cookies, buffer->cookie);
-undo_buffer:
-	kfree(buffer);
-	p2pmod_file_put(file);
+	if (buffer->handle) {
+		down_write(&file->lock);
+		xa_erase(&file->buffers, buffer->handle);
+		up_write(&file->lock);
+	}
+	p2pmod_buffer_put(buffer);
+	atomic64_inc(&p2pmod_count.failed);
+	return err;
 undo_charge:
 	uncharge(file, span);
 	atomic64_inc(&p2pmod_count.failed);
@@ -391,7 +396,10 @@ void p2pmod_buffers_drain(struct p2pmod_file *file)
 			xa_erase(&file->buffers, handle);
 		up_write(&file->lock);
 		if (!buffer)
-			return;
+			break;
 		unlist(buffer);
 	}
+	/* a callback may hold the last reference, and closing may be what lets the module go */
+	down_write(&callbacks);
+	up_write(&callbacks);
 }

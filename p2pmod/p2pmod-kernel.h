@@ -42,7 +42,8 @@ void p2pmod_unlisten(struct p2pmod_buffer *buffer, struct p2pmod_listener *liste
 
 /*
  * A window: part of the buffer, mapped write-combined into the kernel. Opening and moving it may
- * sleep; reading and writing do not, and may be done in interrupt context.
+ * sleep; reading and writing do not, and may be done in interrupt context. Moving or closing a
+ * window while it is used is for the caller to rule out.
  */
 struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offset, u64 length);
 int p2pmod_window_move(struct p2pmod_window *window, u64 offset);

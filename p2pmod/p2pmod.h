@@ -17,7 +17,6 @@
  *   ENODEV      the buffer was revoked: the owner freed the memory, or died
  *   EPERM       bus addresses need CAP_SYS_RAWIO (or the module parameter show_bus_addresses)
  *   ENOSPC      a limit of this file or of the module is reached
- *   EBUSY       a page of the buffer is mapped with another caching type already
  *   ENOMEM      no memory, or the GPU's aperture (BAR1) is exhausted
  *   other       what the NVIDIA driver answered (-EIO, -ENODEV, ...)
  *
@@ -26,6 +25,11 @@
  * mmap(2): offset is p2pmod_pin.map_offset plus any multiple of the system's page inside
  * map_length, MAP_SHARED only. A buffer can be mapped any number of times, whole and in parts.
  * Pages appear when they are touched. Mappings are not inherited over fork(2).
+ *
+ * Caching: write-combined unless asked otherwise; p2pmod_pin.state says whether the mappings really
+ * are. One physical page has one type: where somebody else has reserved the range with another (the
+ * driver, or another pin of the same page), that type is what every mapping gets. On x86 CACHED gives
+ * what the platform allows for device memory, which is uncached.
  *
  * Revocation: when the owner of the memory frees it, every mapping of the buffer is emptied before
  * the driver goes on. An access then raises SIGBUS (EFAULT in a system call), a new mmap fails with

@@ -457,3 +457,29 @@ def test_the_demo_holds(gd, pair, capsys):
     shown = capsys.readouterr().out
     assert ("emulated device" in shown) == (pair[0] == "emulated")
     assert f"bridge {pair[1]}" in shown
+
+
+def test_memory_freed_by_its_owner(gd):
+    """An importing bridge keeps it alive; a pinning one loses it, and says so, without a crash."""
+    device = gd.device()
+    memory = device.allocate(4 << 20)
+    b = gd.register(memory.ptr, memory.size)
+    b.write(b"here", 70_000)
+    revocable = b._piece.revocable
+    memory.free()
+    if not revocable:
+        assert b.read(offset=70_000, nbytes=4, via="map").tobytes() == b"here"
+        return
+    for use in (
+        lambda: b.write(b"gone"),
+        lambda: b.write(b"gone", 3 << 20, via="map"),
+        lambda: b.read(via="map"),
+        lambda: b.read(offset=5, nbytes=1, via="map"),
+        lambda: b[::7].write(np.zeros(-(-b.size // 7), "u1")),
+        lambda: b.host,
+    ):
+        with pytest.raises(gd.RevokedError, match="revoked"):
+            use()
+    b.close()
+    with gd.empty(100, "u1") as a:
+        a.write(b"the next call works")
