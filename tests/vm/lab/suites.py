@@ -326,8 +326,10 @@ def debug() -> int:
     calls = int(os.environ.get("GPUDIRECT_FUZZ_CALLS", "100000"))
     seed = int(os.environ.get("GPUDIRECT_FUZZ_SEED", str(int(time.time()))))
     parts: list[tuple[str, str, float]] = [("C tests", test_script(VERSIONS["1.2"]), 900)]
-    if (ROOT / "tests/vm/selftests/fuzz.c").exists():
-        parts.append(("fuzz", LOAD.format(version=VERSIONS["1.2"])
+    parts.append(("failing allocations", LOAD.format(version=VERSIONS["1.2"])
+                  + "/lab/failnth\n" + UNLOAD, 900))  # fmt: skip
+    if calls:
+        parts.append((f"fuzz, seed {seed}, {calls} calls", LOAD.format(version=VERSIONS["1.2"])
                       + f"/lab/fuzz {seed} {calls} {FUZZ_SECONDS} 4\n" + UNLOAD, 3000))  # fmt: skip
     leaks = ("echo scan > /sys/kernel/debug/kmemleak; sleep 6; echo scan > /sys/kernel/debug/kmemleak; "
              "cat /sys/kernel/debug/kmemleak\n")  # fmt: skip
