@@ -98,7 +98,7 @@ def tests() -> Path:
     return folder
 
 
-def gpl_only_symbols(module: Path, symvers: Path, own: Path | None = None) -> list[str]:
+def gpl_only_symbols(module: Path, symvers: Path) -> list[str]:
     """The GPL-only symbols a module needs: with one of them it loads beside no proprietary driver."""
     needed = set(re.findall(r"^\s+U (\S+)$", run(["nm", "-u", module]), re.MULTILINE))
     found = []
@@ -119,6 +119,29 @@ def sparse(kernel: Unpacked) -> list[str]:
     log = _make(kernel, work, ".", ["C=2", "CHECK=sparse", "W=1", "P2PMOD_TEST=m",
                                     "KBUILD_MODPOST_WARN=1"], "")  # fmt: skip
     return [x for x in log.splitlines() if f"{work}/p2pmod" in x and ("warning:" in x or "error:" in x)]
+
+
+PLANTED = """#include <linux/module.h>
+#include <linux/mm.h>
+static int __init planted(void)
+{
+	return pgprot_val(pgprot_writecombine(PAGE_KERNEL)) == 1;
+}
+module_init(planted);
+MODULE_LICENSE("Dual MIT/GPL");
+"""
+
+
+def planted_symbol(kernel: Unpacked) -> list[str]:
+    """Does the symbol check find what it is there to find? A complaint if not."""
+    work = CACHE / "work" / f"planted-{kernel.series}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    (work / "planted.c").write_text(PLANTED)
+    (work / "Kbuild").write_text("obj-m := planted.o\n")
+    _make(kernel, work, ".", [], "")
+    found = gpl_only_symbols(work / "planted.ko", kernel.headers / "Module.symvers")
+    return [] if found == ["pgprot_writecombine"] else [f"found {found}, not pgprot_writecombine"]
 
 
 # complaints of checkpatch that are wrong here: (file, type) -> why

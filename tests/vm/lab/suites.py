@@ -357,6 +357,8 @@ def static() -> int:
     checks: list[tuple[str, Callable[[], list[str]]]] = [
         ("sparse", lambda: build.sparse(kernel)),
         ("checkpatch", build.checkpatch),
+        ("the symbol check, on a module that needs pgprot_writecombine",
+         lambda: build.planted_symbol(kernel)),
     ]
     failed = 0
     for name, check in checks:

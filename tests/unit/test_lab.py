@@ -1,0 +1,64 @@
+"""The lab's judgement of a kernel's log: what must be found, and what must not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm" / "lab"))
+
+import boot
+
+PLANTED = [
+    "[    5.1] BUG: KASAN: use-after-free in free_callback+0x12/0x80 [p2pmod]",
+    "[    5.1] BUG: sleeping function called from invalid context at kernel/locking/mutex.c:580",
+    "[    5.1] WARNING: possible circular locking dependency detected",
+    "[    5.1] WARNING: CPU: 1 PID: 77 at mm/util.c:644 kvmalloc_node+0x1/0x2",
+    "[    5.1] kernel BUG at mm/memory.c:2229!",
+    "[    5.1] general protection fault, probably for non-canonical address 0x5a5a5a5a5a5a5a5a",
+    "[    5.1] BUG: unable to handle page fault for address: ffffc90000a4f000",
+    "[    5.1] kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+    "unreferenced object 0xffff888012345678 (size 128):",
+    "[    5.1] refcount_t: underflow; use-after-free.",
+    "[    5.1] list_del corruption. prev->next should be ffff8880",
+    "[    5.1] INFO: task p2pmod:77 blocked for more than 120 seconds.",
+    "[    5.1] watchdog: BUG: soft lockup - CPU#1 stuck for 26s!",
+    "[    5.1] x86/PAT: p2pmod:77 freeing invalid memtype [mem 0xe0000000-0xe000ffff]",
+    "[    5.1] x86/PAT: p2pmod:77 conflicting memory types e0000000-e0010000",
+    "[    5.1] p2pmod: Unknown symbol pgprot_writecombine (err -2)",
+    "[    5.1] Call Trace:",
+    "[    5.1] Kernel panic - not syncing: Fatal exception",
+    "[    5.1] rcu: INFO: rcu_preempt self-detected stall on CPU",
+    "[    5.1] BUG: Bad page map in process p2pmod  pte:80000000e0000227",
+    "[    5.1] ODEBUG: free active (active state 0) object type: timer_list",
+]
+
+HARMLESS = [
+    "[    2.1] nvidia: loading out-of-tree module taints kernel.",
+    "[    2.1] nvidia: module verification failed: signature and/or required key missing",
+    "[    2.4] p2pmod[123]: segfault at 7f77f723f000 ip 0000000000403a40 sp 00007ffdf36df2b0 error 6",
+    "ok 22 a_child_inherits_no_mapping",
+    "[    6.1] reboot: Power down",
+    "[    0.0] kmemleak: Kernel memory leak detector initialized (mem pool available: 15679)",
+]
+
+
+@pytest.mark.parametrize("line", PLANTED)
+def test_every_kind_of_complaint_is_found(line):
+    assert boot.splats(f"boot\n{line}\npower off") == [line.strip()]
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_what_is_harmless_is_not(line):
+    assert boot.splats(line) == []
+
+
+def test_a_guest_that_stopped_early_is_not_good():
+    good = boot.Result("", 1.0, finished=True, passed=["a"])
+    assert good.good
+    assert not boot.Result("", 1.0, finished=False, passed=["a"]).good
+    assert not boot.Result("", 1.0, finished=True).good, "nothing ran"
+    assert not boot.Result("", 1.0, finished=True, passed=["a"], failed=["b"]).good
+    assert not boot.Result("", 1.0, finished=True, passed=["a"], splats=["BUG:"]).good
