@@ -57,6 +57,7 @@ def builder() -> cffi.FFI:
         extra_compile_args=["-O3", "-fno-strict-aliasing",
                             # a loop of stores to a mapping must not become a call of memcpy
                             "-fno-tree-loop-distribute-patterns",
+                            "-fvisibility=hidden",  # calls inside are direct, and inlined
                             "-Wall", "-Wextra", "-Wno-unused-parameter"],
         libraries=["pthread"],
     )  # fmt: skip
