@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(wildcard gpudirect/_native/*.[ch]) gpudirect/_native/build.py setup.py
 
-.PHONY: help demo info test test-unit test-gpu lint module clean
+.PHONY: help demo info test test-unit test-gpu test-vm test-matrix test-static test-debug lint \
+	module clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,7 +21,7 @@ demo: $(STAMP) ## set everything up and run the main job (without a GPU: emulate
 info: $(STAMP) ## what this machine has, and which bridges work on it
 	$(BIN)/gpudirect info
 
-test: test-unit ## set everything up and pass every test that needs no GPU
+test: test-unit test-vm ## set everything up and pass every test that needs no GPU
 
 test-unit: $(STAMP) ## the Python suite, on the emulated device
 	$(BIN)/python -m pytest -q
@@ -33,6 +34,9 @@ test-vm: $(STAMP) ## the kernel module on a real kernel in a virtual machine
 
 test-matrix: ## the kernel module on kernels 5.10 to 7.2
 	tests/vm/run matrix
+
+test-static: ## sparse, checkpatch and the licence of every symbol of the kernel module
+	tests/vm/run static
 
 test-debug: ## the kernel module on a kernel with KASAN, lockdep and fault injection
 	tests/vm/run debug
