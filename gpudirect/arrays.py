@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import _dlpack, _native, devices, paths
+from . import _dlpack, _native, devices, paths, scattered, windows
 from .bridges import PageRun
 from .devices import Device, Stream
 from .errors import (
@@ -28,7 +28,7 @@ from .errors import (
     RevokedError,
 )
 from .host import HostView
-from .memory import Piece, Registration, check_mapped, heap
+from .memory import Backing, Registration, check_mapped, heap
 
 Shape = tuple[int, ...]
 ADDRESS_BITS = 63
@@ -39,7 +39,7 @@ class _Span:
 
     __slots__ = ("__array_interface__", "piece")
 
-    def __init__(self, piece: Piece | Registration | None, address: int, shape: Shape,
+    def __init__(self, piece: Backing | None, address: int, shape: Shape,
                  strides: Shape, dtype: np.dtype[Any]) -> None:
         self.piece = piece
         self.__array_interface__ = {
@@ -81,7 +81,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
     shape: Shape
     """Elements along each dimension."""
     dtype: np.dtype[Any]
-    _piece: Piece | Registration | None
+    _piece: Backing | None
     _host_view: HostView | None
     _geometry: np.ndarray[Any, Any] | None
     ptr: int
@@ -95,7 +95,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
         )
 
     @classmethod
-    def _make(cls, piece: Piece | Registration, ptr: int, shape: Shape, strides: Shape | None,
+    def _make(cls, piece: Backing, ptr: int, shape: Shape, strides: Shape | None,
               dtype: np.dtype[Any]) -> Array:
         self = cls.__new__(cls)
         self._piece = piece
@@ -118,7 +118,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
 
     # -- what it is --------------------------------------------------------------------------
 
-    def _open(self) -> Piece | Registration:
+    def _open(self) -> Backing:
         piece = self._piece
         if piece is None:
             raise ClosedError(f"this array of {self.nbytes} bytes was closed")
@@ -182,8 +182,9 @@ class Array(_native.Mapped):  # type: ignore[misc]
         piece = self._open()
         if not piece.host:
             raise NotMappableError(
-                "this array was made with mapped=False, so the CPU has no address of it; use "
-                "window(), write() or read()"
+                "this array has no mapping of its own (it was made with mapped=False, or the "
+                "aperture's budget had no room), so the CPU has no address of it; use window(), "
+                "write() or read()"
             )
         return piece.host + (self.ptr - piece.ptr)
 
@@ -201,7 +202,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
             view = self._host_view = self._view_at(self.host_ptr, piece)
         return view
 
-    def _view_at(self, address: int, piece: Piece | Registration) -> HostView:
+    def _view_at(self, address: int, piece: Backing) -> HostView:
         span = _Span(piece, address, self.shape, self.strides, self.dtype)
         view = np.asarray(span)
         if view.dtype != self.dtype:  # offsets and titles do not survive the interface
@@ -253,6 +254,8 @@ class Array(_native.Mapped):  # type: ignore[misc]
             return f"<Array {what} {self.dtype} closed>"
         device = self.device
         mark = ", emulated" if device.emulated else ""
+        if not self._piece.host:
+            mark = ", not mapped: use windows" + mark
         return f"<Array {what} {self.dtype} at {self.ptr:#x} of {device.id} via {self.bridge}{mark}>"
 
     # -- views -------------------------------------------------------------------------------
@@ -348,7 +351,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
                     f"a non-contiguous array {self.shape} is written whole, from data of its own "
                     f"shape (given: {source.shape}, offset {offset})"
                 )
-            paths.write_nd(self, source)
+            (paths if piece.host else windows).write_nd(self, source)
             return
         if offset < 0 or offset + source.nbytes > self.nbytes:
             raise RangeError(
@@ -358,7 +361,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
         if source.nbytes:
             if piece.host and _overlap(source, piece.host, piece.nbytes):
                 source = source.view(HostView).fetch()
-            paths.write(self, source, offset, via)
+            (paths if piece.host else windows).write(self, source, offset, via)
 
     def _flush_slow(self) -> None:
         self._open()  # raises when closed
@@ -368,7 +371,10 @@ class Array(_native.Mapped):  # type: ignore[misc]
         self._open()
         if not self.contiguous:
             raise ArgumentError("the array is not contiguous, so it has no plain buffer; use .host")
-        raise NotMappableError("this array was made with mapped=False; use window() or write()")
+        raise NotMappableError(
+            "this array has no mapping of its own (it was made with mapped=False, or the aperture's "
+            "budget had no room); use window() or write()"
+        )
 
     def fill(self, value: Any) -> None:
         """Set every element to ``value``, on the device."""
@@ -382,6 +388,41 @@ class Array(_native.Mapped):  # type: ignore[misc]
             piece.device.synchronize()
         elif self.nbytes:
             self._write_slow(np.full(self.shape, element[0], self.dtype))
+
+    def scatter(self, places: Any, items: Any = None) -> None:
+        """Store many small pieces at once, without a staging copy, and fence.
+
+        scatter(offsets, items): ``items[i]`` is stored ``offsets[i]`` bytes from the start.
+            offsets: whole numbers, in bytes, any alignment. items: data of the array's dtype, one
+            item for each offset along its first dimension.
+        scatter(pieces): pieces is a list of (offset in bytes, bytes-like); lengths may differ.
+        Pieces that overlap are stored in the order given.
+        Raises RangeError if one does not lie in the array (nothing is stored then), DTypeError,
+        ArgumentError, RevokedError, ClosedError.
+        """
+        scattered.scatter(self, places, items)
+
+    # -- parts that are mapped by themselves -------------------------------------------------
+
+    def window(
+        self, offset: int = 0, size: int | None = None, *, dtype: DTypeLike | None = None
+    ) -> windows.Window:
+        """Map ``size`` bytes from byte ``offset`` on (None: all the rest), wherever the array is
+        too large to be mapped whole. ``move`` it over the rest; ``close`` it or use ``with``.
+
+        dtype: of the window's ``host``; None takes the array's.
+        An array that is mapped whole lends its own mapping: the window then takes no aperture.
+        Raises RangeError, ArgumentError (a strided array, half an element), ApertureError.
+        """
+        return windows.Window(self, offset, size, dtype)
+
+    def writer(self, offset: int = 0) -> windows.Writer:
+        """A file-like object that stores from byte ``offset`` on: write, flush, seek, tell, close.
+
+        On an array that is not mapped whole it maps windows on demand, the next one while the
+        present one is written.
+        """
+        return windows.Writer(self, offset)
 
     # -- data out ----------------------------------------------------------------------------
 
@@ -425,10 +466,11 @@ class Array(_native.Mapped):  # type: ignore[misc]
         if synchronize and piece.device.busy:
             piece.device.synchronize()
         if count:
+            way = paths if piece.host else windows
             if self.contiguous:
-                paths.read(self, out, offset, via)
+                way.read(self, out, offset, via)
             else:
-                paths.read_nd(self, out)
+                way.read_nd(self, out)
         return out
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -567,7 +609,7 @@ def empty(
     *,
     device: Device | str | int | None = None,
     bridge: str | None = None,
-    mapped: bool = True,
+    mapped: bool | None = None,
     pool: bool = True,
 ) -> Array:
     """A new array of device memory, not initialised, already mapped.
@@ -575,7 +617,9 @@ def empty(
     shape: elements along each dimension. dtype: any without Python objects, structured included.
     device: "cuda:0", "emulated", an ordinal, a UUID or a PCI address; None chooses.
     bridge: "p2pmod", "dmabuf", "gdrdrv", "rm" or "emulated"; None chooses the first that works.
-    mapped: False takes device memory without aperture, to be written through windows or DMA.
+    mapped: None maps the whole array, unless the aperture's budget ($GPUDIRECT_APERTURE, or all of
+        BAR1) has no room for it: ``window``, ``write``, ``read`` and ``writer`` then map parts, and
+        its repr says "not mapped". True insists on it. False takes no aperture at all.
     pool: False bypasses the pool: a block of its own, given back to the device at once.
     Raises ArgumentError, DTypeError, OutOfMemoryError, ApertureError, DeviceNotFoundError,
     BridgeUnavailableError.

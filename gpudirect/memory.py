@@ -16,8 +16,9 @@ import os
 import threading
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
 
-from . import _native, bridges
+from . import _native, aperture, bridges
 from .bridges import Bridge, Mapping, PageRun
 from .config import defaults, env_size
 from .devices import Device, DeviceMemory, Marker
@@ -37,14 +38,50 @@ POOL_DEFAULT = 64 << 20
 HOST_PAGE = 4096
 
 
+class Closeable(Protocol):
+    def close(self) -> object: ...
+
+
+class Backing(Protocol):
+    """What an array stands on: a ``Piece``, a ``Registration``, or a ``Part`` of one."""
+
+    exported: bool
+    """Another library may have queued work on it."""
+
+    @property
+    def device(self) -> Device: ...
+    @property
+    def bridge(self) -> Bridge: ...
+    @property
+    def ptr(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def host(self) -> int:
+        """CPU address of the first byte; 0 where it is not mapped."""
+        ...
+
+    @property
+    def revocable(self) -> bool: ...
+    def revoked(self) -> bool: ...
+    def pages(self) -> list[PageRun]: ...
+    def memory_at(self, offset: int, length: int) -> tuple[DeviceMemory, int]:
+        """The physical block behind some bytes, and where in it they start."""
+        ...
+
+
 class Block:
     """One physical block and the mapping of it (or none, for memory used through windows)."""
 
-    __slots__ = ("cut", "mapping", "memory", "offset", "used")
+    __slots__ = ("account", "cut", "mapping", "memory", "offset", "used", "windows")
 
-    def __init__(self, memory: DeviceMemory, mapping: Mapping | None) -> None:
+    def __init__(
+        self, memory: DeviceMemory, mapping: Mapping | None, account: aperture.Account
+    ) -> None:
         self.memory = memory
         self.mapping = mapping
+        self.account = account
+        self.windows: Closeable | None = None  # those mapped on demand (windows.py)
         # from a device address to the CPU's: 0 where the mapping is unified
         self.offset = mapping.address - memory.ptr if mapping else 0
         self.used = 0  # pieces in use, of a block that is cut
@@ -53,8 +90,11 @@ class Block:
     def release(self) -> None:
         """Unmap, then free: device memory outlives its mapping."""
         try:
+            if self.windows is not None:
+                self.windows.close()
             if self.mapping is not None:
                 self.mapping.close()
+                self.account.give(aperture.ARRAYS, aperture.charge(0, self.memory.size))
         finally:
             self.memory.free()
 
@@ -136,12 +176,14 @@ class Heap:
         self._keep_limit = env_size(POOL_ENVIRONMENT, POOL_DEFAULT)
         self._blocks: set[Block] = set()
         self._in_use = 0
+        self._account = aperture.account(device)
 
     # -- taking ------------------------------------------------------------------------------
 
-    def take(self, nbytes: int, *, mapped: bool = True, pool: bool = True) -> Piece:
+    def take(self, nbytes: int, *, mapped: bool | None = True, pool: bool = True) -> Piece:
         """At least ``nbytes`` (> 0) of device memory, aligned to 256 bytes or better.
 
+        mapped: None maps it if the aperture's budget has room, and else leaves it to windows.
         Raises OutOfMemoryError, ApertureError or BridgeError; nothing is taken then.
         """
         with self._lock:
@@ -149,18 +191,30 @@ class Heap:
             self.device.ensure_usable()
             if self._returned or self._waiting:
                 self._collect()
-            if nbytes <= LARGEST_SMALL and mapped and pool:
-                cut = SMALLEST if nbytes <= SMALLEST else 1 << (nbytes - 1).bit_length()
-                free = self._cut.get(cut)
-                if not free:
-                    free = self._cut_block(cut)
-                block, ptr = free.pop()
-                block.used += 1
-                self._in_use += cut
-                return Piece(self, block, ptr, nbytes)
-            block = self._take_block(nbytes, mapped, pool)
-            self._in_use += block.memory.size
-            return Piece(self, block, block.memory.ptr, nbytes)
+            if mapped is None:
+                mapped, optional = self._account.could_hold(nbytes), self._account.budget is not None
+            else:
+                optional = False
+            try:
+                return self._take(nbytes, mapped, pool)
+            except ApertureError:
+                if not optional:
+                    raise
+                return self._take(nbytes, False, pool)
+
+    def _take(self, nbytes: int, mapped: bool, pool: bool) -> Piece:
+        if nbytes <= LARGEST_SMALL and mapped and pool:
+            cut = SMALLEST if nbytes <= SMALLEST else 1 << (nbytes - 1).bit_length()
+            free = self._cut.get(cut)
+            if not free:
+                free = self._cut_block(cut)
+            block, ptr = free.pop()
+            block.used += 1
+            self._in_use += cut
+            return Piece(self, block, ptr, nbytes)
+        block = self._take_block(nbytes, mapped, pool)
+        self._in_use += block.memory.size
+        return Piece(self, block, block.memory.ptr, nbytes)
 
     def _cut_block(self, cut: int) -> list[tuple[Block, int]]:
         """Cut a block into pieces; the free list of that size."""
@@ -206,13 +260,15 @@ class Heap:
         if mapped:
             try:
                 at = memory.ptr if self.bridge.places else None
-                mapping = self.bridge.map(memory, 0, memory.size, at=at)
+                mapping = self._account.map(
+                    aperture.ARRAYS, self.bridge, memory, 0, memory.size, at=at
+                )
             except BaseException as e:
                 memory.free()
                 if isinstance(e, ApertureError):
                     raise ApertureError(f"{e}\n{holders()}", e.errno) from e
                 raise
-        block = Block(memory, mapping)
+        block = Block(memory, mapping, self._account)
         self._blocks.add(block)
         return block
 
@@ -228,7 +284,9 @@ class Heap:
             self._returned.append((piece.block, piece.ptr, piece.nbytes, piece.exported))
             return
         try:
-            if self.device.busy or piece.exported or self._returned:
+            if self._account.held:  # perhaps by this thread, in the middle of mapping
+                self._returned.append((piece.block, piece.ptr, piece.nbytes, piece.exported))
+            elif self.device.busy or piece.exported or self._returned:
                 self._returned.append((piece.block, piece.ptr, piece.nbytes, piece.exported))
                 self._collect()
             else:
@@ -277,6 +335,11 @@ class Heap:
         self._blocks.discard(block)
         block.release()
 
+    def shed(self) -> bool:
+        """Give what is kept mapped for the next allocation back, if there is any. Never waits."""
+        with self._lock:
+            return self._shed()
+
     def _make_room(self) -> bool:
         """Wait for what kernels hold, then give all that is unused back to the device."""
         before = len(self._blocks)
@@ -285,6 +348,11 @@ class Heap:
                 marker.wait()
             self._put(block, ptr)
         self._waiting.clear()
+        self._shed()
+        return len(self._blocks) < before
+
+    def _shed(self) -> bool:
+        before = len(self._blocks)
         for kept in self._kept.values():
             while kept:
                 self._drop(kept.pop())
@@ -322,6 +390,7 @@ class Registration:
 
     __slots__ = (
         "__weakref__",
+        "_account",
         "_keep",
         "_reserved",
         "_segments",
@@ -339,6 +408,7 @@ class Registration:
         self.ptr = ptr
         self.nbytes = nbytes
         self.exported = False
+        self._account = aperture.account(device)
         self._keep = keep
         self._segments: list[tuple[DeviceMemory, int, int, Mapping]] = []
         self._reserved: tuple[int, int] | None = None
@@ -360,7 +430,7 @@ class Registration:
                     "itself. Use the bridge p2pmod, dmabuf or rm."
                 )
             memory, offset, length = found[0]
-            mapping = self.bridge.map(memory, offset, length)
+            mapping = self._mapping(memory, offset, length, None)
             self._segments.append((memory, offset, length, mapping))
             self.host = mapping.address
             return
@@ -374,9 +444,17 @@ class Registration:
         self.host = base + lead
         at = self.host
         for memory, offset, length in found:
-            mapping = self.bridge.map(memory, offset, length, at=at)
+            mapping = self._mapping(memory, offset, length, at)
             self._segments.append((memory, offset, length, mapping))
             at += length
+
+    def _mapping(self, memory: DeviceMemory, offset: int, length: int, at: int | None) -> Mapping:
+        try:
+            return self._account.map(
+                aperture.REGISTERED, self.bridge, memory, offset, length, at=at
+            )
+        except ApertureError as e:
+            raise ApertureError(f"{e}\n{holders()}", e.errno) from e
 
     @property
     def revocable(self) -> bool:
@@ -402,13 +480,18 @@ class Registration:
     def _release(self) -> None:
         if self.device.forked:
             return
-        for memory, _, _, mapping in self._segments:
-            mapping.close()
-            memory.free()
-        self._segments.clear()
-        if self._reserved is not None:
-            _native.lib.gd_unmap(*self._reserved)
-            self._reserved = None
+        segments, self._segments = self._segments, []
+        reserved, self._reserved = self._reserved, None
+
+        def close() -> None:
+            for memory, _, _, mapping in segments:
+                mapping.close()
+                memory.free()
+            if reserved is not None:
+                _native.lib.gd_unmap(*reserved)
+
+        size = sum(aperture.charge(offset, length) for _, offset, length, _ in segments)
+        self._account.give(aperture.REGISTERED, size, close)
 
     def __del__(self) -> None:
         if _alive:
@@ -455,13 +538,24 @@ def holders() -> str:
             f"  this process, {device.id} through {bridge.name}: {mapped} bytes mapped, "
             f"{h._in_use} in use"
         )
+    lines.extend(f"  this process, {use.device}: {use}" for use in aperture.use())
     for device in {d for d, _ in _heaps}:
-        aperture = device.aperture()
-        if aperture is not None:
+        bar1 = device.aperture()
+        if bar1 is not None:
             lines.append(
-                f"  all processes, {device.id}: {aperture.used} of {aperture.total} bytes of BAR1"
+                f"  all processes, {device.id}: {bar1.used} of {bar1.total} bytes of BAR1"
             )
     return "\n".join(lines)
+
+
+def shed(device: Device) -> bool:
+    """Give back what the pools of a device keep mapped, without waiting; False if there is none."""
+    return any([h.shed() for h in _heaps.values() if h.device is device])
+
+
+def alive() -> bool:
+    """Whether there is still something to tidy up for: False at exit, when the system does it."""
+    return _alive
 
 
 def trim() -> None:
@@ -470,7 +564,7 @@ def trim() -> None:
         h.trim()
 
 
-def check_mapped(piece: Piece | Registration) -> None:
+def check_mapped(piece: Backing) -> None:
     """Raises RevokedError when the driver has taken the pages back."""
     if piece.revoked():
         raise RevokedError(
