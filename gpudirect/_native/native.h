@@ -18,7 +18,8 @@
 #include <stdint.h>
 
 /* ---- flags of the copy functions ---- */
-#define GD_NO_FENCE 1    /* leave the stores in the write-combining buffers; the caller fences */
+#define GD_NO_FENCE 1    /* leave the caller's stores in the write-combining buffers; it fences */
+                         /* itself. Copy threads fence theirs in any case */
 #define GD_GUARDED 2     /* the mapping can be revoked: turn SIGBUS into -EFAULT */
 #define GD_ONE_THREAD 4  /* never use the copy threads, whatever the size */
 

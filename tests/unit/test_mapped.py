@@ -9,6 +9,8 @@ import mmap
 import os
 import socket
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -157,11 +159,50 @@ def test_a_source_inside_the_array_goes_the_slow_way(owner):
     assert p.write(owner.bytes[SIZE - 1 :]) == "slow"
 
 
-def test_the_gil_is_released_for_long_copies(owner):
-    """A copy above a page of data runs while another thread does; the array may be closed then."""
-    p = probe(owner, direct_max=SIZE)
-    assert p.write(bytes(range(256)) * 32) is None
-    assert owner.bytes.tobytes() == bytes(range(256)) * 32
+@pytest.fixture
+def ticks() -> Iterator[list[int]]:
+    """Counted by a thread that gets the interpreter only where somebody gives it up."""
+    count, going = [0], [True]
+
+    def tick() -> None:
+        while going:
+            count[0] += 1
+            time.sleep(0.0002)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=tick)
+    thread.start()
+    sys.setswitchinterval(1000)
+    yield count
+    sys.setswitchinterval(interval)
+    going.clear()
+    thread.join()
+
+
+def test_long_copies_let_other_threads_run_and_short_ones_do_not(ticks):
+    size = 64 << 20
+    owner, p = Owner(size), Probe()
+    p._attach(owner.address, size, owner, "f", 0, size)
+    data = np.full(size, 7, np.uint8)
+    time.sleep(0.01)
+    before = ticks[0]
+    for _ in range(20):
+        p.write(data)
+    assert ticks[0] > before
+    assert (owner.bytes == 7).all()
+    short = bytes(4095)
+    time.sleep(0.01)
+    before = ticks[0]
+    for _ in range(20_000):
+        p.write(short)
+    assert ticks[0] == before
+    assert p.slow == []
+
+
+def test_flush_is_quick(owner):
+    p = probe(owner)
+    assert p.flush() is None
+    assert p.slow == []
 
 
 def test_detached_everything_is_slow(owner):

@@ -273,6 +273,24 @@ def test_strided_reads_and_writes_stay_inside_the_pages(isa, write):
     there.close()
 
 
+@pytest.mark.parametrize("write", [True, False], ids=["write", "read"])
+@pytest.mark.parametrize("item", [1, 2, 8])
+@pytest.mark.parametrize("gap", [1, 2, 8])
+def test_rows_with_a_small_gap_are_not_taken_for_dense(write, item, gap):
+    for count in range(1, 12):
+        wide = np.frombuffer(noise(9 * (count * item + gap)), np.uint8).copy()
+        mapped = np.ndarray((9, count), f"V{item}", wide.data, 0, (count * item + gap, item))
+        other = np.frombuffer(noise(9 * count * item, 7), f"V{item}").copy()
+        other = other.reshape(count, 9).T
+        expected = wide.copy()
+        if write:
+            np.ndarray(mapped.shape, mapped.dtype, expected.data, 0, mapped.strides)[...] = other
+        want = (other if write else mapped).copy()
+        assert nd(write, mapped, other) == 0
+        assert np.array_equal(mapped if write else other, want)
+        assert np.array_equal(wide, expected)
+
+
 def test_strided_copies_refuse_nonsense():
     one, zero = ffi.new("int64_t[]", [1] * 65), ffi.new("int64_t[]", [0] * 65)
     buffer = ffi.new("char[]", 64)
