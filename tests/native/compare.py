@@ -2,6 +2,8 @@
 
     python tests/native/compare.py [--device cuda:0] [--bridge rm] [--json FILE]
 
+For a GPU: on the emulated device it runs, and its ratios mean nothing.
+
 Kinds are interleaved, so that a machine that changes its mind does it to all of them. A ratio is
 the engine's median over the best bare loop's; 1.03 is what the project asks for. Writes carry a
 store fence each, reads a load fence before. Threads: the engine's choice over its own one-thread
@@ -95,6 +97,9 @@ def main() -> None:
     other = int(here.ctypes.data) + -int(here.ctypes.data) % 64
     print(f"{a!r}\ninstructions: {ffi.string(lib.gd_isa_selected()).decode()}, "
           f"threads: {lib.gd_threads_count()}")  # fmt: skip
+    if "emulated" in repr(a):
+        print("emulated: ordinary cached memory, where stores past the cache lose. The ratios say "
+              "nothing about a GPU")  # fmt: skip
     rows = []
     for direction in ("write", "read"):
         bare = usable(direction)
