@@ -325,7 +325,7 @@ def debug() -> int:
     passed = failed = 0
     calls = int(os.environ.get("GPUDIRECT_FUZZ_CALLS", "100000"))
     seed = int(os.environ.get("GPUDIRECT_FUZZ_SEED", str(int(time.time()))))
-    parts: list[tuple[str, str, float]] = [("C tests", test_script(VERSIONS["1.2"]), 900)]
+    parts: list[tuple[str, str, float]] = [("C tests", test_script(VERSIONS["1.2"]), 1500)]
     parts.append(("failing allocations", LOAD.format(version=VERSIONS["1.2"])
                   + "/lab/failnth\n" + UNLOAD, 900))  # fmt: skip
     if calls:
