@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(wildcard gpudirect/_native/*.[ch]) gpudirect/_native/build.py setup.py
 
-.PHONY: help demo info test test-unit test-gpu test-vm test-matrix test-static test-debug lint \
+.PHONY: help demo info test test-unit test-gpu test-native test-vm test-matrix test-static test-debug lint \
 	module clean
 
 help: ## this list
@@ -25,6 +25,9 @@ test: test-unit test-vm ## set everything up and pass every test that needs no G
 
 test-unit: $(STAMP) ## the Python suite, on the emulated device
 	$(BIN)/python -m pytest -q
+
+test-native: ## the copy engine in C: sanitizers, and arm64 under emulation
+	tests/native/run
 
 test-gpu: ## the suite, the demo and the benchmarks on a real GPU (works offline)
 	tests/gpu/run

@@ -32,7 +32,7 @@ class HostView(np.ndarray[Any, Any]):
         target = ffi.cast("char *", out.__array_interface__["data"][0])
         if plain.flags.c_contiguous:
             code = lib.gd_read(target, source, plain.nbytes, flags)
-        elif plain.ndim <= 8:
+        elif plain.ndim <= lib.GD_MAX_DIMS:
             code = lib.gd_read_nd(
                 target, ffi.new("int64_t[]", out.strides), source,
                 ffi.new("int64_t[]", plain.strides), ffi.new("int64_t[]", plain.shape),

@@ -27,6 +27,8 @@ MOST_GRID = (2**31 - 1, 65535, 65535)
 MOST_ARGUMENTS = 32764
 MOST_RESIDENT = 64
 """Blocks of one launch that run at once: RESIDENT_BLOCKS of the runtime."""
+MOST_RESIDENT_THREADS = 16384
+"""Threads of one launch that run at once: RESIDENT_THREADS of the runtime."""
 
 _PACKET = 4096
 
@@ -261,10 +263,11 @@ class StreamConnection:
                 f"{name}: {shared} bytes of dynamic shared memory; a block has 0 to {SHARED_MEMORY}"
             )
         blocks = grid[0] * grid[1] * grid[2]
-        if cooperative and blocks > MOST_RESIDENT:
+        resident = min(MOST_RESIDENT, MOST_RESIDENT_THREADS // (block[0] * block[1] * block[2]))
+        if cooperative and blocks > resident:
             raise LaunchError(
                 f"{name}: a cooperative launch of {blocks} blocks is too large; the emulated "
-                f"device runs {MOST_RESIDENT} at once"
+                f"device runs {resident} of this size at once"
             )
         wanted = module.kernel.argument_size
         if len(arguments) != wanted or wanted > MOST_ARGUMENTS:

@@ -107,6 +107,7 @@ struct Worker {
 
     ~Worker();
     Fiber *fresh();
+    void trim();
     void run_block(const Launch &work, u64 linear);
     void start_threads(Fiber *self);
     size_t others() const { return count - started + ready.size(); }
@@ -119,6 +120,11 @@ struct Worker {
     bool finish_warp(unsigned first, unsigned mask);
     void finish_waiters_of(Thread &thread);
 };
+
+/* A stack takes two of the 65530 mappings that a process may have (vm.max_map_count): so many threads
+ * may wait at once, and above so many stacks a block's are given back when it is done. */
+constexpr unsigned RESIDENT_THREADS = 16384, KEPT_STACKS = 8192, KEPT_BY_WORKER = 64;
+std::atomic<unsigned> stacks{0};
 
 __thread Worker *worker;
 __thread unsigned budget = SLICE;
@@ -205,7 +211,21 @@ Fiber *Worker::fresh()
     fiber->birth.uc_stack.ss_size = STACK;
     makecontext(&fiber->birth, fiber_main, 0);
     all.push_back(fiber);
+    stacks++;
     return fiber;
+}
+
+/* Give back the stacks that no thread is on. */
+void Worker::trim()
+{
+    while (all.size() > KEPT_BY_WORKER && !idle.empty()) {
+        Fiber *fiber = idle.back();
+        idle.pop_back();
+        all.erase(std::find(all.begin(), all.end(), fiber));
+        munmap(fiber->stack, GUARD + STACK);
+        delete fiber;
+        stacks--;
+    }
 }
 
 Worker::~Worker()
@@ -213,6 +233,7 @@ Worker::~Worker()
     for (Fiber *fiber : all) {
         munmap(fiber->stack, GUARD + STACK);
         delete fiber;
+        stacks--;
     }
     stack_t none = {};
     none.ss_flags = SS_DISABLE;
@@ -314,6 +335,8 @@ __attribute__((noinline)) void Worker::run_block(const Launch &work, u64 linear)
         dispatch();
     current = nullptr;
     launch = nullptr;
+    if (stacks > KEPT_STACKS)
+        trim();
 }
 
 void Worker::wake(Thread &thread, u64 result)
@@ -490,7 +513,8 @@ struct Pool {
     void take_blocks(const std::shared_ptr<Launch> &launch)
     {
         Worker &w = this_worker();
-        bool asked = ++launch->resident >= RESIDENT_BLOCKS;
+        unsigned threads = launch->block.x * launch->block.y * launch->block.z;
+        bool asked = ++launch->resident >= std::min(RESIDENT_BLOCKS, RESIDENT_THREADS / threads);
         u64 block;
         while ((block = launch->next++) < launch->blocks) {
             if (!asked && block + 1 < launch->blocks)
