@@ -266,6 +266,20 @@ def use() -> list[ApertureUse]:
     return [a.use() for a in _accounts.values()]
 
 
+def told() -> list[dict[str, object]]:
+    """``use`` as plain data, for `gpudirect info`. Accounts are opened when a device is used."""
+    return [
+        {**vars(u), "total": u.total, "words": str(u)} for u in use()
+    ] or [{"device": "any device", "budget": _budget(), "words": _nothing_held()}]
+
+
+def _nothing_held() -> str:
+    budget = _budget()
+    if budget is None:
+        return f"no budget is set for the aperture ({ENVIRONMENT})"
+    return f"the aperture's budget is {budget} bytes ({ENVIRONMENT})"
+
+
 def set_budget(size: int | None, device: Device) -> None:
     """Change the budget of one device, in bytes; None lifts it. What is mapped stays mapped.
 

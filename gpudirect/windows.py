@@ -112,13 +112,12 @@ def with_room(device: Device, make: Callable[[], T]) -> T:
     try:
         return make()
     except ApertureError as e:
-        first = e
-    if memory.shed(device):
-        try:
-            return make()
-        except ApertureError as e:
-            first = e
-    raise ApertureError(f"{first}\n{memory.holders()}", first.errno) from first
+        if not memory.shed(device):
+            raise ApertureError(f"{e}\n{memory.holders()}", e.errno) from e
+    try:
+        return make()
+    except ApertureError as e:
+        raise ApertureError(f"{e}\n{memory.holders()}", e.errno) from e
 
 
 class Window:
@@ -129,7 +128,7 @@ class Window:
     showing the bytes it was made for, and holds that part of the aperture until it is gone.
     """
 
-    __slots__ = ("_array", "_dtype", "_name", "_piece", "_start", "nbytes", "offset", "parent_bytes")
+    __slots__ = ("_array", "_dtype", "_piece", "_start", "nbytes", "offset", "parent_bytes")
 
     offset: int
     """Bytes from the start of the array."""
@@ -144,7 +143,7 @@ class Window:
         if not array.contiguous:
             raise ArgumentError("a window shows consecutive bytes, and this array has strides: "
                                 "make it of the contiguous array behind it")  # fmt: skip
-        self._piece = piece
+        self._piece: Backing | None = piece
         self._start = array.ptr - piece.ptr
         self.parent_bytes = array.nbytes
         self._dtype = array.dtype if dtype is None else _dtype(dtype)
@@ -233,21 +232,25 @@ class Window:
         """
         from .arrays import _index
 
-        self.array  # noqa: B018 - raises when closed
+        piece = self.array._open() and self._piece  # raises when closed, or after a fork
+        assert piece is not None
         offset = _index(offset, "offset")
         self._check(offset)
         if offset == self.offset:
             return self
         start = self._start + offset
         try:
-            part = Part(self._piece, start, self.nbytes)
-        except ApertureError:
+            part = Part(piece, start, self.nbytes)
+        except ApertureError as e:
             if not self._let_go():
-                raise
+                raise ApertureError(
+                    f"{e}\nThe window cannot give up its present place first: a view of it is left.",
+                    e.errno,
+                ) from e
             try:
-                part = Part(self._piece, start, self.nbytes)
+                part = Part(piece, start, self.nbytes)
             except Error:
-                self._show(Part(self._piece, self._start + self.offset, self.nbytes), self.offset)
+                self._show(Part(piece, self._start + self.offset, self.nbytes), self.offset)
                 raise
         self._show(part, offset)
         return self
@@ -271,7 +274,7 @@ class Window:
         """Unmap the window once no view of it is left. Safe twice."""
         if self._array is not None:
             self._array.close()
-            self._array = None
+        self._array = self._piece = None
 
     def __enter__(self) -> Window:
         return self
@@ -283,7 +286,7 @@ class Window:
         return self.nbytes
 
     def __repr__(self) -> str:
-        if self._array is None:
+        if self._array is None or self._piece is None:
             return f"<Window of {self.nbytes} bytes closed>"
         device = self._piece.device
         mark = ", emulated" if device.emulated else ""

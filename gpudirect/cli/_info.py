@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .. import facts
+from .. import aperture, facts
 
 
 def size(count: int | None) -> str:
@@ -26,6 +26,7 @@ def size(count: int | None) -> str:
 def show(console: Console, as_json: bool) -> None:
     """Print the page, or the same as JSON."""
     found = facts.everything()
+    found["aperture"] = aperture.told()
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -50,6 +51,8 @@ def show(console: Console, as_json: bool) -> None:
             f"held by this process on {heap['device']} via {heap['bridge']}: "
             f"{size(heap['mapped'])} mapped, {size(heap['in_use'])} in use"
         )
+    for use in found["aperture"]:
+        console.print(f"  {use['device']}: {use['words']}", highlight=False)
 
 
 def _device(console: Console, device: dict[str, Any], default: bool) -> None:

@@ -1,0 +1,344 @@
+"""The aperture's account and windows mapped on demand, where it takes a device that can be bent."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpudirect as gd
+from gpudirect import aperture, windows
+from gpudirect.bridges.emulated import EmulatedBridge, EmulatedMapping
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def emulated():
+    gd.use(device="emulated", bridge="emulated")
+    gc.collect()
+    gd.trim()
+    yield aperture.account(gd.device())
+    gc.collect()
+    gd.trim()
+    aperture.set_budget(None, gd.device())
+    gd.use()
+
+
+def program(source: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=60,
+        cwd=ROOT, env={**os.environ, "GPUDIRECT_DEVICE": "emulated", "GPUDIRECT_BRIDGE": "emulated",
+                       **environment},
+    )  # fmt: skip
+
+
+def wait_until(what):
+    for _ in range(500):
+        if what():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")
+
+
+def test_the_budget_comes_from_the_environment():
+    run = program(
+        """
+        import gpudirect as gd
+        from gpudirect import aperture
+        small, large = gd.zeros(MIB := 1 << 20, "u1"), gd.zeros(20 * MIB, "u1")
+        print(small), print(large)
+        use, = aperture.use()
+        assert use.budget == 16 * MIB and use.arrays == 2 * MIB == use.total, use
+        large.write(bytes(20 * MIB))
+        use, = aperture.use()
+        assert 0 < use.automatic and use.total <= use.peak <= 16 * MIB, use
+        assert "16777216 (GPUDIRECT_APERTURE)" in str(use) and "mapped on demand" in str(use)
+        """,
+        GPUDIRECT_APERTURE="16M",
+    )
+    assert run.returncode == 0, run.stderr
+    assert ["not mapped" in line for line in run.stdout.splitlines()] == [False, True]
+
+
+@pytest.mark.parametrize("bad", ["many", "-1", "100", "1.5G"])
+def test_a_budget_that_is_none(bad):
+    run = program("import gpudirect as gd; gd.empty(10)", GPUDIRECT_APERTURE=bad)
+    assert "ArgumentError: GPUDIRECT_APERTURE is" in run.stderr, run.stderr
+
+
+def test_an_array_larger_than_bar1_is_left_to_windows():
+    run = program(
+        """
+        import gpudirect as gd, numpy as np
+        a = gd.empty(20 << 20, "u1")
+        assert "not mapped" in repr(a)
+        want = np.random.default_rng(1).integers(0, 256, 20 << 20, np.uint8)
+        a.write(want, via="map")
+        assert np.array_equal(a.read(), want)
+        print(gd.device().aperture())
+        """,
+        GPUDIRECT_EMULATED_BAR1="8M",
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_info_shows_the_account():
+    command = [sys.executable, "-m", "gpudirect", "info"]
+    environment = {**os.environ, "GPUDIRECT_DEVICE": "emulated", "GPUDIRECT_APERTURE": "48M"}
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert "50331648 bytes (GPUDIRECT_APERTURE)" in shown.stdout, shown.stdout + shown.stderr
+    run = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert json.loads(run.stdout)["aperture"][0]["budget"] == 48 << 20
+
+
+def test_every_kind_of_mapping_is_on_the_account(emulated):
+    before = emulated.use()
+    a = gd.empty(4 * MIB, "u1", pool=False)
+    b = gd.register(a.ptr + 100, 5000)
+    c = gd.empty(64 * MIB, "u1", mapped=False)
+    w = c.window(1, 4096)
+    c.write(bytes(MIB), 32 * MIB)
+    use = emulated.use()
+    assert use.arrays - before.arrays == 4 * MIB
+    assert use.registered == 8192 and use.windows == 8192 and use.automatic > 0
+    assert use.total == gd.device().aperture().used
+    for thing in (a, b, c, w):
+        thing.close()
+    del thing
+    gd.trim()
+    wait_until(lambda: emulated.use().automatic == 0)
+    assert emulated.use().total == before.total == gd.device().aperture().used
+
+
+def test_the_next_window_is_mapped_while_one_is_written(emulated, monkeypatch):
+    aperture.set_budget(16 * MIB, gd.device())
+    by = []
+    original = EmulatedBridge.map
+
+    def noted(self, *arguments, **options):
+        by.append(threading.current_thread() is threading.main_thread())
+        return original(self, *arguments, **options)
+
+    with gd.empty(64 * MIB, "u1") as a:
+        monkeypatch.setattr(EmulatedBridge, "map", noted)
+        a.write(np.ones(64 * MIB, np.uint8))
+        assert len(by) == 16 and by[0]
+        assert by.count(False) > 4, "nobody works ahead"
+
+
+def test_a_window_that_is_used_is_never_taken_back(emulated):
+    aperture.set_budget(4 * MIB, gd.device())
+    with gd.zeros(32 * MIB, "u1") as a, a.writer(5) as file:
+        file.write(b"start")
+        for at in range(0, 32 * MIB, MIB):
+            a.write(b"x" * 100, at + 100, via="map")
+        file.write(b" and go on")
+        file.flush()
+        assert a.read(offset=5, nbytes=15).tobytes() == b"start and go on"
+        assert emulated.use().peak >= emulated.use().total <= 4 * MIB
+
+
+def test_the_windows_used_most_recently_are_kept(emulated, monkeypatch):
+    aperture.set_budget(16 * MIB, gd.device())  # four windows of 4 MiB
+    made = []
+    original = EmulatedBridge.map
+    with gd.zeros(64 * MIB, "u1") as a:
+        for k in (0, 4, 8, 2):
+            a.write(b"x", k * 4 * MIB, via="map")
+        monkeypatch.setattr(
+            EmulatedBridge, "map",
+            lambda self, source, offset, *rest, **options: (
+                made.append(offset // (4 * MIB)), original(self, source, offset, *rest, **options)
+            )[1],
+        )  # fmt: skip
+        for k in (0, 12, 0, 8, 4):  # 12 pushes 4 out, 4 then pushes 2 out
+            a.write(b"y", k * 4 * MIB + 9, via="map")
+        assert made == [12, 4]
+        a.write(b"z", 2 * 4 * MIB, via="map")
+        assert made == [12, 4, 2]
+
+
+def test_a_small_first_write_spares_the_mapping(emulated):
+    aperture.set_budget(16 * MIB, gd.device())
+    with gd.zeros(64 * MIB, "u1") as a:
+        a.write(b"first", 5)
+        assert emulated.use().automatic == 0
+        a.write(b"again", 50)
+        assert emulated.use().automatic == 4 * MIB
+        assert a.read(offset=5, nbytes=50).tobytes() == b"first" + bytes(40) + b"again"
+
+
+@pytest.mark.parametrize("nth", range(6))
+def test_a_mapping_that_fails_leaves_everything_as_it_was(emulated, monkeypatch, nth):
+    aperture.set_budget(8 * MIB, gd.device())
+    original = EmulatedBridge.map
+    left = [nth]
+
+    def failing(self, *arguments, **options):
+        left[0] -= 1
+        if left[0] == -1:
+            raise gd.BridgeError("the mapping that fails")
+        return original(self, *arguments, **options)
+
+    a = gd.zeros(32 * MIB, "u1")
+    monkeypatch.setattr(EmulatedBridge, "map", failing)
+
+    def work():
+        with a.window(0, 3 * MIB) as w:
+            w.write(b"one")
+            w.move(16 * MIB + 3)
+            w.write(b"two")
+        a.write(b"three" * MIB, 4 * MIB, via="map")
+        a.scatter([(100, b"four"), (30 * MIB, b"five")])
+
+    try:
+        work()
+    except gd.BridgeError as e:
+        assert "the mapping that fails" in str(e)
+    work()
+    monkeypatch.undo()
+    assert a.read(offset=0, nbytes=3).tobytes() == b"one"
+    assert a.read(offset=16 * MIB + 3, nbytes=3).tobytes() == b"two"
+    assert a.read(offset=4 * MIB, nbytes=5 * MIB).tobytes() == b"three" * MIB
+    assert a.read(offset=30 * MIB, nbytes=4).tobytes() == b"five"
+    assert emulated.use().total <= 8 * MIB == emulated.budget
+    assert emulated.use().total == gd.device().aperture().used
+    a.close()
+    gd.trim()
+    wait_until(lambda: emulated.use().total == 0)
+    assert gd.device().aperture().used == 0
+
+
+def test_an_aperture_that_others_fill_takes_windows_back(emulated):
+    """No budget: BAR1 itself is what runs out, and windows mapped on demand make room."""
+    a = gd.zeros(256 * MIB, "u1", mapped=False)
+    a.write(np.ones(256 * MIB, np.uint8))
+    assert emulated.use().automatic == 64 * MIB
+    b = gd.empty(224 * MIB, "u1")
+    assert emulated.use().automatic <= 32 * MIB and "not mapped" not in repr(b)
+    assert gd.device().aperture().used == emulated.use().total
+    with pytest.raises(gd.ApertureError, match="this process"):
+        gd.empty(64 * MIB, "u1")  # without a budget nobody asked for windows
+    assert np.all(a.read() == 1)
+    a.close(), b.close()
+
+
+def test_a_collection_in_the_middle_of_mapping(emulated, monkeypatch):
+    """Windows whose last reference goes while this very thread holds the account."""
+    original = EmulatedBridge.map
+    doomed: list[object] = []
+
+    def collecting(self, *arguments, **options):
+        doomed.clear()
+        return original(self, *arguments, **options)
+
+    a = gd.zeros(16 * MIB, "u1", mapped=False)
+    for _ in range(20):
+        whole, lost = gd.empty(3 * MIB, "u1"), gd.empty(8 * MIB, "u1", mapped=False)
+        lost.write(bytes(8 * MIB), via="map")
+        doomed += [whole, lost, a.window(0, 100), gd.register(a.ptr, 4096), lost.window(5, 5)]
+        del whole, lost
+        monkeypatch.setattr(EmulatedBridge, "map", collecting)
+        with a.window(MIB, 4096):
+            pass
+        monkeypatch.undo()
+    a.close()
+    gd.trim()
+    wait_until(lambda: (gd.trim(), emulated.use().total)[1] == 0)
+    assert gd.device().aperture().used == 0
+
+
+def test_unmapping_that_fails_is_told_and_does_not_hit_a_bystander(emulated, monkeypatch):
+    a = gd.zeros(MIB, "u1", mapped=False)
+    w = a.window(0, 4096)
+    original = EmulatedMapping.close
+
+    def failing(self):
+        original(self)
+        raise gd.BridgeError("no unmapping today")
+
+    monkeypatch.setattr(EmulatedMapping, "close", failing)
+    with pytest.warns(ResourceWarning, match="no unmapping today"):
+        w.close()
+    monkeypatch.undo()
+    assert emulated.use().windows == 0
+
+
+def test_a_smaller_budget_makes_smaller_windows(emulated):
+    with gd.zeros(32 * MIB, "u1", mapped=False) as a:
+        a.write(np.ones(32 * MIB, np.uint8))
+        for budget in (4 * MIB, 64 << 10, 4096):
+            aperture.set_budget(budget, gd.device())
+            assert emulated.use().total <= budget
+            a.write(np.full(MIB, 7, np.uint8), 5 * MIB + 9, via="map")
+            assert np.all(a.read(offset=5 * MIB + 9, nbytes=MIB, via="map") == 7)
+            assert emulated.use().total <= budget
+    with pytest.raises(gd.ArgumentError, match="page"):
+        aperture.set_budget(4095, gd.device())
+
+
+def test_a_child_has_an_account_of_its_own():
+    run = program(
+        """
+        import os, warnings
+        import gpudirect as gd
+        from gpudirect import aperture
+        warnings.simplefilter("ignore")
+        a = gd.zeros(16 << 20, "u1", mapped=False)
+        a.write(bytes(16 << 20))
+        w, file = a.window(0, 100), a.writer()
+        file.write(b"abc")
+        child = os.fork()
+        if child == 0:
+            assert aperture.use() == []
+            for use in (lambda: w.write(b"x"), lambda: file.write(b"x"), lambda: a.write(b"x"),
+                        lambda: a.window(0, 10), lambda: a.scatter([(0, b"x")]), lambda: w.move(5)):
+                try:
+                    use()
+                except gd.ForkError:
+                    continue
+                os._exit(3)
+            del w, file, a
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, status
+        w.write(b"the parent goes on"), file.write(b"def"), file.flush()
+        assert a.read(offset=0, nbytes=18).tobytes() == b"thedefrent goes on"
+        a.write(bytes(16 << 20))
+        print("fine")
+        """
+    )
+    assert run.stdout == "fine\n", run.stderr
+
+
+def test_exit_with_windows_open_is_quiet():
+    run = program(
+        """
+        import gpudirect as gd
+        a = gd.zeros(64 << 20, "u1", mapped=False)
+        w, view = a.window(0, 100), a.window(5, 5).host
+        file = a.writer()
+        file.write(bytes(20 << 20))
+        cycle = [a, w, file]; cycle.append(cycle)
+        print("end")
+        """
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "end\n", "")
+
+
+def test_wide_enough_and_no_wider(emulated):
+    for budget, width in ((64 * MIB, 16 * MIB), (1 << 40, windows.WIDEST), (5000, 4096)):
+        aperture.set_budget(budget, gd.device())
+        with gd.empty(2 * MIB, "u1", mapped=False) as a:
+            assert windows.OnDemand.of(a._piece).width == width
