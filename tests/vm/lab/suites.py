@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boot
+import build
 import packages
 from packages import CACHE, LabError, Unpacked, run
-
-import build
 
 ROOT = build.ROOT
 RESULTS = CACHE / "results"
