@@ -678,6 +678,7 @@ def register(
     memory: an object with ``__cuda_array_interface__`` (PyTorch, CuPy, Numba, ...), a cuda.core
         ``Buffer``, or a device address, with ``nbytes`` then.
     shape, dtype: how to see it; by default as the object sees itself, an address as bytes.
+    device: None finds the one that holds the memory.
     The owner must keep the memory alive (an object given here is referred to). It may start
     anywhere in a physical block and span several.
     Raises NotMappableError, with the bridge that could, when this one cannot map the memory.
@@ -705,6 +706,9 @@ def register(
     if isinstance(memory, Array) and device is None:
         device = memory.device
     chosen = devices.get(device)
+    if device is None and not chosen.holds(ptr):
+        same = (d for d in devices.available() if d.kind == chosen.kind)
+        chosen = next((d for d in same if d.holds(ptr)), chosen)
     from . import bridges
 
     piece = Registration(chosen, bridges.choose(chosen, bridge), ptr, span, memory)

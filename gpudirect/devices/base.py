@@ -185,6 +185,10 @@ class Device(ABC):
         freeing them drops the reference only.
         """
 
+    def holds(self, ptr: int) -> bool:
+        """Whether the memory at a device address is on this device."""
+        return True
+
     @abstractmethod
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of device memory."""

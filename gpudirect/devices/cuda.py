@@ -450,6 +450,14 @@ class CudaDevice(Device):
             raise
         return found
 
+    def holds(self, ptr: int) -> bool:
+        d = _driver()
+        with self.current():
+            code, ordinal = d.cuPointerGetAttribute(
+                d.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, ptr
+            )
+        return not int(code) and int(ordinal) == self.ordinal
+
     def memory(self) -> tuple[int, int]:
         with self.current():
             free, total = _check(_driver().cuMemGetInfo(), "asking for free memory")

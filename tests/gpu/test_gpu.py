@@ -162,3 +162,12 @@ def test_every_gpu_of_the_host_is_mapped_from_one_process():
                       device=a.device)  # fmt: skip
         k[1, 64](a)
         assert np.array_equal(a[:64].read(), want[:64] + 1)
+
+
+def test_memory_on_any_gpu_is_registered_without_naming_it():
+    for d in (d for d in devices.available() if d.kind == "cuda"):
+        with gd.zeros(3 << 20, "u1", device=d) as owner:
+            b = gd.register(owner.ptr + 11, 1 << 20)
+            assert b.device is d
+            b.write(b"found")
+            assert owner.read(offset=11, nbytes=5).tobytes() == b"found"
