@@ -15,8 +15,7 @@ import os
 import threading
 import warnings
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,14 +97,16 @@ class Account:
 
     # -- taking ------------------------------------------------------------------------------
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the account still."""
-        try:
-            with self._lock:
-                self._drain()
-                yield
-        finally:
+    def __enter__(self) -> Account:
+        """Hold the account still. Not to be done twice by one thread, nor in a ``__del__``."""
+        self._lock.acquire()
+        if self._returned:
+            self._drain()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+        if self._returned:
             self._tidy()
 
     def could_hold(self, size: int) -> bool:
@@ -136,7 +137,7 @@ class Account:
         Takes back windows mapped on demand where room is needed.
         Raises ApertureError (BAR1 or the budget is exhausted) or what ``Bridge.map`` raises.
         """
-        with self.locked():
+        with self:
             return self.map_locked(kind, bridge, memory, offset, length, at=at)
 
     def map_locked(self, kind: str, bridge: Bridge, memory: DeviceMemory, offset: int, length: int,
@@ -288,7 +289,7 @@ def set_budget(size: int | None, device: Device) -> None:
     if size is not None and size < PAGE:
         raise ArgumentError(f"a budget of {size} bytes is below a page ({PAGE})")
     found = account(device)
-    with found.locked():
+    with found:
         found.budget = size
         if size is not None:
             while sum(found._held.values()) > size and found._reclaim_one():

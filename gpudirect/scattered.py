@@ -90,10 +90,10 @@ def _outside(array: Array, source: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
 
 def _described(array: Array, pieces: Any) -> tuple[np.ndarray[Any, Any], list[Any]]:
     """The table of struct gd_piece, and what keeps the sources alive."""
-    from .arrays import _index, _source
+    from .arrays import _index
 
-    sources = []
-    table = []
+    limit = array.nbytes
+    sources, table = [], []
     for number, entry in enumerate(pieces):
         try:
             offset, data = entry
@@ -102,21 +102,32 @@ def _described(array: Array, pieces: Any) -> tuple[np.ndarray[Any, Any], list[An
                 f"piece {number} is {entry!r}: give (offset in bytes, bytes-like)"
             ) from None
         offset = _index(offset, f"the offset of piece {number}")
-        source = _source(data, array.dtype)
-        if source.dtype != array.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
-            raise DTypeError(
-                f"piece {number} of dtype {source.dtype} would be taken for {array.dtype}: convert "
-                f"it with .astype({array.dtype.str!r}), or give its bytes with .view('u1')"
-            )
-        source = _outside(array, np.ascontiguousarray(source))
-        if offset < 0 or offset + source.nbytes > array.nbytes:
+        source, address, size = _piece(array, number, data)
+        if offset < 0 or offset + size > limit:
             raise RangeError(
-                f"piece {number}, {source.nbytes} bytes at offset {offset}, is not inside an array "
-                f"of {array.nbytes} bytes; nothing was stored"
+                f"piece {number}, {size} bytes at offset {offset}, is not inside an array of "
+                f"{limit} bytes; nothing was stored"
             )
         sources.append(source)
-        table.append((offset, source.nbytes, paths._address(source)))
+        table.append((offset, size, address))
     return np.array(table, np.uint64).reshape(-1, 3), sources
+
+
+def _piece(array: Array, number: int, data: Any) -> tuple[object, int, int]:
+    """(what keeps it alive, address, bytes) of one piece of data."""
+    if type(data) is bytes or type(data) is bytearray:
+        held = _native.ffi.from_buffer(data)
+        return held, int(_native.ffi.cast("uintptr_t", held)), len(data)
+    from .arrays import _source
+
+    source = _source(data, array.dtype)
+    if source.dtype != array.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
+        raise DTypeError(
+            f"piece {number} of dtype {source.dtype} would be taken for {array.dtype}: convert it "
+            f"with .astype({array.dtype.str!r}), or give its bytes with .view('u1')"
+        )
+    source = _outside(array, np.ascontiguousarray(source))
+    return source, paths._address(source), source.nbytes
 
 
 def _pieces(array: Array, table: np.ndarray[Any, Any], sources: list[Any]) -> None:

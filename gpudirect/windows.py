@@ -329,7 +329,12 @@ class Slot:
         self.users -= 1
 
     def leave(self) -> None:
-        """Somebody is done with it. Called without holding the account."""
+        """Somebody is done with it. Called without holding the account; waits for it."""
+        with self.of.account:
+            self.users -= 1
+
+    def leave_soon(self) -> None:
+        """The same from a ``__del__``, which must not wait."""
         self.of.account.give(AUTOMATIC, 0, self._left)
 
 
@@ -351,7 +356,7 @@ class OnDemand:
     def of(cls, piece: Piece) -> OnDemand:
         block = piece.block
         if block.windows is None:
-            with block.account.locked():
+            with block.account:
                 if block.windows is None:
                     block.windows = cls(block, piece.bridge)
         assert isinstance(block.windows, cls)
@@ -373,11 +378,22 @@ class OnDemand:
         return with_room(self.block.memory.device, lambda: self._enter(offset))
 
     def _enter(self, offset: int) -> Slot:
-        with self.account.locked():
+        with self.account:
             if not self.slots:
                 self.width = self._fitting_width()  # the budget, or what others hold, may differ
             slot = self._map(self.find(offset))
             slot.users += 1
+            return slot
+
+    def hit(self, offset: int, count: int) -> Slot | None:
+        """The window that shows all of these bytes, if it is mapped, held until its ``leave``."""
+        with self.account:
+            slot = self.slots.get(self.find(offset))
+            if slot is None or offset + count > slot.start + slot.length:
+                return None
+            slot.users += 1
+            self.account.keep(slot)
+            self.last = slot.start
             return slot
 
     def _map(self, start: int) -> Slot:
@@ -401,7 +417,7 @@ class OnDemand:
 
     def prepare(self, offset: int) -> None:
         """Map a window that will be needed soon, if there is room for it."""
-        with self.account.locked():
+        with self.account:
             # one that is in use and this one: never push the window out that is being written
             if 2 * self.width <= self.account.on_demand() and self.find(offset) not in self.slots:
                 self._map(self.find(offset))
@@ -477,11 +493,24 @@ def write(array: Array, source: np.ndarray[Any, Any], offset: int, via: str | No
     """
     piece: Any = array._open()
     source = np.ascontiguousarray(source).reshape(-1)
-    if via == "dma" or (via is None and _rather_dma(array, piece, offset, source.nbytes)):
+    windows = OnDemand.of(piece)
+    if via == "dma" or (via is None and _rather_dma(array, piece, windows, offset, source.nbytes)):
         paths.write(array, source, offset, "dma")
         return
     raw = source.view(np.uint8)
     at = _base(array, piece) + offset
+    if slot := windows.hit(at, raw.nbytes):
+        try:
+            code = _native.lib.gd_write(
+                slot.host + at - slot.start,
+                _native.ffi.cast("char *", paths._address(raw)),
+                raw.nbytes,
+                _native.lib.GD_GUARDED if slot.revocable else 0,
+            )
+        finally:
+            slot.leave()
+        paths._done(code, array, "writing to")
+        return
     done = 0
     while done < raw.nbytes:
         try:
@@ -503,9 +532,8 @@ def write(array: Array, source: np.ndarray[Any, Any], offset: int, via: str | No
         done += count
 
 
-def _rather_dma(array: Array, piece: Piece, offset: int, count: int) -> bool:
+def _rather_dma(array: Array, piece: Piece, windows: OnDemand, offset: int, count: int) -> bool:
     """Whether to spare the mapping: a first small write, and no kernel that DMA might wait for."""
-    windows = OnDemand.of(piece)
     start = windows.find(_base(array, piece) + offset)
     if count >= TOUCH or start in windows.slots or piece.device.busy:
         return False
@@ -645,18 +673,28 @@ class Writer(io.RawIOBase):
 
         Raises RangeError if they do not fit, and stores nothing then.
         """
-        from .arrays import _overlap
-
         array = self._open()
         piece = array._open()
+        if type(data) is bytes or type(data) is bytearray:
+            first, end, host = self._shown
+            count = len(data)
+            if first <= self._at and self._at + count <= end:  # the plain case, in a hurry
+                source = _native.ffi.from_buffer(data)
+                code = _native.lib.gd_write(host + self._at - first, source, count, self._flags)
+                paths._done(code, array, "writing to")
+                self._at += count
+                return count
         raw = _bytes_of(data)
         if raw.nbytes > array.nbytes - self._at:
             raise RangeError(
                 f"{raw.nbytes} bytes at offset {self._at} do not fit into an array of "
                 f"{array.nbytes} bytes"
             )
-        if piece.host and raw.nbytes and _overlap(raw, piece.host, piece.nbytes):
-            raw = raw.copy()
+        if piece.host and raw.nbytes:
+            from .arrays import _overlap
+
+            if _overlap(raw, piece.host, piece.nbytes):
+                raw = raw.copy()
         done = 0
         while done < raw.nbytes:
             first, end, host = self._shown
@@ -702,7 +740,7 @@ class Writer(io.RawIOBase):
         self._shown = (0, 0, 0)
         if slot is not None:
             _native.lib.gd_fence()
-            slot.leave()
+            slot.leave_soon()
 
     def flush(self) -> None:
         """Make everything written so far leave for the device."""
