@@ -342,3 +342,26 @@ def test_wide_enough_and_no_wider(emulated):
         aperture.set_budget(budget, gd.device())
         with gd.empty(2 * MIB, "u1", mapped=False) as a:
             assert windows.OnDemand.of(a._piece).width == width
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_revocation_in_the_middle_of_scattered_stores(mapped, monkeypatch):
+    """The pages go; emulated by cutting the file behind them, which makes an access SIGBUS too."""
+    monkeypatch.setattr(EmulatedMapping, "revocable", True)
+    a = gd.zeros(2 * MIB, "u1", mapped=mapped, pool=False)
+    a.write(b"mapped", via="map")
+    file = a.writer()
+    file.write(b"mapped too")
+    os.ftruncate(a._piece.block.memory._fd, MIB)
+    first, last = (5, b"before"), (2 * MIB - 10, b"after")
+    for use in (
+        lambda: a.scatter([first, last]),
+        lambda: a.scatter([5, 2 * MIB - 10], np.frombuffer(b"onetwo", "u1").reshape(2, 3)),
+        lambda: a.write(b"x" * 100_000, 2 * MIB - 100_000, via="map"),
+        lambda: (file.seek(2 * MIB - 1), file.write(b"x")),
+    ):
+        with pytest.raises(gd.RevokedError, match="revoked"):
+            use()
+    a.scatter([first])
+    assert a.read(offset=5, nbytes=6, via="map").tobytes() == b"before"
+    os.ftruncate(a._piece.block.memory._fd, 2 * MIB)
