@@ -18,6 +18,7 @@
 
 /* cookie -> buffer, for the callback. The lock is the XArray's own. */
 static DEFINE_XARRAY_ALLOC1(cookies);
+static u32 next_cookie = 1; /* a number is used again as late as can be: see buffer_release */
 
 struct p2pmod_buffer *p2pmod_buffer_find(struct p2pmod_file *file, u32 handle)
 {
@@ -230,11 +231,15 @@ static void buffer_release(struct kref *ref)
 {
 	struct p2pmod_buffer *buffer = container_of(ref, struct p2pmod_buffer, ref);
 
-	/* from here on a callback finds nothing, and returns */
-	xa_erase(&cookies, buffer->cookie);
 	free_write_combining(buffer);
 	if (buffer->pinned)
 		put_pages(buffer);
+	/*
+	 * Only now: until put_pages has returned, the driver may call back with this number, which finds
+	 * no reference left to take. Were the number free before, it could be a new buffer's by then,
+	 * and the callback would wait for a pin that waits for the callback's lock.
+	 */
+	xa_erase(&cookies, buffer->cookie);
 	if (buffer->table)
 		atomic64_inc(&p2pmod_count.unpinned);
 	buffer_free(buffer);
@@ -300,8 +305,9 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 	INIT_LIST_HEAD(&buffer->listeners);
 	init_completion(&buffer->ready);
 
-	err = xa_alloc(&cookies, &buffer->cookie, buffer, xa_limit_32b, GFP_KERNEL);
-	if (err)
+	err = xa_alloc_cyclic(&cookies, &buffer->cookie, buffer, XA_LIMIT(1, U32_MAX), &next_cookie,
+			      GFP_KERNEL);
+	if (err < 0)
 		goto undo;
 	/* reserves the handle; nobody finds it before it is stored */
 	down_write(&file->lock);
