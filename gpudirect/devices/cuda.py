@@ -451,12 +451,9 @@ class CudaDevice(Device):
         return found
 
     def holds(self, ptr: int) -> bool:
-        d = _driver()
-        with self.current():
-            code, ordinal = d.cuPointerGetAttribute(
-                d.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, ptr
-            )
-        return not int(code) and int(ordinal) == self.ordinal
+        with self.current():  # each context knows its own memory only
+            code, _, _ = _driver().cuMemGetAddressRange(ptr)
+        return not int(code)
 
     def memory(self) -> tuple[int, int]:
         with self.current():
