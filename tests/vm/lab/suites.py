@@ -332,7 +332,7 @@ def debug() -> int:
     files = files_of(modules, build.tests())
     passed = failed = 0
     calls = int(os.environ.get("GPUDIRECT_FUZZ_CALLS", "100000"))
-    seed = int(os.environ.get("GPUDIRECT_FUZZ_SEED", str(int(time.time()))))
+    seed = int(os.environ.get("GPUDIRECT_FUZZ_SEED", "1605"))
     parts: list[tuple[str, str, float]] = [("C tests", test_script(VERSIONS["1.2"]), 1500)]
     parts.append(("failing allocations", LOAD.format(version=VERSIONS["1.2"])
                   + "/lab/failnth\n" + UNLOAD, 900))  # fmt: skip
