@@ -174,6 +174,7 @@ def matrix() -> int:
 
 
 BEGIN, END = "<!-- matrix: made by tests/vm/run table -->", "<!-- matrix end -->"
+BEGIN_COSTS, END_COSTS = "<!-- costs: made by tests/vm/run table -->", "<!-- costs end -->"
 
 
 def table() -> int:
@@ -188,11 +189,21 @@ def table() -> int:
         log = "clean" if not c["splats"] else f"{len(c['splats'])} lines"
         lines.append(f"| {c['release']} | {c['flavour']} | {c['header']} | {version} | {c['passed']} "
                      f"| {len(c['failed'])} | {log if c['finished'] else 'did not finish'} |")  # fmt: skip
+    costs = ["| kernel | driver | costs | lookup |", "| --- | --- | --- | --- |"]
+    for c in json.loads(source.read_text()):
+        if c["header"] != "own":
+            continue
+        log = RESULTS / f"{c['kernel']}-{c['flavour']}-{c['header']}-{c['version']}.log"
+        told = {k: next((x.partition(k)[2].strip() for x in log.read_text().splitlines() if k in x), "")
+                for k in ("# cost ns:", "# lookup:")}  # fmt: skip
+        costs.append(f"| {c['release']} | {c['flavour']} | {told['# cost ns:']} | {told['# lookup:']} |")
     page = ROOT / "docs" / "kernel-module.md"
     text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+    for begin, end, rows in ((BEGIN, END, lines), (BEGIN_COSTS, END_COSTS, costs)):
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = before + begin + "\n" + "\n".join(rows) + "\n" + end + after
+    page.write_text(text)
     return 0
 
 
