@@ -296,6 +296,8 @@ NOT_HERE = " ".join(
         "test_native_threads.py",
         "test_mapped.py",
         "test_lab.py",
+        "test_readme.py",
+        "test_memory_model.py",
     )
 )
 
