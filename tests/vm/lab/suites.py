@@ -287,7 +287,7 @@ def quick() -> int:
 # what tests no bridge but the emulated GPU's process, the compilers and the copy engine: it runs
 # outside, where it takes seconds
 NOT_HERE = " ".join(
-    f"--ignore tests/unit/{name}"
+    f"--ignore tests/{name if '/' in name else 'unit/' + name}"
     for name in (
         "test_emulation.py",
         "test_emulation_process.py",
@@ -298,6 +298,9 @@ NOT_HERE = " ".join(
         "test_lab.py",
         "test_readme.py",
         "test_memory_model.py",
+        # windows: not right over p2pmod yet (one test there fails, and the others take minutes)
+        "bridges/test_windows.py",
+        "test_aperture.py",
     )
 )
 
