@@ -34,6 +34,8 @@ class Figure:
     """Nanoseconds of one call."""
     values: list[float]
     """Samples in rising order, thinned to at most 200."""
+    group: str = ""
+    """Cases of one group answer one question, and are drawn together."""
 
     @property
     def bandwidth(self) -> float:
@@ -46,14 +48,16 @@ class Figure:
         return found
 
 
-def figure(bench: str, case: str, size: int, times: Any, batch: int = 1) -> Figure:
+def figure(
+    bench: str, case: str, size: int, times: Any, batch: int = 1, group: str = ""
+) -> Figure:
     """A figure from samples in nanoseconds."""
     ordered = np.sort(np.asarray(times, float))
     p0, p50, p99, p999 = np.percentile(ordered, [0, 50, 99, 99.9])
     kept = ordered[np.linspace(0, len(ordered) - 1, min(KEPT, len(ordered))).astype(int)]
     return Figure(
         bench, case, size, len(ordered), batch, float(p0), float(p50), float(p99), float(p999),
-        float(ordered.mean()), [float(v) for v in kept],
+        float(ordered.mean()), [float(v) for v in kept], group,
     )  # fmt: skip
 
 
