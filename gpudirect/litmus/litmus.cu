@@ -57,8 +57,11 @@ __global__ void receive16(const int4 *packet, word *answer, unsigned first, unsi
     }
 }
 
-/* A packet of 64 bytes, by one load of a warp. */
-__global__ void receive64(const unsigned *packet, word *answer, unsigned first, unsigned rounds,
+/*
+ * A packet of 64 bytes, by one load of a warp. (Volatile: the compiler took a __ldcv of 4 bytes out
+ * of the loop, and the kernel never saw a second packet.)
+ */
+__global__ void receive64(word *packet, word *answer, unsigned first, unsigned rounds,
                           unsigned *wrong)
 {
     unsigned lane = threadIdx.x, count = 0;
@@ -68,7 +71,7 @@ __global__ void receive64(const unsigned *packet, word *answer, unsigned first, 
         unsigned mine, head;
         int late;
         do {
-            mine = __ldcv(packet + lane % 16);
+            mine = packet[lane % 16];
             head = __shfl_sync(0xffffffff, mine, 0);
             late = __any_sync(0xffffffff, clock64() - start > PATIENCE);
         } while (head != v && !late);
