@@ -14,10 +14,11 @@ from .. import devices
 from ..bench import alloc
 from ..bench.figures import Figures
 from ..errors import ArgumentError
-from . import BridgeOption, DeviceOption, choose
+from . import BridgeOption, DeviceOption, _bench_report, choose
 
 app: typer.Typer = typer.Typer(help="Measure gpudirect beside what one would use otherwise.",
                   no_args_is_help=True)  # fmt: skip
+app.command()(_bench_report.check)
 BENCHES = {alloc.NAME: alloc.run}
 
 

@@ -1,0 +1,527 @@
+"""Hold a figures file against the bars: what must be fast, how fast, and beside what.
+
+The bars are data, ``bars.json``, whose "about" explains the format. A bar compares figures of
+one run with each other, so that it means the same on every machine.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError
+from . import figures
+
+BARS = Path(__file__).with_name("bars.json")
+FORMAT = 1
+HOLDS, SHORT, MISSING = "holds", "falls short", "not measured"
+STATISTICS = ("p0", "p50", "p99", "p999", "mean")
+QUANTITIES = ("time", "bandwidth", "rate", "check")
+COMPARISONS = ("ratio", "difference", "value")
+
+
+# -- words for numbers --------------------------------------------------------------------------
+
+
+def size_text(size: int) -> str:
+    """A size in bytes for people: exact, in the largest unit that divides it."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size and size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} B"
+
+
+def _significant(value: float) -> str:
+    """Three digits, without an exponent."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def time_text(ns: float) -> str:
+    """Nanoseconds for people."""
+    for unit, name in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
+        if abs(ns) >= unit * 0.9995:
+            return f"{_significant(ns / unit)} {name}"
+    return f"{_significant(ns)} ns"
+
+
+def bandwidth_text(rate: float) -> str:
+    """Bytes a second for people, in powers of ten as links are sold."""
+    for unit, name in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
+        if abs(rate) >= unit * 0.9995:
+            return f"{_significant(rate / unit)} {name}"
+    return f"{_significant(rate)} B/s"
+
+
+def _quantity_text(value: float, quantity: str) -> str:
+    if quantity == "time":
+        return time_text(value)
+    if quantity == "bandwidth":
+        return bandwidth_text(value)
+    if quantity == "rate":
+        return f"{_significant(value / 1e6)} million/s"
+    return _significant(value)
+
+
+# -- the bars -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which sizes a bar judges, and which of them a file must hold. Bytes."""
+
+    first: int = 0
+    last: int | None = None
+    powers_of_two_to: int | None = None
+    odd: int = 0
+
+    def judges(self, size: int) -> bool:
+        return size >= self.first and (self.last is None or size <= self.last)
+
+    def lacking(self, there: Iterable[int]) -> str | None:
+        """What of the required sizes is not ``there``, in words; None when all are."""
+        found = set(there)
+        size, missing = 1, []
+        while self.powers_of_two_to is not None and size <= self.powers_of_two_to:
+            if self.judges(size) and size not in found:
+                missing.append(size_text(size))
+            size *= 2
+        if missing:
+            shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
+            return f"{len(missing)} powers of two are missing ({shown})"
+        odd = sum(1 for s in found if s & (s - 1))
+        if odd < self.odd:
+            return f"{odd} sizes that are no power of two, {self.odd} are asked for"
+        return None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One comparison. A bar holds at a size where one of its terms does."""
+
+    compare: str
+    limit: float
+    most: bool
+    against: tuple[str, ...] = ()
+    bench: str = ""
+    statistic: str = "p50"
+    all_needed: bool = True
+
+    def margin(self, figure: float) -> float:
+        """How far the figure is on the right side, as a part of the limit; negative is short."""
+        distance = self.limit - figure if self.most else figure - self.limit
+        return distance / abs(self.limit)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One demand."""
+
+    id: str
+    bench: str
+    words: str
+    asked: str
+    case: str
+    terms: tuple[Term, ...]
+    statistic: str = "p50"
+    quantity: str = "time"
+    sizes: Sizes | None = None
+    median: bool = False
+    """Judge the median over the sizes, not the worst size."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a bar."""
+
+    bar: Bar
+    state: str
+    """HOLDS, SHORT or MISSING."""
+    reason: str = ""
+    """Why it was not measured."""
+    figure: float = math.nan
+    """The ratio, difference (ns) or value, at the worst size or in the median."""
+    term: Term | None = None
+    """The term that came closest there."""
+    size: int | None = None
+    """The worst size in bytes; None where sizes play no part."""
+    details: str = ""
+    """The figures compared there, in words."""
+    judged: int = 0
+    """How many sizes."""
+    short: tuple[int, ...] = ()
+    """Sizes at which no term holds, in bytes."""
+    left_out: tuple[str, ...] = ()
+    """Cases that this machine cannot run."""
+
+    @property
+    def figure_text(self) -> str:
+        return _figure_text(self.bar, self.term, self.figure) if self.term else "-"
+
+    @property
+    def limit_text(self) -> str:
+        """The limit of the term shown; of the first where nothing was measured."""
+        return limit_text(self.bar, self.term or self.bar.terms[0])
+
+    @property
+    def where_text(self) -> str:
+        """At which size, and at how many it was looked at."""
+        if self.state == MISSING:
+            return self.reason
+        parts = []
+        if self.bar.median:
+            parts.append(f"median over {self.judged} sizes")
+        elif self.size is not None:
+            parts.append(f"worst of {self.judged} sizes: {size_text(self.size)}")
+        if self.details:
+            parts.append(self.details)
+        if self.short and not self.bar.median:
+            shown = ", ".join(size_text(s) for s in self.short[:6])
+            more = ", ..." if len(self.short) > 6 else ""
+            parts.append(f"short at {len(self.short)} of {self.judged} sizes ({shown}{more})")
+        if self.left_out:
+            parts.append(f"without {', '.join(self.left_out)}, not in the file")
+        return "; ".join(parts)
+
+
+def _figure_text(bar: Bar, term: Term, figure: float) -> str:
+    if term.compare == "ratio":
+        return f"{_significant(figure)} x"
+    text = _quantity_text(figure, bar.quantity)
+    return f"+{text}" if term.compare == "difference" and figure >= 0 else text
+
+
+def limit_text(bar: Bar, term: Term) -> str:
+    """A term's limit in words: "at most 1.03 x"."""
+    return f"at {'most' if term.most else 'least'} {_figure_text(bar, term, term.limit)}"
+
+
+BAR_KEYS = frozenset("id bench words asked each case statistic quantity sizes over one_of".split())
+TERM_KEYS = frozenset("compare against bench statistic needs at_most at_least".split())
+SIZE_KEYS = frozenset("from to powers_of_two_to odd".split())
+
+
+def _expect(condition: bool, where: str, what: str) -> None:
+    if not condition:
+        raise ArgumentError(f"bars: {where}: {what}")
+
+
+def _keys(found: Any, known: frozenset[str], where: str) -> dict[str, Any]:
+    _expect(isinstance(found, dict), where, "an object is expected")
+    unknown = sorted(set(found) - known)
+    _expect(not unknown, where, f"unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return dict(found)
+
+
+def _one_of(value: Any, known: Sequence[str], where: str) -> str:
+    _expect(value in known, where, f"{value!r} is none of {', '.join(known)}")
+    return str(value)
+
+
+def _term(found: Any, bench: str, where: str) -> Term:
+    words = _keys(found, TERM_KEYS, where)
+    compare = _one_of(words.get("compare"), COMPARISONS, where)
+    limits = [k for k in ("at_most", "at_least") if k in words]
+    _expect(len(limits) == 1, where, "either at_most or at_least is needed")
+    limit = words[limits[0]]
+    numeric = isinstance(limit, int | float) and not isinstance(limit, bool)
+    _expect(numeric and math.isfinite(limit) and limit != 0, where, f"limit {limit!r}: a number, not 0")
+    against = tuple(words.get("against", ()))
+    _expect(bool(against) == (compare != "value"), where, "a value stands alone, all else has against")
+    return Term(
+        compare, float(limit), limits[0] == "at_most", against, words.get("bench", bench),
+        _one_of(words.get("statistic", "p50"), STATISTICS, where),
+        _one_of(words.get("needs", "all"), ("all", "one"), where) == "all",
+    )  # fmt: skip
+
+
+def _bars_of(found: Any) -> list[Bar]:
+    """The bars of one entry: one, or one for each word of its "each"."""
+    where = str(found.get("id") if isinstance(found, dict) else found)
+    words = _keys(found, BAR_KEYS, where)
+    for key in ("id", "bench", "words", "asked", "case"):
+        _expect(isinstance(words.get(key), str) and words[key] != "", where, f"{key} is missing")
+    quantity = _one_of(words.get("quantity", "time"), QUANTITIES, where)
+    sizes = None
+    if "sizes" in words:
+        s = _keys(words["sizes"], SIZE_KEYS, where)
+        sizes = Sizes(s.get("from", 0), s.get("to"), s.get("powers_of_two_to"), s.get("odd", 0))
+        _expect(quantity != "check", where, "checks have no sizes")
+    median = _one_of(words.get("over", "every"), ("every", "median"), where) == "median"
+    _expect(sizes is not None or not median, where, "a median over sizes needs sizes")
+    terms = tuple(_term(t, words["bench"], where) for t in words.get("one_of", ()))
+    _expect(bool(terms), where, "one_of is empty")
+    bar = Bar(
+        words["id"], words["bench"], words["words"], words["asked"], words["case"], terms,
+        _one_of(words.get("statistic", "p50"), STATISTICS, where), quantity, sizes, median,
+    )  # fmt: skip
+    if "each" not in words:
+        return [bar]
+    _expect("{each}" in bar.id, where, "with each, the id needs {each}")
+    return [_filled(bar, each) for each in words["each"]]
+
+
+def _filled(bar: Bar, each: str) -> Bar:
+    def fill(text: str) -> str:
+        return text.replace("{each}", each)
+
+    return replace(
+        bar, id=fill(bar.id).replace(" ", "-"), words=fill(bar.words), case=fill(bar.case),
+        terms=tuple(replace(t, against=tuple(map(fill, t.against))) for t in bar.terms),
+    )  # fmt: skip
+
+
+def bars(path: Path = BARS) -> list[Bar]:
+    """The bars. Raises ArgumentError with the entry and what is wrong in it."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as e:
+        raise ArgumentError(f"{path}: {e.strerror}") from e
+    except ValueError as e:
+        raise ArgumentError(f"{path} holds no bars: {e}") from e
+    _expect(isinstance(found, dict) and found.get("format") == FORMAT, str(path), f"no format {FORMAT}")
+    all_bars = [bar for entry in found.get("bars", ()) for bar in _bars_of(entry)]
+    twice = [i for i, n in Counter(b.id for b in all_bars).items() if n > 1]
+    _expect(not twice, str(path), f"{', '.join(twice)} stands there twice")
+    return all_bars
+
+
+def chosen(all_bars: list[Bar], only: Sequence[str]) -> list[Bar]:
+    """The bars whose id or bench matches one of ``only`` (wildcards work); all without any.
+
+    Raises ArgumentError for a word that matches nothing.
+    """
+    if not only:
+        return all_bars
+    for word in only:
+        if not any(fnmatch.fnmatch(name, word) for b in all_bars for name in (b.id, b.bench)):
+            ids = ", ".join(b.id for b in all_bars)
+            raise ArgumentError(f"no bar {word!r}; there are {ids}")
+    return [
+        b for b in all_bars
+        if any(fnmatch.fnmatch(name, word) for word in only for name in (b.id, b.bench))
+    ]  # fmt: skip
+
+
+# -- the figures --------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A figures file whose every figure was looked at.
+
+    Raises ArgumentError when it is none, holds no figures, or one of them is broken.
+    """
+    found = figures.load(path)
+    for key, kind in (("machine", dict), ("device", dict), ("checks", dict), ("figures", list)):
+        if not isinstance(found.setdefault(key, kind()), kind):
+            raise ArgumentError(f"{path} is no figures file: its {key!r} is broken")
+    if not found["figures"]:
+        raise ArgumentError(f"{path} holds no figures: make some with `gpudirect bench run --out`")
+    for i, f in enumerate(found["figures"]):
+        wrong = _wrong(f)
+        if wrong:
+            raise ArgumentError(f"{path}: figure {i + 1}: {wrong}")
+    return found
+
+
+def _wrong(f: Any) -> str | None:
+    """What is wrong with one figure, or None."""
+    if not isinstance(f, dict):
+        return "it is no object"
+    for key in ("bench", "case"):
+        if not isinstance(f.get(key), str) or not f[key]:
+            return f"{key} is {f.get(key)!r}, not a word"
+    if not isinstance(f.setdefault("group", ""), str):
+        return f"group is {f['group']!r}, not a word"
+    for key in ("size", "samples", "batch"):
+        if not isinstance(f.get(key), int) or isinstance(f[key], bool) or f[key] < 0:
+            return f"{key} is {f.get(key)!r}, not a count"
+    if not isinstance(f.get("values"), list):
+        return f"values is {f.get('values')!r}, not a list"
+    for key, value in [*((k, f.get(k)) for k in STATISTICS), *(("values", v) for v in f["values"])]:
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if not numeric or not math.isfinite(value) or value < 0:
+            return f"{key} is {value!r}, not a time in nanoseconds"
+    return None
+
+
+@dataclass
+class _Measured:
+    """The figures of a file by what a bar asks for."""
+
+    cases: dict[tuple[str, str], dict[int, dict[str, Any]]] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> _Measured:
+        measured = cls(checks=found["checks"])
+        for f in found["figures"]:
+            sizes = measured.cases.setdefault((f["bench"], f["case"]), {})
+            if f["size"] in sizes:
+                raise ArgumentError(
+                    f"{f['bench']}/{f['case']} of {f['size']} bytes was measured twice in this file: "
+                    "which of them a bar means cannot be told"
+                )
+            sizes[f["size"]] = f
+        return measured
+
+
+class _NotMeasured(Exception):
+    """A bar cannot be judged; the text says why."""
+
+
+def _value(f: dict[str, Any], statistic: str, quantity: str) -> float:
+    """A figure's time, bandwidth or rate at a statistic."""
+    time = float(f[statistic])
+    if quantity == "time":
+        return time
+    if time == 0:
+        raise _NotMeasured(f"{f['case']}: {statistic} is 0 ns, which gives no {quantity}")
+    if quantity == "rate":
+        return 1e9 / time
+    if not f["size"]:
+        raise _NotMeasured(f"{f['case']}: it moves 0 bytes, which gives no bandwidth")
+    return float(f["size"]) * 1e9 / time
+
+
+def _rows(measured: _Measured, bar: Bar, bench: str, case: str) -> dict[int, dict[str, Any]]:
+    """A case's figures by size; under the one key 0 where the bar names no sizes."""
+    found = measured.cases.get((bench, case), {})
+    if bar.sizes is not None:
+        return {s: f for s, f in found.items() if bar.sizes.judges(s)}
+    if len(found) > 1:
+        raise _NotMeasured(f"{bench}/{case} has {len(found)} sizes, the bar is about one")
+    return {0: next(iter(found.values()))} if found else {}
+
+
+def _checked(measured: _Measured, name: str) -> float:
+    value = measured.checks.get(name)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise _NotMeasured(f"the file has no check {name!r}")
+    return float(value)
+
+
+def _against(measured: _Measured, bar: Bar, term: Term) -> tuple[dict[str, Any], list[str]]:
+    """The rows of the cases that a term compares with, and the cases left out."""
+    rows = {c: _rows(measured, bar, term.bench, c) for c in term.against}
+    # a case that is not in the file at all is one that this machine cannot run
+    gone = [c for c in term.against if (term.bench, c) not in measured.cases]
+    if gone and (term.all_needed or len(gone) == len(rows)):
+        raise _NotMeasured(f"{term.bench}/{', '.join(gone)} is not in the file")
+    return {c: r for c, r in rows.items() if c not in gone}, gone
+
+
+def _compared(figure: float, other: float, term: Term, case: str) -> float:
+    if term.compare == "difference":
+        return figure - other
+    if other == 0:
+        raise _NotMeasured(f"{case} is 0, which gives no ratio")
+    return figure / other
+
+
+def _judge_check(measured: _Measured, bar: Bar) -> Outcome:
+    """A bar on outcomes that are no times."""
+    value = _checked(measured, bar.case)
+    best: tuple[float, float, Term] | None = None
+    for term in bar.terms:
+        figure = value
+        if term.against:
+            others = [_checked(measured, c) for c in term.against]
+            figure = _compared(value, min(others) if term.most else max(others), term, term.against[0])
+        if best is None or term.margin(figure) > best[0]:
+            best = term.margin(figure), figure, term
+    assert best is not None
+    return Outcome(bar, HOLDS if best[0] >= 0 else SHORT, figure=best[1], term=best[2])
+
+
+def judge(found: dict[str, Any], all_bars: Sequence[Bar]) -> list[Outcome]:
+    """Hold a loaded figures file against bars."""
+    measured = _Measured.of(found)
+    outcomes = []
+    for bar in all_bars:
+        try:
+            check = bar.quantity == "check"
+            outcomes.append(_judge_check(measured, bar) if check else _judge(measured, bar))
+        except _NotMeasured as e:
+            outcomes.append(Outcome(bar, MISSING, str(e)))
+    return outcomes
+
+
+def _judge(measured: _Measured, bar: Bar) -> Outcome:
+    rows = _rows(measured, bar, bar.bench, bar.case)
+    if not rows:
+        raise _NotMeasured(f"{bar.bench}/{bar.case} is not in the file")
+    if bar.sizes is not None:
+        lacking = bar.sizes.lacking(rows)
+        if lacking:
+            raise _NotMeasured(f"{bar.bench}/{bar.case}: {lacking}")
+
+    # for each term its figure at each size, and what it was compared with
+    tables: list[tuple[Term, dict[int, tuple[float, str]]]] = []
+    left_out: list[str] = []
+    unknown: _NotMeasured | None = None
+    for term in bar.terms:
+        try:
+            others, gone = _against(measured, bar, term)
+            tables.append((term, {s: _at(bar, term, s, f, others) for s, f in rows.items()}))
+        except _NotMeasured as e:
+            unknown = e
+        else:
+            left_out += [c for c in gone if c not in left_out]
+    if not tables:
+        raise unknown or _NotMeasured("there is nothing to compare")
+
+    def margin(size: int) -> float:
+        return max(term.margin(table[size][0]) for term, table in tables)
+
+    short = tuple(sorted(s for s in rows if margin(s) < 0))
+    common: dict[str, Any] = {"judged": len(rows), "short": short, "left_out": tuple(left_out)}
+    if bar.median:
+        middles = [(t, statistics.median(v for v, _ in table.values())) for t, table in tables]
+        term, figure = max(middles, key=lambda found: found[0].margin(found[1]))
+        held = term.margin(figure) >= 0
+        outcome = Outcome(bar, HOLDS if held else SHORT, figure=figure, term=term, **common)
+    else:
+        worst = min(rows, key=margin)
+        term, table = max(tables, key=lambda found: found[0].margin(found[1][worst][0]))
+        figure, details = table[worst]
+        outcome = Outcome(
+            bar, SHORT if short else HOLDS, figure=figure, term=term, details=details,
+            size=worst if bar.sizes is not None else None, **common,
+        )  # fmt: skip
+    if outcome.state == SHORT and unknown:  # the comparison that is missing might have held
+        raise unknown
+    return outcome
+
+
+def _at(
+    bar: Bar, term: Term, size: int, f: dict[str, Any], others: dict[str, dict[int, dict[str, Any]]]
+) -> tuple[float, str]:
+    """A term's figure at one size, and the figures it came from in words."""
+    value = _value(f, bar.statistic, bar.quantity)
+    told = f"{bar.case} {_quantity_text(value, bar.quantity)}"
+    if not others:
+        return value, told
+    values = {}
+    for case, by_size in others.items():
+        if size not in by_size:
+            raise _NotMeasured(f"{term.bench}/{case} was not measured at {size_text(size)}")
+        values[case] = _value(by_size[size], term.statistic, bar.quantity)
+    best = min if bar.quantity == "time" else max
+    case = best(values, key=lambda c: values[c])
+    if case == bar.case:  # its own median, say
+        told = f"{bar.statistic} {_quantity_text(value, bar.quantity)}"
+        beside = f"{term.statistic} {_quantity_text(values[case], bar.quantity)}"
+    else:
+        beside = f"{case} {_quantity_text(values[case], bar.quantity)}"
+    return _compared(value, values[case], term, case), f"{told}, {beside}"

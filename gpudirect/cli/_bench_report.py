@@ -1,0 +1,58 @@
+"""``gpudirect bench report`` and ``bench check``: what to make of a figures file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..bench import check as bars
+from ..bench.check import HOLDS, MISSING, SHORT
+
+FigureFile = Annotated[Path, typer.Argument(help="A figures file, from `bench run --out`.")]
+STYLES = {HOLDS: "green", SHORT: "bold red", MISSING: "yellow"}
+
+
+def what_it_is(found: dict[str, Any]) -> str:
+    """Where the figures of a file come from, in one line."""
+    machine, device = found["machine"], found["device"]
+    return (
+        f"{device.get('name', 'unknown device')}, bridge {device.get('bridge')}, "
+        f"driver {machine.get('driver')}, {machine.get('cpu', 'unknown CPU')}, "
+        f"commit {machine.get('commit')}, {machine.get('time')}"
+    )
+
+
+def check(
+    file: FigureFile,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this bar or bench; wildcards work. Repeat it for several."),
+    ] = None,
+) -> None:
+    """Hold a figures file against the bars. Exit status 1 if one falls short or was not measured."""
+    found = bars.read(file)
+    outcomes = bars.judge(found, bars.chosen(bars.bars(), only or ()))
+    console = Console(soft_wrap=True, highlight=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, markup=False)
+
+    say(f"{file}: {what_it_is(found)}")
+    width = max(len(o.bar.id) for o in outcomes)
+    for o in outcomes:
+        console.print(f"{o.state:<12}", style=STYLES[o.state], end="  ", markup=False)
+        told = f"{o.figure_text}, {o.limit_text}" if o.state != MISSING else o.limit_text
+        say(f"{o.bar.id:<{width}}  {told}; {o.where_text}".rstrip("; "))
+        if o.state == SHORT:
+            say(f"{'':<12}  asked: {o.bar.asked}")
+    counts = {state: sum(o.state == state for o in outcomes) for state in STYLES}
+    say(", ".join(f"{n} {state}" for state, n in counts.items() if n))
+    emulated = bool(found["device"].get("emulated"))
+    if emulated:
+        say("EMULATED device: these times say nothing about a GPU, so no bar is met by them.",
+            "bold yellow")  # fmt: skip
+    if emulated or counts[HOLDS] < len(outcomes):
+        raise typer.Exit(1)
