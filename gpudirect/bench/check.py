@@ -98,7 +98,7 @@ class Sizes:
             size *= 2
         if missing:
             shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
-            return f"{len(missing)} powers of two are missing ({shown})"
+            return f"{len(missing)} of the powers of two missing ({shown})"
         odd = sum(1 for s in found if s & (s - 1))
         if odd < self.odd:
             return f"{odd} sizes that are no power of two, {self.odd} are asked for"
@@ -185,7 +185,7 @@ class Outcome:
             parts.append(f"worst of {self.judged} sizes: {size_text(self.size)}")
         if self.details:
             parts.append(self.details)
-        if self.short and not self.bar.median:
+        if self.short and self.size is not None:
             shown = ", ".join(size_text(s) for s in self.short[:6])
             more = ", ..." if len(self.short) > 6 else ""
             parts.append(f"short at {len(self.short)} of {self.judged} sizes ({shown}{more})")
