@@ -64,9 +64,10 @@ def demo(device: DeviceOption = None, bridge: BridgeOption = None) -> None:
     raise typer.Exit(experiments.run(console))
 
 
-from . import _bench  # noqa: E402 - it uses what stands above
+from . import _bench, _experiment  # noqa: E402 - they use what stands above
 
 app.add_typer(_bench.app, name="bench")
+app.command()(_experiment.experiment)
 
 
 def main() -> None:

@@ -1,0 +1,62 @@
+"""``gpudirect experiment``: does it pay to avoid DMA?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .. import devices
+from ..bench.figures import Figures
+from ..errors import ArgumentError
+from ..experiment import analysis, lines, measure, ports
+from . import BridgeOption, DeviceOption, choose
+
+SECONDS = 0.8  # of each configuration
+
+
+def experiment(
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Which ports: {', '.join(ports.NAMES)} [default: all]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for figures and the HTML page.")] = None,
+    quick: Annotated[bool, typer.Option(help="Smallest sizes, few samples: does it work?")] = False,
+    seconds: Annotated[float, typer.Option(help="Time for each configuration.")] = SECONDS,
+    examples: Annotated[Path | None, typer.Option(help="Folder of the ports.")] = None,
+    device: DeviceOption = None,
+    bridge: BridgeOption = None,
+) -> None:
+    """Run the ports with copies, double-buffered and direct, and compare times and results."""
+    choose(device, bridge)
+    if not 0 <= seconds <= 3600:
+        raise ArgumentError(f"--seconds {seconds}: give 0 to 3600")
+    chosen_ports = [ports.load(n, examples) for n in names] if names else ports.available(examples)
+    console = Console()
+    chosen = devices.get()
+    if chosen.emulated:
+        console.print("[bold yellow]Emulated device: these times say nothing about a GPU.[/]")
+    figures = Figures(chosen)
+    configurations = []
+    for port in chosen_ports:
+        sizes = (port.small,) if quick or chosen.emulated else port.sizes
+        for kind in port.kinds[:1] if quick else port.kinds:
+            for n in sizes:
+                with console.status(f"{port.name}, {kind}, {n}"):
+                    found, configuration = measure.run(port, n, kind, 0 if quick else seconds)
+                figures.add(*found)
+                configurations.append(configuration.as_dict())
+    figures.checks["configurations"] = configurations
+    figures.checks["ports"] = {p.name: {"title": p.title, "flow": p.flow, "update": p.update}
+                               for p in chosen_ports}  # fmt: skip
+    figures.checks["lines"] = {p.name: lines.count_file(Path(str(p.module.__file__)))
+                               for p in chosen_ports}  # fmt: skip
+    for table in analysis.tables(analysis.Experiment(figures.as_dict())):
+        console.print(table.rich())
+    if out is not None:
+        label = re.sub(r"\W+", "-", chosen.name).strip("-").lower()
+        path = out / f"{label}-experiment.json"
+        figures.save(path)
+        console.print(f"figures written to {path}")

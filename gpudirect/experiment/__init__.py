@@ -1,0 +1,9 @@
+"""``gpudirect experiment``: does it pay to avoid DMA? The ports under ``examples/``, each as a
+sequential program, with copies, double-buffered and direct, timed in turn and compared.
+
+    ports      finds the examples and what each offers
+    lines      counts the lines of code that each version needs
+    measure    times the versions of one port, and checks every result
+    analysis   ratios, verdicts and tables from a figures file
+    report     plots and one self-contained HTML page
+"""

@@ -1,0 +1,234 @@
+"""What an experiment's figures say: ratios, verdicts, tables. Nothing here measures."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.table import Table as RichTable
+
+from ..errors import ArgumentError
+
+COPIES = ("copy, pageable", "copy, pinned")
+VERSIONS = (*COPIES, "double-buffered", "direct")
+# What issue-sized claims must reach: direct's time over the other's
+MEDIAN_LIMIT, WORST_LIMIT, COPY_LIMIT = 1.00, 1.10, 0.90
+UPDATE_FACTOR = 3.0
+LINES_LIMIT = 2 / 3
+
+
+def short(ns: float) -> str:
+    """A time for people."""
+    if ns < 1000:
+        return f"{ns:.0f} ns"
+    return f"{ns / 1e3:.3g} us" if ns < 1e6 else f"{ns / 1e6:.3g} ms"
+
+
+def bytes_short(n: float) -> str:
+    """A size for people."""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n >= scale:
+            return f"{n / scale:.3g} {unit}"
+    return f"{n:.0f} B"
+
+
+@dataclass
+class Table:
+    """Rows of text; the first column is words, the others are numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    def add(self, *cells: object) -> None:
+        self.rows.append(tuple(map(str, cells)))
+
+    def rich(self) -> RichTable:
+        table = RichTable(title=self.title, title_justify="left")
+        for i, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        lines = ["| " + " | ".join(self.columns) + " |",
+                 "| --- |" + " ---: |" * (len(self.columns) - 1)]  # fmt: skip
+        return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in self.rows])
+
+    def html(self) -> str:
+        head = "".join(f"<th>{html.escape(c)}</th>" for c in self.columns)
+        body = "\n".join(
+            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
+            for row in self.rows
+        )
+        return f"<h3>{html.escape(self.title)}</h3>\n<table><tr>{head}</tr>\n{body}\n</table>"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: the median nanoseconds of each version."""
+
+    port: str
+    kind: str
+    n: int
+    nbytes: int
+    best_chunk: int
+    step: dict[str, float]
+    update: dict[str, float]
+    """Of the update alone; empty where data flows."""
+    sweep: dict[str, float]
+    """Step of the double-buffered version by the name of its chunk size."""
+    traffic: dict[str, int]
+    """Bytes through host memory in a step, computed."""
+
+    def ratio(self, other: str, what: str = "step") -> float:
+        """Direct's time over another version's."""
+        times = self.step if what == "step" else self.update
+        return times["direct"] / times[other]
+
+    @property
+    def name(self) -> str:
+        return f"{self.port}, {self.kind}, {self.n}"
+
+
+class Experiment:
+    """A loaded figures file of an experiment. Raises ArgumentError when it is none."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        checks = found.get("checks", {})
+        if "configurations" not in checks:
+            raise ArgumentError("these figures are not of an experiment: no configurations in them")
+        self.found = found
+        self.machine, self.device = found["machine"], found["device"]
+        self.ports: dict[str, dict[str, Any]] = checks["ports"]
+        self.lines: dict[str, dict[str, int]] = checks["lines"]
+        medians = {(f["bench"], f["group"], f["case"]): float(f["p50"]) for f in found["figures"]}
+        self.rows = [self._row(c, medians) for c in checks["configurations"]]
+
+    def _row(self, c: dict[str, Any], medians: dict[tuple[str, str, str], float]) -> Row:
+        group = f"{c['kind']}, {c['n']}"
+        own = {case: t for (bench, g, case), t in medians.items() if (bench, g) == (c["port"], group)}
+
+        def times(what: str) -> dict[str, float]:
+            names = ("sequential", *VERSIONS)
+            return {v: own[f"{v}: {what}"] for v in names if f"{v}: {what}" in own}
+
+        mark = " (sweep): step"
+        sweep = {k.removesuffix(mark): t for k, t in own.items() if k.endswith(mark)}
+        return Row(c["port"], c["kind"], c["n"], c["nbytes"], c["best_chunk"], times("step"),
+                   times("update"), sweep, c["host_traffic"])  # fmt: skip
+
+    @property
+    def emulated(self) -> bool:
+        return bool(self.device.get("emulated"))
+
+    def of(self, port: str) -> list[Row]:
+        return [r for r in self.rows if r.port == port]
+
+    @property
+    def flows(self) -> list[str]:
+        return [p for p, facts in self.ports.items() if not facts["update"]]
+
+    @property
+    def updates(self) -> list[str]:
+        return [p for p, facts in self.ports.items() if facts["update"]]
+
+
+def times(e: Experiment) -> Table:
+    """The step of every version in every configuration."""
+    table = Table("Time of one step", ("port, kind, size", "to the device", "sequential", *VERSIONS,
+                                       "best chunk", "direct/double", "direct/pinned"))  # fmt: skip
+    for r in e.rows:
+        table.add(r.name, bytes_short(r.nbytes), short(r.step["sequential"]),
+                  *(short(r.step[v]) for v in VERSIONS), bytes_short(r.best_chunk),
+                  f"{r.ratio('double-buffered'):.2f}", f"{r.ratio('copy, pinned'):.2f}")  # fmt: skip
+    return table
+
+
+def updates(e: Experiment) -> Table:
+    """The update alone, where little changes."""
+    table = Table("The update alone, launch excluded",
+                  ("port, kind, size", *VERSIONS, "pageable/direct", "pinned/direct",
+                   "double/direct"))  # fmt: skip
+    for port in e.updates:
+        for r in e.of(port):
+            table.add(r.name, *(short(r.update[v]) for v in VERSIONS),
+                      *(f"{1 / r.ratio(v, 'update'):.1f}" for v in VERSIONS[:3]))  # fmt: skip
+    return table
+
+
+def code(e: Experiment) -> Table:
+    """Lines of code."""
+    table = Table("Lines of code, counted mechanically",
+                  ("port", "sequential", "copy", "double-buffered", "direct", "direct/copy",
+                   "direct/double"))  # fmt: skip
+    for port, n in e.lines.items():
+        table.add(port, n["sequential"], n["copy"], n["double_buffered"], n["direct"],
+                  f"{n['direct'] / n['copy']:.2f}", f"{n['direct'] / n['double_buffered']:.2f}")  # fmt: skip
+    return table
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim and whether the figures bear it out."""
+
+    claim: str
+    held: bool
+    detail: str
+
+
+def verdicts(e: Experiment) -> list[Verdict]:
+    """The claims, port by port."""
+    found = []
+    for port in e.flows:
+        rows = e.of(port)
+        double = [r.ratio("double-buffered") for r in rows]
+        pinned = [r.ratio("copy, pinned") for r in rows]
+        pageable = [r.ratio("copy, pageable") for r in rows]
+        median, worst = float(np.median(double)), max(double)
+        found.append(Verdict(
+            f"{port}: direct takes at most {MEDIAN_LIMIT:.2f} of double-buffered in the median, "
+            f"{WORST_LIMIT:.2f} at worst", median <= MEDIAN_LIMIT and worst <= WORST_LIMIT,
+            f"median {median:.2f}, worst {worst:.2f} ({rows[double.index(worst)].name})",
+        ))  # fmt: skip
+        for name, ratios in (("pageable", pageable), ("pinned", pinned)):
+            found.append(Verdict(
+                f"{port}: direct takes at most {COPY_LIMIT:.2f} of copy from {name} memory",
+                max(ratios) <= COPY_LIMIT,
+                f"median {np.median(ratios):.2f}, worst {max(ratios):.2f} "
+                f"({rows[ratios.index(max(ratios))].name})",
+            ))  # fmt: skip
+    for port in e.updates:
+        rows = e.of(port)
+        for name in COPIES:
+            factors = [1 / r.ratio(name, "update") for r in rows]
+            found.append(Verdict(
+                f"{port}: the update is {UPDATE_FACTOR:.0f} times faster than {name}",
+                min(factors) >= UPDATE_FACTOR,
+                f"median {np.median(factors):.1f}, least {min(factors):.1f} "
+                f"({rows[factors.index(min(factors))].name})",
+            ))  # fmt: skip
+    for port, n in e.lines.items():
+        found.append(Verdict(
+            f"{port}: direct needs no more lines than copy, at most two thirds of double-buffered",
+            n["direct"] <= n["copy"] and n["direct"] <= LINES_LIMIT * n["double_buffered"],
+            f"{n['direct']} lines; copy {n['copy']}, double-buffered {n['double_buffered']}",
+        ))  # fmt: skip
+    return found
+
+
+def judged(e: Experiment) -> Table:
+    """The verdicts as a table."""
+    table = Table("Claims", ("claim", "held", "detail"))
+    for v in verdicts(e):
+        table.add(v.claim, "yes" if v.held else "NO", v.detail)
+    return table
+
+
+def tables(e: Experiment) -> list[Table]:
+    """All tables there is something to say in."""
+    found = [times(e), updates(e), code(e), judged(e)]
+    return [t for t in found if t.rows]

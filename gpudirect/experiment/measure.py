@@ -1,0 +1,198 @@
+"""Times the versions of one port in turn, and checks every result against the sequential one."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..bench.measure import Figure, figure
+from ..errors import Error
+from .ports import Port, Step, chunked
+
+SMALLEST_CHUNK, LARGEST_CHUNK = 16 << 10, 16 << 20  # bytes
+LEAST, MOST = 7, 200  # samples of a case
+ROUNDS = 4  # different updates, taken in turn
+
+UPDATE, STEP = "update", "step"
+
+
+class WrongResultError(Error):
+    """A version's result is not the sequential one."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One port at one size and intensity, and what is known of it beside its times."""
+
+    port: str
+    kind: str
+    n: int
+    nbytes: int
+    """Bytes that one step brings to the device."""
+    best_chunk: int
+    """Bytes of the double-buffered version's best chunk."""
+    host_traffic: dict[str, int]
+    """Bytes that each version moves through host memory in a step, computed (see analysis)."""
+
+    @property
+    def group(self) -> str:
+        return f"{self.kind}, {self.n}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def chunks(nbytes: int) -> tuple[int, ...]:
+    """The sizes that are tried: powers of two, and one that takes all at once if that is near."""
+    tried = [1 << k for k in range(30) if SMALLEST_CHUNK <= 1 << k <= LARGEST_CHUNK]
+    fitting = [c for c in tried if c < nbytes]
+    more = [c for c in tried if c >= nbytes][:1]
+    return tuple(fitting + more)
+
+
+def stepper(port: Port, made: Any) -> Step:
+    """A version as a function of the round."""
+    if not port.update:
+        return lambda round_: (made(), 0)
+    update, run = made
+    clock = time.perf_counter_ns
+
+    def step(round_: int) -> tuple[Any, int]:
+        start = clock()
+        update(round_ % ROUNDS)
+        middle = clock()
+        return run(), middle - start
+
+    return step
+
+
+def expected(port: Port, work: Any) -> list[Any]:
+    """The sequential results: of each round once all rounds have been; of one step otherwise."""
+    step = stepper(port, port.module.sequential(work))
+    if not port.update:
+        return [np.copy(step(0)[0])]
+    for r in range(ROUNDS):
+        step(r)
+    return [np.copy(step(r)[0]) for r in range(ROUNDS)]
+
+
+class Runner:
+    """Versions of one configuration, stepped in turn."""
+
+    def __init__(self, port: Port, work: Any, results: list[Any]) -> None:
+        self.port, self.work, self.results = port, work, results
+        self.steps: dict[str, Step] = {}
+        self.rounds: dict[str, int] = {}
+
+    def add(self, name: str, make: Callable[[Any], Any]) -> None:
+        self.steps[name] = stepper(self.port, make(self.work))
+        self.rounds[name] = 0
+        for _ in range(ROUNDS if self.port.update else 1):  # warm, and every round once
+            self.one(name)
+        self.check(name)
+
+    def one(self, name: str) -> tuple[int, int]:
+        """One step: (nanoseconds of the step, of the update)."""
+        r = self.rounds[name]
+        self.rounds[name] = r + 1
+        step = self.steps[name]
+        start = time.perf_counter_ns()
+        _, update = step(r)
+        return time.perf_counter_ns() - start, update
+
+    def check(self, name: str) -> None:
+        """Step once more and compare. Raises WrongResultError."""
+        r = self.rounds[name]
+        self.rounds[name] = r + 1
+        result, _ = self.steps[name](r)
+        if not self.port.same(result, self.results[r % len(self.results)]):
+            raise WrongResultError(
+                f"{self.port.name}, {self.work.n}, {name}: the result differs from the sequential "
+                f"one, {_difference(result, self.results[r % len(self.results)])}"
+            )
+
+    def times(self, names: list[str], seconds: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Samples of each version, taken in turn until the time is up: (steps, updates)."""
+        taken: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
+        end = time.perf_counter() + seconds
+        collecting = gc.isenabled()
+        gc.disable()  # a collection in one version's step would count for it alone
+        try:
+            for i in range(MOST):
+                if i >= LEAST and time.perf_counter() > end:
+                    break
+                for name in names[i % len(names):] + names[: i % len(names)]:
+                    taken[name].append(self.one(name))
+        finally:
+            if collecting:
+                gc.enable()
+        for name in names:
+            self.check(name)
+        return {
+            name: (np.array([t for t, _ in values]), np.array([u for _, u in values]))
+            for name, values in taken.items()
+        }
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return f"{found.dtype} {found.shape} instead of {wanted.dtype} {wanted.shape}"
+    wrong = np.flatnonzero((found != wanted).ravel())
+    first = int(wrong[0]) if len(wrong) else 0
+    return (
+        f"{len(wrong)} of {found.size} elements, first at {first}: {found.ravel()[first]!r} "
+        f"instead of {wanted.ravel()[first]!r}"
+    )
+
+
+def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Configuration]:
+    """Measure one configuration for about ``seconds``. Raises WrongResultError."""
+    work = port.work(n, kind)
+    runner = Runner(port, work, expected(port, work))
+    tried = tuple(getattr(port.module, "CHUNKS", chunks(work.nbytes)))
+    made = port.versions(tried)
+    figures: list[Figure] = []
+
+    def keep(
+        name: str, steps: np.ndarray, updates: np.ndarray, purpose: str = "", case: str = ""
+    ) -> None:
+        label = f"{case or name}{purpose}"
+        group = f"{kind}, {n}"
+        figures.append(figure(port.name, f"{label}: {STEP}", work.nbytes, steps, group=group))
+        if port.update:
+            figures.append(
+                figure(port.name, f"{label}: {UPDATE}", work.nbytes, updates, group=group)
+            )
+
+    sweep = [chunked(c) for c in tried]
+    for name in sweep:
+        runner.add(name, made[name])
+    swept = runner.times(sweep, seconds * 0.4)
+    for name, (steps, updates) in swept.items():
+        keep(name, steps, updates, " (sweep)")
+    best = min(sweep, key=lambda name: float(np.median(swept[name][0])))
+    for name in sweep:
+        if name != best:
+            del runner.steps[name]
+    gc.collect()
+
+    final = ["copy, pageable", "copy, pinned", best, "direct"]
+    for name in final:
+        if name != best:
+            runner.add(name, made[name])
+    for name, (steps, updates) in runner.times(final, seconds * 0.6).items():
+        keep(name, steps, updates, case="double-buffered" if name == best else name)
+    runner.add("sequential", made["sequential"])
+    alone = [runner.one("sequential") for _ in range(3)]
+    keep("sequential", np.array([t for t, _ in alone]), np.array([u for _, u in alone]))
+
+    best_chunk = tried[sweep.index(best)]
+    traffic = {v: int(work.host_traffic(v)) for v in ("copy, pageable", "copy, pinned",
+                                                      "double-buffered", "direct")}  # fmt: skip
+    return figures, Configuration(port.name, kind, n, work.nbytes, best_chunk, traffic)

@@ -1,0 +1,129 @@
+"""The ports: files under ``examples/``, and what each offers.
+
+A port's module has ``FLOW`` (where its data goes), ``SIZES``, ``KINDS`` (how much work there is for
+each byte), ``TOLERANCE`` (largest difference from the sequential result, as NumPy's ``allclose``
+takes it, 0 for equality), ``Work`` and the versions ``sequential``, ``copy``, ``double_buffered``
+and ``direct``. A version takes a Work, allocates what it needs and returns
+
+    step() -> result             where data flows: one whole step, from production to result
+    update(round), run() -> result   where little changes: the change, and the launch after it
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError
+
+NAMES = (
+    "vector_add", "stencil3d", "sad", "tpacf", "spmv_updates", "linked", "daq",
+    "inference_params", "steering",
+)  # fmt: skip
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+
+Step = Callable[[int], tuple[Any, int]]
+"""A step by its round: (result, nanoseconds of the update alone or 0)."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One example."""
+
+    name: str
+    module: ModuleType
+
+    @property
+    def title(self) -> str:
+        """The first sentence of its docstring."""
+        return (self.module.__doc__ or "").partition("\n\n")[0].replace("\n", " ").strip()
+
+    @property
+    def flow(self) -> str:
+        """Where the data goes, in words."""
+        return str(self.module.FLOW)
+
+    @property
+    def update(self) -> bool:
+        """Whether little changes each step, so that the change is timed by itself."""
+        return bool(getattr(self.module, "UPDATE", False))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(self.module.SIZES)
+
+    @property
+    def small(self) -> int:
+        """A size for tests without a GPU."""
+        return int(self.module.SMALL)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.module.KINDS)
+
+    def work(self, n: int, kind: str) -> Any:
+        return self.module.Work(n, kind)
+
+    def same(self, found: Any, expected: Any) -> bool:
+        """Whether a result is the sequential one, within the port's tolerance."""
+        found, expected = np.asarray(found), np.asarray(expected)
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            return False
+        tolerance = float(self.module.TOLERANCE)
+        if tolerance == 0.0:
+            return bool(np.array_equal(found, expected, equal_nan=found.dtype.kind == "f"))
+        return bool(np.allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True))
+
+    def versions(self, chunks: tuple[int, ...]) -> dict[str, Callable[[Any], Any]]:
+        """Name of each version -> what makes it from a Work."""
+        m, pinned = self.module, self._pinned
+        made: dict[str, Callable[[Any], Any]] = {
+            "sequential": m.sequential,
+            "copy, pageable": m.copy,
+            "copy, pinned": partial(m.copy, host=pinned),
+            "direct": m.direct,
+        }
+        for c in chunks:
+            made[chunked(c)] = partial(m.double_buffered, chunk=c)
+        return made
+
+    @property
+    def _pinned(self) -> Any:
+        return sys.modules["_cuda"].pinned
+
+
+def chunked(chunk: int) -> str:
+    """The name of the double-buffered version with chunks of so many bytes."""
+    if chunk >= 1 << 20:
+        return f"double-buffered, {chunk / (1 << 20):g} MiB"
+    return f"double-buffered, {chunk / 1024:g} KiB"
+
+
+def load(name: str, folder: Path | None = None) -> Port:
+    """The port of that name. Raises ArgumentError when there is none."""
+    where = folder or FOLDER
+    if name not in NAMES or not (where / f"{name}.py").is_file():
+        there = ", ".join(n for n in NAMES if (where / f"{n}.py").is_file()) or "none"
+        raise ArgumentError(
+            f"no port {name!r} in {where}; there are {there}. The examples come with the "
+            "repository, not with the installed package: give its folder with --examples."
+        )
+    if str(where) not in sys.path:
+        sys.path.insert(0, str(where))
+    importlib.import_module("_cuda")
+    return Port(name, importlib.import_module(name))
+
+
+def available(folder: Path | None = None) -> list[Port]:
+    """All ports there are. Raises ArgumentError when there is none."""
+    where = folder or FOLDER
+    names = [n for n in NAMES if (where / f"{n}.py").is_file()]
+    return [load(n, where) for n in names or NAMES[:1]]
