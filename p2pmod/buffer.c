@@ -303,6 +303,7 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 	buffer->pages = span >> GPU_PAGE_SHIFT;
 	rwlock_init(&buffer->access);
 	INIT_LIST_HEAD(&buffer->listeners);
+	INIT_LIST_HEAD(&buffer->lanes);
 	init_completion(&buffer->ready);
 
 	err = xa_alloc_cyclic(&cookies, &buffer->cookie, buffer, XA_LIMIT(1, U32_MAX), &next_cookie,

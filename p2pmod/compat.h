@@ -113,4 +113,35 @@ static inline pgprot_t compat_uncached(pgprot_t prot)
 #endif
 }
 
+/* Pages of the calling process, for as long as one likes; with the mmap_lock held. */
+static inline long compat_pin_user_pages(unsigned long address, unsigned long count,
+					 struct page **pages)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
+	return pin_user_pages(address, count, FOLL_WRITE | FOLL_LONGTERM, pages);
+#else
+	return pin_user_pages(address, count, FOLL_WRITE | FOLL_LONGTERM, pages, NULL);
+#endif
+}
+
+/* Has the CPU a store of 64 bytes that arrives whole, MOVDIR64B? */
+static inline bool compat_has_store64(void)
+{
+#ifdef CONFIG_X86_64
+	return boot_cpu_has(X86_FEATURE_MOVDIR64B);
+#else
+	return false;
+#endif
+}
+
+/* Ordered with no other store: fence before it. */
+static inline void compat_store64(void __iomem *to, const void *from)
+{
+#ifdef CONFIG_X86_64
+	/* movdir64b (%rdx), %rax: in bytes, since binutils before 2.33 lack the name */
+	asm volatile(".byte 0x66, 0x0f, 0x38, 0xf8, 0x02"
+		     : : "a"((void __force *)to), "d"(from) : "memory");
+#endif
+}
+
 #endif /* P2PMOD_COMPAT_H */

@@ -29,6 +29,7 @@ struct nvidia_p2p_page_table;
  * Locks, in order of taking:
  *   mmap_lock          (the fault handler is called with it)
  *   p2pmod_file.lock   buffers of a file, and the "revoked" of each for sleeping readers
+ *   p2pmod_lane.lock   calls of a lane
  *   p2pmod_buffer.access   the "revoked" of a buffer for readers that may not sleep
  * The driver holds a lock of its own around the free callback, and takes it in get_pages and
  * put_pages: so none of ours is held over those calls, and mmap_lock is never taken in the callback.
@@ -60,6 +61,7 @@ struct p2pmod_buffer {
 	bool revoked;           /* under file->lock and @access */
 	rwlock_t access;
 	struct list_head listeners; /* under file->lock */
+	struct list_head lanes;     /* attached ones, under file->lock */
 	struct completion ready;    /* @bus is filled in: the callback may go on */
 	struct nvidia_p2p_page_table *table;
 	u64 *bus;               /* bus address of each GPU page */
@@ -79,16 +81,21 @@ void p2pmod_buffer_put(struct p2pmod_buffer *buffer);
 u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer);
 void p2pmod_buffers_drain(struct p2pmod_file *file);
 
+struct p2pmod_window;
+/* Where a byte of a window is mapped; its GPU page is contiguous. With buffer->access held. */
+void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset);
+
 int p2pmod_inode_new(struct inode **inode);
 void p2pmod_inode_free(struct inode *inode);
 
 /* module-wide limits and counters */
 extern ulong p2pmod_max_bytes_per_file, p2pmod_max_pins_per_file, p2pmod_max_bytes_total;
+extern ulong p2pmod_max_lanes;
 extern bool p2pmod_show_bus_addresses;
 bool p2pmod_may_see_bus_addresses(void);
 
 struct p2pmod_counters {
-	atomic64_t bytes, pins;                       /* now */
+	atomic64_t bytes, pins, lanes;                /* now */
 	atomic64_t pinned, unpinned, revoked, failed; /* ever */
 	atomic64_t maps, faults, sigbus;
 };

@@ -173,6 +173,13 @@ void p2pmod_window_close(struct p2pmod_window *window)
 }
 EXPORT_SYMBOL(p2pmod_window_close);
 
+void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset)
+{
+	u64 at = window->lead + offset;
+
+	return window->page[at >> GPU_PAGE_SHIFT] + (at & (GPU_PAGE - 1));
+}
+
 /*
  * Revoking waits for the lock held here, so no access is under way once it has happened; hence a
  * piece at a time.

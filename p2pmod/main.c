@@ -26,6 +26,10 @@ ulong p2pmod_max_bytes_total = ULONG_MAX;
 module_param_named(max_bytes_total, p2pmod_max_bytes_total, ulong, 0644);
 MODULE_PARM_DESC(max_bytes_total, "Bytes that all files together may pin");
 
+ulong p2pmod_max_lanes = 1024;
+module_param_named(max_lanes, p2pmod_max_lanes, ulong, 0644);
+MODULE_PARM_DESC(max_lanes, "Lanes that other modules may be attached to");
+
 bool p2pmod_show_bus_addresses;
 module_param_named(show_bus_addresses, p2pmod_show_bus_addresses, bool, 0644);
 MODULE_PARM_DESC(show_bus_addresses, "Tell bus addresses to every owner, not only CAP_SYS_RAWIO");
@@ -81,6 +85,7 @@ static int p2pmod_show(struct seq_file *out, void *unused)
 #define SHOW(name) seq_printf(out, "%-10s %lld\n", #name, (s64)atomic64_read(&p2pmod_count.name))
 	SHOW(pins);
 	SHOW(bytes);
+	SHOW(lanes);
 	SHOW(pinned);
 	SHOW(unpinned);
 	SHOW(revoked);

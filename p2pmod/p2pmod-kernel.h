@@ -5,6 +5,8 @@
  *   buffer = p2pmod_get(file, handle)      a reference; the pin stays as long as it is held
  *   window = p2pmod_window_open(...)       map all or part of it, write-combined
  *   p2pmod_window_write(window, ...)       stores, from any context
+ *   lane = p2pmod_lane_attach(...)         call device functions of a resident kernel
+ *   p2pmod_lane_submit(lane, ...)          from any context
  *   p2pmod_put(buffer)                     drop it
  *
  * The driver may revoke the memory at any moment: every access then fails with -ENODEV, and a
@@ -17,7 +19,10 @@
 #include <linux/list.h>
 #include <linux/types.h>
 
+#include "p2pmod-lane.h"
+
 struct p2pmod_buffer;
+struct p2pmod_lane;
 struct p2pmod_window;
 
 /* Called once, when the driver takes the pages back. May sleep; must not call p2pmod_put. */
@@ -51,5 +56,81 @@ void p2pmod_window_close(struct p2pmod_window *window);
 /* @offset from the start of the window. -ERANGE, -ENODEV. Writes are fenced. */
 int p2pmod_window_write(struct p2pmod_window *window, u64 offset, const void *data, size_t n);
 int p2pmod_window_read(struct p2pmod_window *window, u64 offset, void *data, size_t n);
+
+/*
+ * A lane: calls of device functions that a resident kernel answers (p2pmod-lane.h). The process that
+ * started that kernel tells the calling module where the lane is; the module attaches while it runs
+ * on behalf of that process (in an ioctl of its own, say), and then calls from any context.
+ *
+ * What comes back is what the process's memory holds: check a value before it is used.
+ */
+
+/**
+ * struct p2pmod_lane_description - where a lane is
+ * @packets: offset in the buffer, in bytes, of the ring of packets; its device address is a
+ *	multiple of 64
+ * @replies: address in the calling process of the ring of replies, a multiple of 16: ordinary
+ *	writable memory that the GPU writes to (from cuMemHostAlloc, or page-locked by
+ *	cuMemHostRegister). Its pages stay pinned until the lane is detached, even if the process
+ *	unmaps them; they are not charged to its RLIMIT_MEMLOCK.
+ * @slots: of each ring
+ * @first: number of the first call: 1 on a fresh lane, otherwise one more than the last call's, which
+ *	must have been answered
+ */
+struct p2pmod_lane_description {
+	u64 packets;
+	u64 replies;
+	u32 slots;
+	u32 first;
+};
+
+/*
+ * Attach to a lane of @buffer, of which it takes a reference. May sleep. ERR_PTR of
+ *   -EINVAL   the number of slots, or an alignment
+ *   -ERANGE   the packets are not inside the buffer
+ *   -EFAULT   the replies are not writable memory of the calling process
+ *   -EBUSY    another lane is attached there, or the replies do not fit @first: a call before it is
+ *             not answered
+ *   -ENODEV   the buffer was revoked
+ *   -ENOSPC   the parameter max_lanes is reached
+ *   -ENOMEM
+ */
+struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
+				       const struct p2pmod_lane_description *description);
+
+/*
+ * Detach, with or without calls in flight: the GPU may still answer them. May sleep. That nobody
+ * else uses the lane any more is for the caller to see to. Returns the number of the next call.
+ */
+u32 p2pmod_lane_detach(struct p2pmod_lane *lane);
+
+/*
+ * Call device function @function with @bytes of arguments, laid out as its declaration says. Any
+ * context; never sleeps. @sequence gets the call's number, whose reply is then kept until it is
+ * fetched by poll or wait; NULL: nobody will ask for it.
+ *   -EAGAIN   the ring is full: the slot's reply is not there yet, or was not fetched
+ *   -E2BIG    more than P2PMOD_PACKET_ARGUMENTS bytes
+ *   -EINVAL   bytes, but no @arguments; or P2PMOD_FUNCTION_STOP, which is for the lane's owner
+ *   -ENODEV   the buffer was revoked
+ */
+int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *arguments, size_t bytes,
+		       u32 *sequence);
+
+/*
+ * Fetch a reply, once. Any context; never sleeps. A reply that was there before the buffer was
+ * revoked can still be fetched. reply->status says what became of the call.
+ *   -EINPROGRESS   not yet
+ *   -ENOENT        no such call: never submitted, without a number, or fetched already
+ *   -ENODEV        the buffer was revoked, and this reply will not come
+ */
+int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply *reply);
+
+/*
+ * The same, waiting for at most @timeout jiffies (0: look once): it spins for some microseconds, and
+ * sleeps then. Process context. Besides: -ETIMEDOUT; -EINTR when the caller is being killed. The
+ * reply can then be asked for again.
+ */
+int p2pmod_lane_wait(struct p2pmod_lane *lane, u32 sequence, unsigned long timeout,
+		     struct p2pmod_reply *reply);
 
 #endif /* P2PMOD_KERNEL_H */

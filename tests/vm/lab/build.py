@@ -23,6 +23,7 @@ class Modules:
     nvidia: Path
     p2pmod: Path
     quixote: Path
+    caller: Path
     warnings: str
 
 
@@ -51,6 +52,7 @@ def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] 
     log += _make(kernel, work, ".", ["P2PMOD_TEST=m", *extra], include,
                  symvers="standin/Module.symvers")  # fmt: skip
     return Modules(work / "standin/nvidia.ko", work / "p2pmod.ko", work / "p2pmod_quixote.ko",
+                   work / "p2pmod_caller.ko",
                    "\n".join(x for x in log.splitlines() if "warning:" in x))  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def _make(kernel: Unpacked, work: Path, folder: str, words: list[str], include: 
 def tests() -> Path:
     """The C tests, static, as a folder of programs. Built again when a source changes."""
     source = VM / "selftests"
-    files = sorted([*source.glob("*.c"), *source.glob("*.h"), ROOT / "p2pmod/p2pmod.h",
+    files = sorted([*source.glob("*.c"), *source.glob("*.h"), *(ROOT / "p2pmod").rglob("*.h"),
                     VM / "standin/standin.h"])  # fmt: skip
     key = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
     folder = CACHE / "tests" / key

@@ -29,6 +29,8 @@ FUZZ_SECONDS = 2400  # at most
 LOAD = """
 insmod /lab/nvidia.ko version={version} && insmod /lab/p2pmod.ko
 """
+CLIENTS = "insmod /lab/quixote.ko && insmod /lab/caller.ko\n"
+NO_CLIENTS = "rmmod p2pmod_quixote && rmmod p2pmod_caller\n"
 UNLOAD = """
 rmmod p2pmod && echo "ok 902 unload_p2pmod" || echo "not ok 902 unload_p2pmod"
 rmmod nvidia && echo "ok 903 unload_driver" || echo "not ok 903 unload_driver"
@@ -80,7 +82,7 @@ class Cell:
 def files_of(modules: build.Modules, tests: Path) -> dict[str, Path]:
     """What a guest of the C tests holds."""
     files = {"/lab/nvidia.ko": modules.nvidia, "/lab/p2pmod.ko": modules.p2pmod,
-             "/lab/quixote.ko": modules.quixote}  # fmt: skip
+             "/lab/quixote.ko": modules.quixote, "/lab/caller.ko": modules.caller}  # fmt: skip
     for program in tests.iterdir():
         if program.name != "done":
             files[f"/lab/{program.name}"] = program
@@ -90,8 +92,8 @@ def files_of(modules: build.Modules, tests: Path) -> dict[str, Path]:
 def test_script(version: str) -> str:
     """The C tests, every program of them but the fuzzer."""
     # edges unloads and loads the module: before anything else uses it
-    runs = "P2PMOD_KO=/lab/p2pmod.ko /lab/edges\ninsmod /lab/quixote.ko\n/lab/p2pmod\n"
-    return LOAD.format(version=version) + runs + "rmmod p2pmod_quixote\n" + UNLOAD
+    runs = f"P2PMOD_KO=/lab/p2pmod.ko /lab/edges\n{CLIENTS}/lab/p2pmod\n/lab/lane\n"
+    return LOAD.format(version=version) + runs + NO_CLIENTS + UNLOAD
 
 
 def guest(kernel: Unpacked, cell: Cell, timeout: float = 400) -> boot.Result:
@@ -99,7 +101,8 @@ def guest(kernel: Unpacked, cell: Cell, timeout: float = 400) -> boot.Result:
     modules = build.modules(kernel, cell.flavour, cell.header)
     symvers = kernel.headers / "Module.symvers"
     cell.gpl_only = tuple(
-        s for m in (modules.p2pmod, modules.quixote) for s in build.gpl_only_symbols(m, symvers)
+        s for m in (modules.p2pmod, modules.quixote, modules.caller)
+        for s in build.gpl_only_symbols(m, symvers)
     )
     result = boot.boot(kernel, files_of(modules, build.tests()), test_script(cell.version),
                        timeout=timeout)  # fmt: skip
@@ -216,8 +219,7 @@ def one(kernel: str = "6.1", flavour: str = "open", header: str = "own", test: s
     modules = build.modules(there, flavour, header)
     script = test_script(VERSIONS["1.2"])
     if test:
-        script = LOAD.format(version=VERSIONS["1.2"]) + "insmod /lab/quixote.ko\n"
-        script += f"/lab/{test}\nrmmod p2pmod_quixote\n" + UNLOAD
+        script = LOAD.format(version=VERSIONS["1.2"]) + CLIENTS + f"/lab/{test}\n" + NO_CLIENTS + UNLOAD
     result = boot.boot(there, files_of(modules, build.tests()), script, timeout=900)
     print(result.text)
     for line in result.splats:

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+/*
+ * Calls of device functions from inside the kernel: see p2pmod-kernel.h for the interface, and
+ * p2pmod-lane.h for what travels.
+ *
+ * Packets are stored under the lock that revoking takes, so none is under way once it has happened.
+ * Replies come into host memory of the process that offers the lane: it is pinned, and revoking
+ * leaves it alone. The process can write what it likes there, so a reply is data and nothing more.
+ */
+#include <linux/delay.h>
+#include <linux/io.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/overflow.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/vmalloc.h>
+
+#include "compat.h"
+#include "internal.h"
+#include "p2pmod-kernel.h"
+
+/* A slot of the rings, from the kernel's side. */
+enum slot {
+	SLOT_FREE,
+	SLOT_SENT,    /* nobody waits for the reply: free again when it is there */
+	SLOT_AWAITED, /* free again when the reply was fetched */
+};
+
+struct p2pmod_lane {
+	struct list_head entry; /* in buffer->lanes */
+	struct p2pmod_buffer *buffer;
+	struct p2pmod_window *packets;
+	u64 start;              /* of the packets in the buffer, in bytes */
+	u32 slots;
+	struct page **pages;    /* of the replies, in the process that attached */
+	unsigned int page_count;
+	void *mapped;           /* @pages */
+	const struct p2pmod_reply *replies;
+	spinlock_t lock;
+	u32 next;               /* number of the next call; under @lock */
+	u8 slot[];              /* enum slot; under @lock */
+};
+
+static u32 slot_of(const struct p2pmod_lane *lane, u32 sequence)
+{
+	return sequence & (lane->slots - 1);
+}
+
+/* ---- replies ---- */
+
+/* Is call @sequence answered? The number is looked at first: what it comes with is there then. */
+static bool answered(const struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply *reply)
+{
+	const struct p2pmod_reply *at = &lane->replies[slot_of(lane, sequence)];
+
+	if (READ_ONCE(at->sequence) != sequence)
+		return false;
+	dma_rmb();
+	if (reply) {
+		reply->value = READ_ONCE(at->value);
+		reply->status = READ_ONCE(at->status);
+		reply->sequence = sequence;
+	}
+	return true;
+}
+
+int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply *reply)
+{
+	u8 *slot = &lane->slot[slot_of(lane, sequence)];
+	unsigned long flags;
+	int err = 0;
+
+	spin_lock_irqsave(&lane->lock, flags);
+	/* of a slot's calls only the last one can be awaited */
+	if (lane->next - 1 - sequence >= lane->slots || *slot != SLOT_AWAITED)
+		err = -ENOENT;
+	else if (answered(lane, sequence, reply))
+		*slot = SLOT_FREE;
+	else
+		err = p2pmod_revoked(lane->buffer) ? -ENODEV : -EINPROGRESS;
+	spin_unlock_irqrestore(&lane->lock, flags);
+	return err;
+}
+EXPORT_SYMBOL(p2pmod_lane_poll);
+
+#define SPINS 500       /* polls before the first sleep */
+#define PAUSE_FIRST 10  /* us */
+#define PAUSE_LAST 1000
+
+int p2pmod_lane_wait(struct p2pmod_lane *lane, u32 sequence, unsigned long timeout,
+		     struct p2pmod_reply *reply)
+{
+	unsigned long end = jiffies + min(timeout, MAX_JIFFY_OFFSET);
+	unsigned int pause = PAUSE_FIRST, spins = 0;
+	bool late;
+	int err;
+
+	might_sleep();
+	for (;;) {
+		late = time_after_eq(jiffies, end); /* before the last look, not after it */
+		err = p2pmod_lane_poll(lane, sequence, reply);
+		if (err != -EINPROGRESS)
+			return err;
+		if (late)
+			return -ETIMEDOUT;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (spins++ < SPINS && !need_resched()) {
+			cpu_relax();
+			continue;
+		}
+		usleep_range(pause, 2 * pause);
+		pause = min_t(unsigned int, 2 * pause, PAUSE_LAST);
+	}
+}
+EXPORT_SYMBOL(p2pmod_lane_wait);
+
+/* ---- packets ---- */
+
+static void store_packet(u8 __iomem *to, const struct p2pmod_packet *packet)
+{
+	if (compat_has_store64()) {
+		wmb(); /* what the call refers to goes first */
+		compat_store64(to, packet);
+		return;
+	}
+	memcpy_toio(to + offsetof(struct p2pmod_packet, words), packet->words,
+		    sizeof(packet->words));
+	wmb(); /* these, and what the call refers to, go before the two words that make it valid */
+	__raw_writel(packet->tag, to + offsetof(struct p2pmod_packet, tag));
+	__raw_writel(packet->sequence, to + offsetof(struct p2pmod_packet, sequence));
+	wmb(); /* out of the write-combining buffer */
+}
+
+/* Interrupts are off: the lane's lock is held. */
+static int send(struct p2pmod_lane *lane, const struct p2pmod_packet *packet)
+{
+	struct p2pmod_buffer *buffer = lane->buffer;
+	u64 at = (u64)slot_of(lane, packet->sequence) * sizeof(*packet);
+	int err = 0;
+
+	read_lock(&buffer->access);
+	if (buffer->revoked)
+		err = -ENODEV;
+	else
+		store_packet(p2pmod_window_at(lane->packets, at), packet);
+	read_unlock(&buffer->access);
+	return err;
+}
+
+int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *arguments, size_t bytes,
+		       u32 *sequence)
+{
+	struct p2pmod_packet packet = {};
+	unsigned long flags;
+	int err = -EAGAIN;
+	u8 *slot;
+
+	if (bytes > sizeof(packet.words))
+		return -E2BIG;
+	if ((bytes && !arguments) || function == P2PMOD_FUNCTION_STOP)
+		return -EINVAL;
+	memcpy(packet.words, arguments, bytes);
+
+	spin_lock_irqsave(&lane->lock, flags);
+	slot = &lane->slot[slot_of(lane, lane->next)];
+	if (*slot == SLOT_SENT && answered(lane, lane->next - lane->slots, NULL))
+		*slot = SLOT_FREE;
+	if (p2pmod_revoked(lane->buffer)) {
+		err = -ENODEV;
+	} else if (*slot == SLOT_FREE) {
+		packet.sequence = lane->next;
+		packet.tag = (u32)function << 16 | (lane->next & 0xffff);
+		err = send(lane, &packet);
+	}
+	if (!err) {
+		*slot = sequence ? SLOT_AWAITED : SLOT_SENT;
+		if (sequence)
+			*sequence = lane->next;
+		lane->next++;
+	}
+	spin_unlock_irqrestore(&lane->lock, flags);
+	return err;
+}
+EXPORT_SYMBOL(p2pmod_lane_submit);
+
+/* ---- attaching ---- */
+
+static int check(const struct p2pmod_buffer *buffer, const struct p2pmod_lane_description *d)
+{
+	u64 bytes = (u64)d->slots * sizeof(struct p2pmod_packet), end;
+
+	if (d->slots < 2 || d->slots > P2PMOD_LANE_SLOTS_MAX || d->slots & (d->slots - 1))
+		return -EINVAL;
+	if ((buffer->address + d->packets) % sizeof(struct p2pmod_packet) ||
+	    d->replies % sizeof(struct p2pmod_reply))
+		return -EINVAL;
+	if (d->packets > buffer->length || bytes > buffer->length - d->packets)
+		return -ERANGE;
+	if (check_add_overflow(d->replies, (u64)d->slots * sizeof(struct p2pmod_reply), &end) ||
+	    end > ULONG_MAX)
+		return -EFAULT;
+	return current->mm ? 0 : -EFAULT; /* a kernel thread has no memory of that kind */
+}
+
+static void release_replies(struct p2pmod_lane *lane)
+{
+	if (lane->mapped)
+		vunmap(lane->mapped);
+	unpin_user_pages_dirty_lock(lane->pages, lane->page_count, true); /* the GPU wrote them */
+	kvfree(lane->pages);
+}
+
+/* Pinned for writing: so they stay the very pages that the process has page-locked for the GPU. */
+static int pin_replies(struct p2pmod_lane *lane, unsigned long address)
+{
+	unsigned long offset = offset_in_page(address);
+	unsigned int wanted = PFN_UP(offset + lane->slots * sizeof(struct p2pmod_reply));
+	long got;
+
+	lane->pages = kvcalloc(wanted, sizeof(*lane->pages), GFP_KERNEL_ACCOUNT);
+	if (!lane->pages)
+		return -ENOMEM;
+	mmap_read_lock(current->mm);
+	got = compat_pin_user_pages(address - offset, wanted, lane->pages);
+	mmap_read_unlock(current->mm);
+	lane->page_count = max(got, 0L);
+	if (got != wanted) {
+		release_replies(lane);
+		return got < 0 ? got : -EFAULT;
+	}
+	lane->mapped = vmap(lane->pages, wanted, VM_MAP, PAGE_KERNEL);
+	if (!lane->mapped) {
+		release_replies(lane);
+		return -ENOMEM;
+	}
+	lane->replies = lane->mapped + offset;
+	return 0;
+}
+
+/* Do the replies look as if all calls before the next one were answered, and none after it? */
+static bool quiet(const struct p2pmod_lane *lane)
+{
+	u32 i;
+
+	for (i = 0; i < lane->slots; i++)
+		if (answered(lane, lane->next + i, NULL))
+			return false;
+	return answered(lane, lane->next - 1, NULL);
+}
+
+/* A lane has one caller. */
+static int list_lane(struct p2pmod_lane *lane)
+{
+	struct p2pmod_buffer *buffer = lane->buffer;
+	struct p2pmod_lane *other;
+	int err = 0;
+
+	down_write(&buffer->file->lock);
+	if (buffer->revoked)
+		err = -ENODEV;
+	list_for_each_entry(other, &buffer->lanes, entry)
+		if (lane->start < other->start + other->slots * sizeof(struct p2pmod_packet) &&
+		    other->start < lane->start + lane->slots * sizeof(struct p2pmod_packet))
+			err = -EBUSY;
+	if (!err)
+		list_add(&lane->entry, &buffer->lanes);
+	up_write(&buffer->file->lock);
+	return err;
+}
+
+struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
+				       const struct p2pmod_lane_description *d)
+{
+	struct p2pmod_lane *lane;
+	int err;
+
+	BUILD_BUG_ON(sizeof(struct p2pmod_packet) != P2PMOD_PACKET_BYTES);
+	BUILD_BUG_ON(sizeof(struct p2pmod_reply) != P2PMOD_REPLY_BYTES);
+	err = check(buffer, d);
+	if (err)
+		return ERR_PTR(err);
+	if (atomic64_inc_return(&p2pmod_count.lanes) > p2pmod_max_lanes) {
+		err = -ENOSPC;
+		goto undo_count;
+	}
+	err = -ENOMEM;
+	lane = kvzalloc(struct_size(lane, slot, d->slots), GFP_KERNEL_ACCOUNT);
+	if (!lane)
+		goto undo_count;
+	lane->buffer = buffer;
+	lane->start = d->packets;
+	lane->slots = d->slots;
+	lane->next = d->first;
+	spin_lock_init(&lane->lock);
+	lane->packets = p2pmod_window_open(buffer, d->packets,
+					   (u64)d->slots * sizeof(struct p2pmod_packet));
+	err = PTR_ERR_OR_ZERO(lane->packets);
+	if (err)
+		goto undo_lane;
+	err = pin_replies(lane, d->replies);
+	if (err)
+		goto undo_window;
+	err = quiet(lane) ? list_lane(lane) : -EBUSY;
+	if (err)
+		goto undo_replies;
+	return lane;
+
+undo_replies:
+	release_replies(lane);
+undo_window:
+	p2pmod_window_close(lane->packets);
+undo_lane:
+	kvfree(lane);
+undo_count:
+	atomic64_dec(&p2pmod_count.lanes);
+	return ERR_PTR(err);
+}
+EXPORT_SYMBOL(p2pmod_lane_attach);
+
+u32 p2pmod_lane_detach(struct p2pmod_lane *lane)
+{
+	u32 next = lane->next;
+
+	down_write(&lane->buffer->file->lock);
+	list_del(&lane->entry);
+	up_write(&lane->buffer->file->lock);
+	release_replies(lane);
+	p2pmod_window_close(lane->packets); /* and with it the reference on the buffer */
+	kvfree(lane);
+	atomic64_dec(&p2pmod_count.lanes);
+	return next;
+}
+EXPORT_SYMBOL(p2pmod_lane_detach);
