@@ -17,8 +17,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 # headers of ours, and the ABI of modules that the runtime talks to
-HEADERS = (HERE / "native.h", HERE / "bare.h")
-ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", ROOT / "tests" / "vm" / "standin" / "standin.h")
+LANE = ROOT / "p2pmod" / "p2pmod-lane.h"
+HEADERS = (HERE / "native.h", HERE / "bare.h", HERE / "lane.h")
+ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", LANE, ROOT / "tests" / "vm" / "standin" / "standin.h")
 KERNEL_TYPES = """
 typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;
 typedef int32_t __s32; typedef int64_t __s64;
@@ -43,13 +44,17 @@ def builder() -> cffi.FFI:
     """The extension, ready to compile."""
     ffi = cffi.FFI()
     ffi.cdef(KERNEL_TYPES)
-    headers = [h for h in (*HEADERS, *ABI_HEADERS) if h.exists()]
+    headers = [h for h in (*ABI_HEADERS, *HEADERS) if h.exists()]
     for header in headers:
         ffi.cdef(declarations(header))
     includes = "\n".join(f'#include "{h.name}"' for h in headers)
+    # the resident kernel of a service is compiled from the very same text
+    ffi.cdef("static char *const gd_lane_source;")
+    text = LANE.read_text().translate({ord("\n"): "\\n", ord('"'): '\\"', ord("\\"): "\\\\"})
     ffi.set_source(
         "gpudirect._native._cffi",
-        f"#include <linux/types.h>\n#include <sys/ioctl.h>\n{includes}",
+        f"#include <linux/types.h>\n#include <sys/ioctl.h>\n{includes}\n"
+        f'static char *const gd_lane_source = "{text}";',
         sources=sorted(str(f.relative_to(ROOT)) for f in HERE.glob("*.c")
                        if f.name not in ("mapped.c", "_cffi.c")),
         include_dirs=sorted({str(h.parent.relative_to(ROOT)) for h in headers}),

@@ -4,6 +4,8 @@
  * Every name begins with gd: the source before it may have made a macro of any other.
  * Serves NVRTC and the host's compiler alike, so it includes nothing.
  */
+#ifndef GPUDIRECT_SIGNATURE_H
+#define GPUDIRECT_SIGNATURE_H
 namespace gd_signature_of {
 
 struct gd_parameter {
@@ -71,3 +73,4 @@ template <class... GdP> __device__ gd_kernel<GdP...> gd_type(void (*)(GdP...));
 #define GD_SIGNATURE(...)                                                                         \
     extern "C" __device__ const auto gd_signature =                                               \
         decltype(gd_signature_of::gd_type(&__VA_ARGS__))::gd_signature;
+#endif

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: MIT */
+/* The CPU's end of a lane: packets out, replies in. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine.h"
+#include "guard.h"
+#include "lane.h"
+#include "native.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define relax() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define relax() __asm__ volatile("yield")
+#else
+#define relax() ((void)0)
+#endif
+
+#define LINE P2PMOD_PACKET_BYTES
+/*
+ * A pause is long on recent processors, and costs a virtual machine an exit when many follow one
+ * another; a call is shorter than that. So it is left out at first.
+ */
+#define EAGER 20000 /* ns without a pause between looks */
+#define LOOKS_A_CLOCK 64
+
+_Static_assert(sizeof(struct p2pmod_packet) == P2PMOD_PACKET_BYTES, "a packet is one line");
+_Static_assert(sizeof(struct p2pmod_reply) == P2PMOD_REPLY_BYTES, "a reply is one store");
+
+/* ---- storing a packet ---- */
+
+#if defined(__x86_64__)
+__attribute__((target("movdir64b"))) static void store_line(uintptr_t at, const void *packet)
+{
+    _movdir64b((void *)at, packet);
+}
+
+static int has_line_store(void)
+{
+    return gd_engine_movdir64b.usable();
+}
+#else
+static void store_line(uintptr_t at, const void *packet)
+{
+    (void)at, (void)packet;
+}
+
+static int has_line_store(void)
+{
+    return 0;
+}
+#endif
+
+/* Whoever sees the new first and last word sees the words between. */
+static void store_words(uintptr_t at, const struct p2pmod_packet *packet)
+{
+    volatile struct p2pmod_packet *to = (volatile struct p2pmod_packet *)at;
+
+    for (int i = 0; i < P2PMOD_PACKET_WORDS; i++)
+        to->words[i] = packet->words[i];
+    gd_fence();
+    to->sequence = packet->sequence;
+    to->tag = packet->tag;
+    gd_fence();
+}
+
+int gd_lane_init(struct gd_lane *lane)
+{
+    if (lane->slots < 2 || lane->slots > P2PMOD_LANE_SLOTS_MAX || lane->slots & (lane->slots - 1))
+        return -EINVAL;
+    if (!lane->packets || lane->packets % LINE || !lane->replies || lane->replies % 16)
+        return -EINVAL;
+    if (lane->stride % LINE || (lane->stride && !lane->arguments))
+        return -EINVAL;
+    lane->sent = lane->taken = 0;
+    lane->store = has_line_store() ? GD_LANE_LINE : GD_LANE_WORDS;
+    return 0;
+}
+
+static uintptr_t packet_at(const struct gd_lane *lane, uint32_t sequence)
+{
+    return lane->packets + (uintptr_t)(sequence & (lane->slots - 1)) * LINE;
+}
+
+static const struct p2pmod_reply *reply_at(const struct gd_lane *lane, uint32_t sequence)
+{
+    return (const struct p2pmod_reply *)lane->replies + (sequence & (lane->slots - 1));
+}
+
+static inline int send_packet(struct gd_lane *lane, uint32_t function, const char *arguments, size_t size)
+{
+    uint32_t sequence = lane->sent + 1;
+    struct p2pmod_packet packet __attribute__((aligned(LINE)));
+
+    memset(&packet, 0, sizeof(packet));
+    packet.sequence = sequence;
+    packet.tag = function << 16 | (sequence & 0xffff);
+    if (size <= P2PMOD_PACKET_ARGUMENTS) {
+        memcpy(packet.words, arguments, size);
+    } else {
+        size_t offset = (size_t)(sequence & (lane->slots - 1)) * lane->stride;
+        uint64_t there = lane->arguments_device + offset;
+        int code = gd_write(lane->arguments + offset, arguments, size, GD_NO_FENCE | GD_ONE_THREAD);
+
+        if (code)
+            return code;
+        memcpy(packet.words, &there, sizeof(there));
+    }
+    gd_fence(); /* what the function reads is on its way before the packet is */
+    if (lane->store == GD_LANE_LINE)
+        store_line(packet_at(lane, sequence), &packet);
+    else
+        store_words(packet_at(lane, sequence), &packet);
+    lane->sent = sequence;
+    return 0;
+}
+
+static int send_guarded(struct gd_lane *lane, uint32_t function, const char *arguments, size_t size)
+{
+    struct gd_guard on_packets, on_arguments;
+    int code;
+
+    if (gd_guard_enter(&on_packets, lane->packets, (size_t)lane->slots * LINE))
+        return -EFAULT;
+    if (gd_guard_enter(&on_arguments, lane->arguments, (size_t)lane->slots * lane->stride)) {
+        gd_guard_leave(&on_packets);
+        return -EFAULT;
+    }
+    code = send_packet(lane, function, arguments, size);
+    gd_guard_leave(&on_arguments);
+    gd_guard_leave(&on_packets);
+    return code;
+}
+
+int gd_lane_send(struct gd_lane *lane, uint32_t function, const char *arguments, size_t size)
+{
+    if (size > P2PMOD_PACKET_ARGUMENTS && size > lane->stride)
+        return -E2BIG;
+    if (lane->flags & GD_GUARDED)
+        return send_guarded(lane, function, arguments, size);
+    return send_packet(lane, function, arguments, size);
+}
+
+/* ---- replies ---- */
+
+/* The sequence is the last word of the 16 bytes; what stands before it is older or came with it. */
+static inline int look(const struct p2pmod_reply *at, uint32_t sequence, struct p2pmod_reply *reply)
+{
+    if (__atomic_load_n(&at->sequence, __ATOMIC_ACQUIRE) != sequence)
+        return -EAGAIN;
+    reply->value = __atomic_load_n(&at->value, __ATOMIC_RELAXED);
+    reply->status = __atomic_load_n(&at->status, __ATOMIC_RELAXED);
+    reply->sequence = sequence;
+    return 0;
+}
+
+int gd_lane_look(const struct gd_lane *lane, uint32_t sequence, struct p2pmod_reply *reply)
+{
+    return look(reply_at(lane, sequence), sequence, reply);
+}
+
+int gd_lane_wait(const struct gd_lane *lane, uint32_t sequence, int64_t timeout,
+                 struct p2pmod_reply *reply)
+{
+    const struct p2pmod_reply *at = reply_at(lane, sequence);
+    uint64_t start, spent = 0;
+
+    if (!look(at, sequence, reply))
+        return 0;
+    if (timeout == 0)
+        return -ETIMEDOUT;
+    for (start = gd_now();;) {
+        for (int i = 0; i < LOOKS_A_CLOCK; i++) {
+            if (!look(at, sequence, reply))
+                return 0;
+            if (spent > EAGER)
+                relax();
+        }
+        spent = gd_now() - start;
+        if (timeout > 0 && spent >= (uint64_t)timeout)
+            return -ETIMEDOUT;
+    }
+}
+
+int gd_lane_submit(struct gd_lane *lane, uint32_t function, const char *arguments, size_t size)
+{
+    if (lane->sent - lane->taken >= lane->slots)
+        return -EAGAIN;
+    return gd_lane_send(lane, function, arguments, size);
+}
+
+int gd_lane_take(struct gd_lane *lane, int64_t timeout, struct p2pmod_reply *reply)
+{
+    int code;
+
+    if (lane->taken == lane->sent)
+        return -EAGAIN;
+    code = gd_lane_wait(lane, lane->taken + 1, timeout, reply);
+    if (!code)
+        lane->taken++;
+    return code;
+}
+
+int gd_lane_call(struct gd_lane *lane, uint32_t function, const char *arguments, size_t size,
+                 int64_t timeout, struct p2pmod_reply *reply)
+{
+    int code;
+
+    if (lane->taken != lane->sent)
+        return -EBUSY;
+    code = gd_lane_send(lane, function, arguments, size);
+    return code ? code : gd_lane_take(lane, timeout, reply);
+}
+
+int gd_lane_wait_any(const struct gd_awaited *calls, int count, uintptr_t wake, uint32_t asleep,
+                     int64_t spin, int64_t timeout)
+{
+    uint64_t start = gd_now(), spent = 0;
+
+    for (;;) {
+        for (int i = 0; i < count; i++) {
+            const struct p2pmod_reply *at = (const struct p2pmod_reply *)calls[i].reply;
+
+            if (__atomic_load_n(&at->sequence, __ATOMIC_ACQUIRE) == calls[i].sequence)
+                return i;
+        }
+        if (__atomic_load_n((const uint32_t *)wake, __ATOMIC_ACQUIRE) != asleep)
+            return count;
+        spent = gd_now() - start;
+        if (timeout >= 0 && spent >= (uint64_t)timeout)
+            return -ETIMEDOUT;
+        if (spent >= (uint64_t)spin) {
+            struct timespec nap = {0, 50000};
+
+            nanosleep(&nap, NULL);
+        } else {
+            relax();
+        }
+    }
+}
+
+/* ---- measuring ---- */
+
+int gd_lane_time_calls(struct gd_lane *lane, uint32_t function, const char *arguments, size_t size,
+                       int rounds, double *ns, int64_t timeout)
+{
+    struct p2pmod_reply reply;
+
+    for (int i = 0; i < rounds; i++) {
+        uint64_t start = gd_now();
+        int code = gd_lane_call(lane, function, arguments, size, timeout, &reply);
+
+        if (code)
+            return code;
+        ns[i] = (double)(gd_now() - start);
+        if (reply.status)
+            return -EREMOTEIO;
+    }
+    return rounds;
+}
+
+int gd_lane_time_pipeline(struct gd_lane *lane, uint32_t function, const char *arguments,
+                          size_t size, int rounds, int depth, double *ns, int64_t timeout)
+{
+    struct p2pmod_reply reply;
+    uint64_t start = gd_now();
+    int sent = 0, taken = 0;
+
+    if (lane->taken != lane->sent)
+        return -EBUSY;
+    if (depth < 1 || (uint32_t)depth > lane->slots)
+        return -EINVAL;
+    while (taken < rounds) {
+        int code;
+
+        while (sent < rounds && sent - taken < depth) {
+            code = gd_lane_submit(lane, function, arguments, size);
+            if (code)
+                return code;
+            sent++;
+            if (gd_lane_look(lane, lane->taken + 1, &reply) == 0)
+                break;
+        }
+        code = gd_lane_take(lane, timeout, &reply);
+        if (code)
+            return code;
+        if (reply.status)
+            return -EREMOTEIO;
+        taken++;
+        while (gd_lane_take(lane, 0, &reply) == 0) {
+            if (reply.status)
+                return -EREMOTEIO;
+            taken++;
+        }
+    }
+    *ns = (double)(gd_now() - start);
+    return rounds;
+}
+
+int gd_time_loads(uintptr_t address, int rounds, double *ns)
+{
+    uint32_t word;
+
+    for (int i = 0; i < rounds; i++) {
+        uint64_t start = gd_now();
+        /* reading the clock waits for it: the vDSO orders the counter behind earlier loads */
+        int code = gd_load32(address, &word, 0);
+
+        if (code)
+            return code;
+        ns[i] = (double)(gd_now() - start);
+    }
+    return rounds;
+}
+
+int gd_time_steps(const struct gd_step *steps, int count, int rounds, double *ns)
+{
+    typedef uint64_t u;
+    typedef int function(u, u, u, u, u, u, u, u, u, u, u);
+
+    for (int i = 0; i < rounds; i++) {
+        uint64_t start = gd_now();
+
+        for (int s = 0; s < count; s++) {
+            const uint64_t *a = steps[s].arguments;
+            int code = ((function *)steps[s].function)(a[0], a[1], a[2], a[3], a[4], a[5], a[6],
+                                                       a[7], a[8], a[9], a[10]);
+            if (code)
+                return -EREMOTEIO;
+        }
+        ns[i] = (double)(gd_now() - start);
+    }
+    return rounds;
+}
+
+const struct gd_lane_api *gd_lane_api(void)
+{
+    static const struct gd_lane_api api = {gd_lane_send, gd_lane_look, gd_lane_wait, gd_now};
+
+    return &api;
+}
