@@ -53,7 +53,7 @@ class _Pinned:
 def pinned(shape: Any, dtype: Any = "f4") -> np.ndarray:
     """A NumPy array in page-locked memory, which the device reads and writes at ``address(a)``."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    return np.asarray(_Pinned(shape, np.dtype(dtype)))
+    return np.asarray(_Pinned(shape, np.dtype(dtype))).view(dtype)
 
 
 def address(a: np.ndarray) -> int:

@@ -1,0 +1,150 @@
+"""A 3D wave-like stencil whose source term the CPU makes anew in each time step."""
+
+import numpy as np
+from _cuda import Event, address, copy_in, download, host_traffic, pinned, upload
+
+import gpudirect as gd
+
+SOURCE = """
+__global__ void advance(const float *u, const float *source, float *after, int n)
+{
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, z = blockIdx.z;
+    if (x >= n)
+        return;
+    int i = (z * n + y) * n + x;
+    if (x == 0 || y == 0 || z == 0 || x == n - 1 || y == n - 1 || z == n - 1) {
+        after[i] = 0;
+        return;
+    }
+    float around = u[i - 1] + u[i + 1] + u[i - n] + u[i + n] + u[i - n * n] + u[i + n * n];
+    after[i] = 0.5f * u[i] + (1 / 12.0f) * around + source[i];
+}
+"""
+FLOW = "CPU to GPU"
+SIZES = (32, 80, 160)  # edge of the grid, elements
+SMALL = 12
+KINDS = ("product", "sine")  # how the source is made, cheap to dear
+TOLERANCE = 1e-5
+STEPS = 8
+
+
+class Work:
+    """A grid of n*n*n for STEPS time steps, from zero."""
+
+    def __init__(self, n: int, kind: str = "product", amplitude: float = 1.0) -> None:
+        if n < 3 or not np.isfinite(amplitude):
+            raise gd.ArgumentError(f"n is {n}, the amplitude {amplitude}: give at least 3, finite")
+        self.n, self.kind = n, kind
+        self.cells = n**3
+        self.nbytes = STEPS * 4 * self.cells
+        axis = np.linspace(-1, 1, n, dtype="f4")
+        self.profile = np.exp(-4 * axis**2)
+        self.plane = (amplitude * np.multiply.outer(self.profile, self.profile)).astype("f4").ravel()
+        self.pulse = np.sin(np.arange(STEPS, dtype="f4") + 1).astype("f4")
+
+    def produce(self, source: np.ndarray, t: int, z: int = 0) -> None:
+        """Planes z... of the source at time t; ``source`` is only written."""
+        flat = source.reshape(len(source), -1)
+        if self.kind == "product":
+            depth = self.profile[z : z + len(source), None]
+            np.multiply(self.plane * self.pulse[t], depth, out=flat)
+        else:
+            for k, out in enumerate(flat):
+                np.sin(self.plane + (self.pulse[t] + self.profile[z + k]), out=out)
+
+    def host_traffic(self, version: str) -> int:
+        return host_traffic(version, self.nbytes, results=4 * self.cells)
+
+
+def sequential(work):
+    u, after, source = (np.zeros((work.n,) * 3, "f4") for _ in range(3))
+
+    def step():
+        a, b = u, after
+        a[:] = 0
+        for t in range(STEPS):
+            work.produce(source, t)
+            around = (a[1:-1, 1:-1, :-2] + a[1:-1, 1:-1, 2:] + a[1:-1, :-2, 1:-1]
+                      + a[1:-1, 2:, 1:-1] + a[:-2, 1:-1, 1:-1] + a[2:, 1:-1, 1:-1])  # fmt: skip
+            inner = (slice(1, -1),) * 3
+            b[inner] = np.float32(0.5) * a[inner] + np.float32(1 / 12) * around + source[inner]
+            a, b = b, a
+        return a
+
+    return step
+
+
+def grid(n):
+    return (-(-n // 128), n, n), 128
+
+
+def copy(work, host=np.empty):
+    shape = (work.n,) * 3
+    start, source = gd.zeros(shape), gd.empty(shape)
+    fields = gd.empty(shape), gd.empty(shape)
+    host_source, result = host(shape, "f4"), host(shape, "f4")
+    advance = gd.kernel(SOURCE, "advance")
+
+    def step():
+        u = start
+        for t in range(STEPS):
+            work.produce(host_source, t)
+            upload(source, host_source)
+            advance[grid(work.n)](u, source, fields[t % 2], work.n)
+            u = fields[t % 2]
+        return download(result, u)
+
+    return step
+
+
+def double_buffered(work, chunk):
+    n, shape = work.n, (work.n,) * 3
+    planes = max(1, min(n, chunk // (4 * n * n)))
+    start, fields = gd.zeros(shape), (gd.empty(shape), gd.empty(shape))
+    sources = [(gd.empty(shape), Event()) for _ in range(2)]
+    buffers = [(pinned((planes, n, n)), Event()) for _ in range(2)]
+    copying, computing, arrived = gd.stream(), gd.stream(), Event()
+    result = pinned(shape)
+    advance = gd.kernel(SOURCE, "advance")
+
+    def step():
+        u, chunks = start, 0
+        for t in range(STEPS):
+            source, used = sources[t % 2]
+            used.hold(copying)
+            for z in range(0, n, planes):
+                buffer, free = buffers[chunks % 2]
+                chunks += 1
+                m = min(planes, n - z)
+                free.synchronize()
+                work.produce(buffer[:m], t, z)
+                copy_in(source.ptr + 4 * z * n * n, address(buffer), 4 * m * n * n, copying)
+                free.record(copying)
+            arrived.record(copying)
+            arrived.hold(computing)
+            advance[(*grid(n), computing)](u, source, fields[t % 2], n)
+            used.record(computing)
+            u = fields[t % 2]
+        download(result, u, computing)
+        computing.synchronize()
+        return result
+
+    return step
+
+
+def direct(work):
+    shape = (work.n,) * 3
+    start, source = gd.zeros(shape), gd.empty((STEPS, *shape))
+    fields = gd.empty(shape), gd.empty(shape)
+    result = pinned(shape)
+    advance = gd.kernel(SOURCE, "advance")
+
+    def step():
+        u = start
+        for t in range(STEPS):
+            work.produce(source.host[t], t)
+            advance[grid(work.n)](u, source[t], fields[t % 2], work.n)
+            u = fields[t % 2]
+        return u.read(result)
+
+    return step
