@@ -78,6 +78,8 @@ class Stream(ABC):
 
     device: Device
     handle: int
+    resident = False
+    """A kernel that waits for calls runs on it: ``Device.synchronize`` does not wait for it."""
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -133,6 +135,14 @@ class Function(ABC):
         cooperative: bool = False,
     ) -> None:
         """Queue the kernel. ``arguments`` is the argument block that ``parameters`` describes."""
+
+    @abstractmethod
+    def image(self) -> bytes:
+        """The compiled code, with whatever data its source put beside it."""
+
+    @abstractmethod
+    def resident_blocks(self, threads: int) -> int:
+        """Blocks of so many threads that can run at once on the device when nothing else does."""
 
 
 class Device(ABC):
@@ -234,7 +244,10 @@ class Device(ABC):
         """What a figures file must say of this device, as plain data."""
 
     def synchronize(self) -> None:
-        """Wait for all work that was queued through gpudirect on this device."""
+        """Wait for all work that was queued through gpudirect on this device.
+
+        Resident kernels are left out: they wait for calls, and end when their service is stopped.
+        """
         self.ensure_usable()
         for stream in tuple(self.busy):
             stream.synchronize()

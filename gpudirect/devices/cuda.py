@@ -34,6 +34,7 @@ from .base import (
 )
 
 # Device attributes by number: some are newer than the oldest header we run with.
+MULTIPROCESSORS = 16
 COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76
 UNIFIED_ADDRESSING = 41
 COOPERATIVE_LAUNCH = 95
@@ -270,10 +271,11 @@ class CudaFunction(Function):
     """A loaded kernel."""
 
     def __init__(self, device: CudaDevice, module: Any, kernel: Any, name: str,
-                 parameters: tuple[Parameter, ...]) -> None:
+                 parameters: tuple[Parameter, ...], code: bytes) -> None:
         self.device = device
         self.name = name
         self.parameters = parameters
+        self._code = code
         self._module = module  # keeps the code loaded
         self._kernel = kernel
         self._shared_allowed = 48 << 10
@@ -310,7 +312,19 @@ class CudaFunction(Function):
                 raise
             except DeviceError as e:
                 raise LaunchError(str(e)) from None
-        device.busy.add(stream)
+        if not stream.resident:
+            device.busy.add(stream)
+
+    def image(self) -> bytes:
+        return self._code
+
+    def resident_blocks(self, threads: int) -> int:
+        with self.device.current():
+            each = _check(
+                _driver().cuOccupancyMaxActiveBlocksPerMultiprocessor(self._kernel, threads, 0),
+                f"asking how many blocks of {self.name} fit",
+            )
+        return int(each) * (self.device.attribute(MULTIPROCESSORS) or 0)
 
 
 class CudaDevice(Device):
@@ -569,7 +583,7 @@ class CudaDevice(Device):
             kernel = _check(
                 d.cuModuleGetFunction(module, compiled.symbol.encode()), f"finding {name}"
             )
-        return CudaFunction(self, module, kernel, name, compiled.parameters)
+        return CudaFunction(self, module, kernel, name, compiled.parameters, compiled.code)
 
     def launcher(self, function: CudaFunction, grid: tuple[int, int, int],
                  block: tuple[int, int, int], shared: int, stream: Stream, arguments: bytes,

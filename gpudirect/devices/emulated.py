@@ -47,7 +47,12 @@ from .base import (
     Parameter,
     Stream,
 )
-from .emulation.client import GpuProcess, StreamConnection
+from .emulation.client import (
+    MOST_RESIDENT,
+    MOST_RESIDENT_THREADS,
+    GpuProcess,
+    StreamConnection,
+)
 from .emulation.compiler import compile_kernel
 
 GRANULARITY = 2 << 20  # as NVIDIA's cuMemCreate
@@ -272,12 +277,19 @@ class EmulatedFunction(Function):
         if block[0] * block[1] * block[2] > 1024:
             raise LaunchError(f"{self.name}: a block of {block} has more than 1024 threads")
         assert isinstance(stream, EmulatedStream)
-        self.device.busy.add(stream)
+        if not stream.resident:
+            self.device.busy.add(stream)
         stream.submit(
             lambda: stream.connection().launch(
                 self._module, grid, block, shared, arguments, cooperative=cooperative
             )
         )
+
+    def image(self) -> bytes:
+        return self._module.kernel.path.read_bytes()
+
+    def resident_blocks(self, threads: int) -> int:
+        return min(MOST_RESIDENT, MOST_RESIDENT_THREADS // threads)
 
 
 class EmulatedDevice(Device):
