@@ -19,6 +19,7 @@ from . import BridgeOption, DeviceOption, _bench_report, choose
 app: typer.Typer = typer.Typer(help="Measure gpudirect beside what one would use otherwise.",
                   no_args_is_help=True)  # fmt: skip
 app.command()(_bench_report.check)
+app.command()(_bench_report.report)
 BENCHES = {alloc.NAME: alloc.run}
 
 

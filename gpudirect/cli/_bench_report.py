@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ..bench import check as bars
+from ..bench import report as page
 from ..bench.check import HOLDS, MISSING, SHORT
 
 FigureFile = Annotated[Path, typer.Argument(help="A figures file, from `bench run --out`.")]
@@ -56,3 +57,13 @@ def check(
             "bold yellow")  # fmt: skip
     if emulated or counts[HOLDS] < len(outcomes):
         raise typer.Exit(1)
+
+
+def report(
+    file: FigureFile,
+    out: Annotated[Path | None, typer.Option(help="Folder for it [default: FILE's name with -report]")] = None,
+) -> None:
+    """Make one self-contained HTML page of a figures file, and its plots as PNG beside it."""
+    folder = out if out is not None else file.with_name(f"{file.stem}-report")
+    path, plots = page.write(file, folder)
+    Console(soft_wrap=True).print(f"{path}; {plots} plots in {folder / page.PLOTS}", markup=False)
