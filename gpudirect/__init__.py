@@ -40,6 +40,7 @@ from .errors import (
 )
 from .host import HostView
 from .kernels import Kernel, kernel
+from .limits import Limits
 from .memory import statistics, trim
 
 __version__ = "0.1.0"
@@ -67,6 +68,34 @@ def synchronize(device: Device | str | int | None = None) -> None:
     devices.get(device).synchronize()
 
 
+def calibrate(device: Device | str | int | None = None, bridge: str | None = None) -> Limits:
+    """Measure at which sizes the mapping and DMA are faster on this machine; a few seconds.
+
+    What was found is in force at once and kept for later processes. An interruption changes
+    nothing. Raises ArgumentError when it cannot be kept: it is in force then all the same.
+    """
+    from .calibration import calibrate as measure_and_keep
+
+    return measure_and_keep(devices.get(device), bridge)[0]
+
+
+def get_limits(device: Device | str | int | None = None, bridge: str | None = None) -> Limits:
+    """The sizes in force, at which ``write`` and ``read`` change their path."""
+    from . import bridges, paths
+
+    on = devices.get(device)
+    return paths.of(on, bridges.choose(on, bridge)).limits
+
+
+def set_limits(limits: Limits, device: Device | str | int | None = None,
+               bridge: str | None = None) -> None:
+    """Put limits of your own into force in this process, also for arrays that exist."""
+    from . import bridges, paths
+
+    on = devices.get(device)
+    paths.of(on, bridges.choose(on, bridge)).limits = limits
+
+
 __all__ = [
     "ApertureError",
     "ArgumentError",
@@ -87,6 +116,7 @@ __all__ = [
     "KernelError",
     "KernelNotFoundError",
     "LaunchError",
+    "Limits",
     "NotMappableError",
     "OutOfMemoryError",
     "PageRun",
@@ -94,11 +124,14 @@ __all__ = [
     "RevokedError",
     "Stream",
     "asarray",
+    "calibrate",
     "device",
     "empty",
     "full",
+    "get_limits",
     "kernel",
     "register",
+    "set_limits",
     "statistics",
     "stream",
     "synchronize",

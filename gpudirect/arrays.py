@@ -52,15 +52,6 @@ class _Span:
         }
 
 
-def _contiguous_strides(shape: Shape, itemsize: int) -> Shape:
-    strides: list[int] = []
-    step = itemsize
-    for extent in reversed(shape):
-        strides.append(step)
-        step *= max(extent, 1)
-    return tuple(reversed(strides))
-
-
 class Array(_native.Mapped):  # type: ignore[misc]
     """Device memory with a shape and a dtype, mapped into the CPU's address space.
 
@@ -105,7 +96,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
         self._geometry = self._host_view = None
         nbytes = dtype.itemsize * math.prod(shape)
         if strides is not None and (
-            nbytes == 0 or strides == _contiguous_strides(shape, dtype.itemsize)
+            nbytes == 0 or strides == paths.packed(shape, dtype.itemsize)
         ):
             strides = None
         self._strides = strides  # None: contiguous
@@ -113,7 +104,9 @@ class Array(_native.Mapped):  # type: ignore[misc]
         if strides is None:
             address = piece.host + (ptr - piece.ptr) if piece.host else 0
             kind = dtype.char if dtype.names is None else None
-            self._attach(address, nbytes, piece, kind, self._flags, paths.limits().write_inline)
+            choice = paths.of(piece.device, piece.bridge)
+            self._attach(address, nbytes, piece, kind, self._flags, ptr, choice.address,
+                         piece.device.busy)
         return self
 
     # -- what it is --------------------------------------------------------------------------
@@ -164,7 +157,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
     @property
     def strides(self) -> Shape:
         """Bytes from one element to the next along each dimension."""
-        return self._strides or _contiguous_strides(self.shape, self.dtype.itemsize)
+        return self._strides or paths.packed(self.shape, self.dtype.itemsize)
 
     @property
     def contiguous(self) -> bool:
@@ -426,7 +419,10 @@ class Array(_native.Mapped):  # type: ignore[misc]
 
     # -- data out ----------------------------------------------------------------------------
 
-    def read(
+    # read(out=None) itself is in C: a whole contiguous array into ``out``, with nothing queued on
+    # the device, is copied there; everything else comes here.
+
+    def _read_slow(
         self,
         out: np.ndarray[Any, Any] | None = None,
         *,
@@ -435,14 +431,6 @@ class Array(_native.Mapped):  # type: ignore[misc]
         via: str | None = None,
         synchronize: bool = True,
     ) -> np.ndarray[Any, Any]:
-        """A copy in ordinary memory, after everything queued on the device is done.
-
-        out: where to put it (C-contiguous, writable, as many bytes); otherwise a new array.
-        offset, nbytes: read only these bytes, as ``uint8``; any alignment.
-        via: "map" (loads from the mapping), "dma", or None for the faster one.
-        synchronize: False reads at once, whatever kernels are doing.
-        Raises RangeError, ClosedError, RevokedError, ArgumentError.
-        """
         piece = self._open()
         part = offset != 0 or nbytes is not None
         if part:
@@ -697,7 +685,7 @@ def register(
                 f"shape {extents} of {kind} needs {kind.itemsize * math.prod(extents)} bytes; the "
                 f"memory has {total}"
             )
-    actual = strides or _contiguous_strides(extents, kind.itemsize)
+    actual = strides or paths.packed(extents, kind.itemsize)
     if any(s < 0 for s in actual):
         raise ArgumentError(f"negative strides {actual} cannot be registered")
     span = sum((n - 1) * s for n, s in zip(extents, actual, strict=True)) + kind.itemsize
@@ -728,7 +716,7 @@ def _describe(memory: Any, nbytes: int | None) -> tuple[int, Shape, Shape | None
                         and len(interface.get("descr") or ()) > 1 else interface["typestr"])
         strides = interface.get("strides")
         shape = tuple(interface["shape"])
-        if strides is not None and tuple(strides) == _contiguous_strides(shape, kind.itemsize):
+        if strides is not None and tuple(strides) == paths.packed(shape, kind.itemsize):
             strides = None
         return int(ptr), shape, tuple(strides) if strides else None, kind, bool(readonly)
     if hasattr(memory, "handle") and hasattr(memory, "size"):  # cuda.core.Buffer

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from . import _native, bridges, devices, memory
+from . import _native, bridges, cpu, devices, memory
 from .bridges.rm import driver_version
 from .devices import Device
 from .errors import Error
@@ -26,26 +26,6 @@ def driver_flavour() -> str | None:
     except OSError:
         return None
     return "open" if "Open Kernel Module" in text else "proprietary"
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def copy_instructions() -> dict[str, bool]:
-    """The copy engine's instruction sets, in order of preference, and whether this CPU has them."""
-    lib, ffi = _native.lib, _native.ffi
-    return {
-        ffi.string(lib.gd_isa_name(i)).decode(): bool(lib.gd_isa_usable(i))
-        for i in range(lib.gd_isa_count())
-    }
 
 
 def commit() -> str | None:
@@ -77,7 +57,7 @@ def machine() -> dict[str, Any]:
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "cpu": cpu_name(),
+        "cpu": cpu.name(),
         "cpus": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "load": os.getloadavg()[0],
@@ -89,7 +69,7 @@ def machine() -> dict[str, Any]:
         "driver": driver_version(),
         "driver_flavour": driver_flavour(),
         "copy_instructions": _native.ffi.string(_native.lib.gd_isa_selected()).decode(),
-        "copy_instructions_present": copy_instructions(),
+        "copy_instructions_present": cpu.copy_instructions(),
     }
 
 

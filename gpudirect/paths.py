@@ -1,48 +1,94 @@
 """The ways data goes between ordinary memory and an array, and the choice among them.
 
 "map" is CPU stores or loads on the mapping, "dma" the device's copy engine. Which is faster
-depends on the size, the direction and whether the host memory is page-locked.
+depends on the size, the direction and whether the host memory is page-locked. The choice is made
+in C (_native/paths.c) from the sizes in limits.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _native
+from . import _native, cpu
+from .bridges import Bridge
+from .devices import Device
 from .errors import ApertureError, ArgumentError, Error, RevokedError
+from .limits import DIRECTIONS, NEVER, PATHS, Limits, stored
 
 if TYPE_CHECKING:
     from .arrays import Array
 
-PATHS = ("map", "dma")
+
+class Paths:
+    """The choice for one device and one bridge: limits, and where C finds them."""
+
+    def __init__(self, device: Device, limits: Limits) -> None:
+        self.struct = _native.ffi.new("struct gd_paths *")
+        self.address = int(_native.ffi.cast("uintptr_t", self.struct))
+        self._near = device.near_cpus()
+        for name, value in device.copy_functions().items():
+            setattr(self.struct, name, value)
+        self.limits = limits
+
+    @property
+    def limits(self) -> Limits:
+        """In force now. Assigning takes effect at once, also for arrays that exist."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        for name in DIRECTIONS:
+            turns = getattr(limits, name)
+            kept = getattr(self.struct, name).at
+            for i in range(_native.lib.GD_TURNS):
+                kept[i] = turns[i] if i < len(turns) else NEVER
+        start_threads(limits, self._near)
+
+    @property
+    def direct(self) -> bool:
+        """Whether C can call the device's copy engine by itself."""
+        return bool(self.struct.copy_in)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Sizes in bytes at which the faster path changes.
+def start_threads(limits: Limits, near: list[int]) -> None:
+    """Tell the copy threads how many they are, where they run and what sizes they take.
 
-    The defaults are what one H200 behind PCIe 5 showed; they are sane elsewhere, not best.
+    They run near the device, where the system says which CPUs that is and we may use some of them.
     """
+    allowed = cpu.allowed()
+    cpus = sorted(allowed.intersection(near))
+    if len(cpus) == len(allowed):
+        cpus = []  # no choice, no pinning
+    count = limits.threads or max(1, min(8, len(allowed) // 2, len(cpus) or 8))
+    for _ in range(1000):
+        code = _native.lib.gd_threads_configure(
+            count, _native.ffi.new("int[]", cpus), len(cpus), limits.write_threads,
+            limits.read_threads,
+        )  # fmt: skip
+        if code != -16:  # EBUSY: a copy runs
+            return
+        time.sleep(0.001)
 
-    write_inline: int = 64 << 10
-    """Up to here ``Array.write`` stores at once, in C, without asking any further."""
-    write_pageable: int = 1 << 62
-    """Up to here mapped stores beat DMA from pageable memory: always, where measured."""
-    write_pinned: int = 64 << 10
-    """Up to here mapped stores beat DMA from page-locked memory."""
-    read: int = 4 << 10
-    """Up to here mapped loads beat DMA."""
+
+_paths: dict[tuple[Device, Bridge], Paths] = {}
 
 
-_limits = Limits()
+def of(device: Device, bridge: Bridge) -> Paths:
+    """The choice in force for arrays of a device through a bridge."""
+    found = _paths.get((device, bridge))
+    if found is None:
+        limits = stored(device, bridge.name) or Limits()
+        found = _paths.setdefault((device, bridge), Paths(device, limits))
+    return found
 
 
-def limits() -> Limits:
-    """The limits in force."""
-    return _limits
+def known() -> dict[tuple[Device, Bridge], Paths]:
+    """Every choice in force in this process."""
+    return dict(_paths)
 
 
 def _check_via(via: str | None) -> None:
@@ -60,6 +106,10 @@ def _done(code: int, array: Array, doing: str) -> None:
             f"{doing} {array!r}: the driver revoked the memory (access at {where:#x}). Its owner "
             "freed it, or died; nothing after that address was copied."
         )
+    if code == -22:  # EINVAL
+        raise ArgumentError(
+            f"{doing} {array!r}: source and destination overlap in memory; copy one of them first"
+        )
     raise Error(f"{doing} {array!r} failed: errno {-code}")
 
 
@@ -67,12 +117,22 @@ def _address(array: np.ndarray[Any, Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def _choose(array: Array, other: np.ndarray[Any, Any], write: bool) -> str:
+    """The faster path for a contiguous array that is mapped whole."""
+    piece = array._open()
+    if not piece.host:
+        return "dma"
+    struct = of(piece.device, piece.bridge).struct
+    pointer = _native.ffi.cast("char *", _address(other))
+    return PATHS[_native.lib.gd_path(struct, int(write), pointer, other.nbytes)]
+
+
 def write(array: Array, source: np.ndarray[Any, Any], offset: int, via: str | None) -> None:
     """Copy ``source`` to bytes of a contiguous array. The range was checked."""
     _check_via(via)
     piece = array._open()
     if via is None:
-        via = "map" if piece.host and source.nbytes <= _limits.write_pageable else "dma"
+        via = _choose(array, source, write=True)
     if via == "map":
         if not piece.host:
             raise ApertureError("this array is not mapped, so via='map' cannot work; use 'dma'")
@@ -90,6 +150,8 @@ def write(array: Array, source: np.ndarray[Any, Any], offset: int, via: str | No
         _done(code, array, "writing to")
         return
     source = np.ascontiguousarray(source)
+    if piece.revocable and piece.revoked():
+        raise RevokedError(f"writing to {array!r}: the driver revoked the memory")
     _native.lib.gd_fence()  # mapped stores made before the copy come first
     piece.device.copy_in(array.ptr + offset, _address(source), source.nbytes)
 
@@ -99,7 +161,7 @@ def read(array: Array, out: np.ndarray[Any, Any], offset: int, via: str | None) 
     _check_via(via)
     piece = array._open()
     if via is None:
-        via = "map" if piece.host and out.nbytes <= _limits.read else "dma"
+        via = _choose(array, out, write=False)
     if via == "map":
         if not piece.host:
             raise ApertureError("this array is not mapped, so via='map' cannot work; use 'dma'")
@@ -121,7 +183,7 @@ def _nd(copy: Any, target: int, array: Array | None, other: np.ndarray[Any, Any]
         flags: int) -> int:
     """Call a strided copy of the engine with the geometry of ``other`` on both sides."""
     new = _native.ffi.new
-    inner = new("int64_t[]", array.strides if array is not None else _packed(other))
+    inner = new("int64_t[]", array.strides if array is not None else packed(other.shape, other.itemsize))
     return int(
         copy(target, inner, _native.ffi.cast("char *", _address(other)),
              new("int64_t[]", other.strides), new("int64_t[]", other.shape), other.ndim,
@@ -129,11 +191,12 @@ def _nd(copy: Any, target: int, array: Array | None, other: np.ndarray[Any, Any]
     )  # fmt: skip
 
 
-def _packed(array: np.ndarray[Any, Any]) -> tuple[int, ...]:
-    strides, step = [], array.itemsize
-    for extent in reversed(array.shape):
+def packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides in bytes of a C-contiguous array."""
+    strides, step = [], itemsize
+    for extent in reversed(shape):
         strides.append(step)
-        step *= extent
+        step *= max(extent, 1)
     return tuple(reversed(strides))
 
 

@@ -562,7 +562,8 @@ def read(array: Array, out: np.ndarray[Any, Any], offset: int, via: str | None) 
     if via is None:
         start = windows.find(at)
         here = start in windows.slots and at + out.nbytes <= start + windows.width
-        via = "map" if here and out.nbytes <= paths.limits().read else "dma"
+        limits = paths.of(piece.device, piece.bridge).limits
+        via = limits.path("read_pageable", out.nbytes) if here else "dma"
     if via == "dma":
         paths.read(array, out, offset, via)
         return

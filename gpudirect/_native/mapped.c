@@ -3,9 +3,9 @@
  * gpudirect._native._mapped: the type Mapped, the base of gpudirect.Array.
  *
  * It holds an address range of a mapping and the object that keeps it alive, and does in C what
- * happens in hot loops: write(), flush(), and the buffer protocol. Whatever is not the plain case
- * goes to the Python methods _write_slow, _flush_slow and _buffer_slow of the subclass, which
- * compose the error messages; C never does.
+ * happens in hot loops: write(), read(), flush(), and the buffer protocol. Whatever is not the
+ * plain case goes to the Python methods _write_slow, _read_slow, _flush_slow and _buffer_slow of
+ * the subclass, which compose the error messages; C never does.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -21,10 +21,12 @@ typedef struct {
     PyObject_HEAD
     uintptr_t address; /* 0: detached, or not plainly mapped */
     Py_ssize_t nbytes;
-    Py_ssize_t direct_max; /* bytes: larger writes go the slow way, which chooses among paths */
+    uint64_t device; /* address of the same bytes on the device */
+    const struct gd_paths *paths; /* which way is faster; NULL: always through the mapping */
     unsigned flags;        /* GD_GUARDED or 0 */
     char format;           /* struct format character of an element; 0: only bytes fit */
     PyObject *owner;       /* keeps the mapping alive */
+    PyObject *busy;        /* a set: what a read must wait for first */
     PyObject *weakrefs;
 } Mapped;
 
@@ -64,26 +66,29 @@ static PyTypeObject ExportType = {
 
 static PyObject *Mapped_attach(Mapped *self, PyObject *args)
 {
-    unsigned long long address;
-    Py_ssize_t nbytes, direct_max;
-    PyObject *owner;
+    unsigned long long address, device, paths;
+    PyObject *owner, *busy;
+    Py_ssize_t nbytes;
     const char *format;
     unsigned flags;
 
-    if (!PyArg_ParseTuple(args, "KnOzIn:_attach", &address, &nbytes, &owner, &format, &flags,
-                          &direct_max))
+    if (!PyArg_ParseTuple(args, "KnOzIKKO!:_attach", &address, &nbytes, &owner, &format, &flags,
+                          &device, &paths, &PySet_Type, &busy))
         return NULL;
-    if (nbytes < 0 || direct_max < 0) {
-        PyErr_SetString(PyExc_ValueError, "_attach: nbytes and direct_max must not be negative");
+    if (nbytes < 0) {
+        PyErr_SetString(PyExc_ValueError, "_attach: nbytes must not be negative");
         return NULL;
     }
     self->address = (uintptr_t)address;
     self->nbytes = nbytes;
-    self->direct_max = direct_max;
+    self->device = device;
+    self->paths = (const struct gd_paths *)(uintptr_t)paths;
     self->flags = flags;
     self->format = format && format[0] && !format[1] ? format[0] : 0;
     Py_INCREF(owner);
     Py_XSETREF(self->owner, owner);
+    Py_INCREF(busy);
+    Py_XSETREF(self->busy, busy);
     Py_RETURN_NONE;
 }
 
@@ -93,6 +98,7 @@ static PyObject *Mapped_detach(Mapped *self, PyObject *ignored)
     self->address = 0;
     self->nbytes = 0;
     Py_CLEAR(self->owner);
+    Py_CLEAR(self->busy);
     Py_RETURN_NONE;
 }
 
@@ -132,49 +138,110 @@ static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, P
     return result;
 }
 
+enum { ANY = -1, MAP, DMA, OTHER };
+
+/* The argument via= of a call that has no other keyword. */
+static int asked_path(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *value;
+
+    if (!kwnames || PyTuple_GET_SIZE(kwnames) == 0)
+        return ANY;
+    if (PyTuple_GET_SIZE(kwnames) != 1 ||
+        PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "via"))
+        return OTHER;
+    value = args[nargs];
+    if (value == Py_None)
+        return ANY;
+    if (!PyUnicode_CheckExact(value))
+        return OTHER;
+    return !PyUnicode_CompareWithASCIIString(value, "map")   ? MAP
+           : !PyUnicode_CompareWithASCIIString(value, "dma") ? DMA
+                                                             : OTHER;
+}
+
+/* Copy, with the GIL given up where that pays. 0, or why the slow way must do it and tell. */
+static int copy(Mapped *self, int write, char *ordinary, size_t n, size_t offset, int way)
+{
+    const struct gd_paths *paths = self->paths;
+    uintptr_t mapped = self->address + offset;
+    uint64_t device = self->device + offset;
+    unsigned flags = self->flags;
+    PyObject *owner = self->owner; /* another thread may close the array meanwhile */
+    int code;
+
+    if (write && n < KEEP_GIL_BELOW && way == MAP)
+        return api->write(mapped, ordinary, n, flags);
+    Py_INCREF(owner);
+    Py_BEGIN_ALLOW_THREADS
+    if (way == ANY)
+        way = paths ? api->path(paths, write, ordinary, n) : MAP;
+    if (way == MAP)
+        code = write ? api->write(mapped, ordinary, n, flags)
+                     : api->read(ordinary, mapped, n, flags);
+    else if (!paths || flags & GD_GUARDED)
+        code = -1; /* DMA does not notice a revocation */
+    else
+        code = write ? api->dma_in(paths, device, ordinary, n)
+                     : api->dma_out(paths, ordinary, device, n);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(owner);
+    return code;
+}
+
 static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t nargs,
                               PyObject *kwnames)
 {
+    int way = asked_path(args, nargs, kwnames);
     Py_ssize_t offset = 0;
-    PyObject *owner;
     Py_buffer data;
     int code = -1;
 
-    if (!api || !self->address || kwnames || nargs < 1 || nargs > 2)
+    if (!api || !self->address || way == OTHER || nargs < 1 || nargs > 2)
         return slow(self, "_write_slow", args, nargs, kwnames);
     if (nargs == 2) {
         if (!PyLong_CheckExact(args[1]))
-            return slow(self, "_write_slow", args, nargs, NULL);
+            return slow(self, "_write_slow", args, nargs, kwnames);
         offset = PyLong_AsSsize_t(args[1]);
         if (offset < 0) {
             PyErr_Clear();
-            return slow(self, "_write_slow", args, nargs, NULL);
+            return slow(self, "_write_slow", args, nargs, kwnames);
         }
     }
     if (PyObject_GetBuffer(args[0], &data, PyBUF_FORMAT | PyBUF_ND)) {
         PyErr_Clear();
-        return slow(self, "_write_slow", args, nargs, NULL);
+        return slow(self, "_write_slow", args, nargs, kwnames);
     }
-    if (data.len <= self->direct_max && offset <= self->nbytes - data.len &&
-        fits(&data, self->format) && !overlaps(self, &data)) {
-        uintptr_t to = self->address + offset;
-        unsigned flags = self->flags | GD_ONE_THREAD;
-
-        if (data.len < KEEP_GIL_BELOW) {
-            code = api->write(to, data.buf, data.len, flags);
-        } else {
-            owner = self->owner; /* another thread may close the array meanwhile */
-            Py_INCREF(owner);
-            Py_BEGIN_ALLOW_THREADS
-            code = api->write(to, data.buf, data.len, flags);
-            Py_END_ALLOW_THREADS
-            Py_DECREF(owner);
-        }
+    if (offset <= self->nbytes - data.len && fits(&data, self->format) && !overlaps(self, &data)) {
+        if (way == ANY && data.len < KEEP_GIL_BELOW)
+            way = MAP; /* 0.3 us, where starting a DMA takes 5 */
+        code = data.len ? copy(self, 1, data.buf, (size_t)data.len, (size_t)offset, way) : 0;
     }
     PyBuffer_Release(&data);
     if (code)
-        return slow(self, "_write_slow", args, nargs, NULL);
+        return slow(self, "_write_slow", args, nargs, kwnames);
     Py_RETURN_NONE;
+}
+
+static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nargs,
+                             PyObject *kwnames)
+{
+    int way = asked_path(args, nargs, kwnames);
+    Py_buffer out;
+    int code = -1;
+
+    if (!api || !self->address || way == OTHER || nargs != 1 || PySet_GET_SIZE(self->busy))
+        return slow(self, "_read_slow", args, nargs, kwnames);
+    if (PyObject_GetBuffer(args[0], &out, PyBUF_WRITABLE | PyBUF_ND)) {
+        PyErr_Clear();
+        return slow(self, "_read_slow", args, nargs, kwnames);
+    }
+    if (out.len == self->nbytes && !overlaps(self, &out))
+        code = out.len ? copy(self, 0, out.buf, (size_t)out.len, 0, way) : 0;
+    PyBuffer_Release(&out);
+    if (code)
+        return slow(self, "_read_slow", args, nargs, kwnames);
+    return Py_NewRef(args[0]);
 }
 
 static PyObject *Mapped_flush(Mapped *self, PyObject *ignored)
@@ -215,6 +282,7 @@ static int Mapped_getbuffer(Mapped *self, Py_buffer *view, int flags)
 static int Mapped_traverse(Mapped *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->owner);
+    Py_VISIT(self->busy);
     return 0;
 }
 
@@ -222,6 +290,7 @@ static int Mapped_clear(Mapped *self)
 {
     self->address = 0;
     Py_CLEAR(self->owner);
+    Py_CLEAR(self->busy);
     return 0;
 }
 
@@ -236,7 +305,9 @@ static void Mapped_dealloc(Mapped *self)
 
 static PyMethodDef Mapped_methods[] = {
     {"_attach", (PyCFunction)Mapped_attach, METH_VARARGS,
-     "_attach(address, nbytes, owner, format, flags, direct_max): take up a mapping."},
+     "_attach(address, nbytes, owner, format, flags, device, paths, busy): take up a mapping.\n\n"
+     "device: address of the same bytes on the device. paths: address of a struct gd_paths that\n"
+     "lives on, or 0. busy: a set; while it is not empty, reads go the slow way."},
     {"_detach", (PyCFunction)Mapped_detach, METH_NOARGS, "_detach(): let go of the mapping."},
     {"write", (PyCFunction)(void (*)(void))Mapped_write, METH_FASTCALL | METH_KEYWORDS,
      "write(data, offset=0, /, *, via=None)\n--\n\n"
@@ -245,6 +316,14 @@ static PyMethodDef Mapped_methods[] = {
      "dtype than the array's is refused unless it is plain bytes.\n"
      "via: \"map\" (CPU stores), \"dma\", or None for the faster one.\n"
      "Raises RangeError, DTypeError, ClosedError, RevokedError."},
+    {"read", (PyCFunction)(void (*)(void))Mapped_read, METH_FASTCALL | METH_KEYWORDS,
+     "read(out=None, /, *, offset=0, nbytes=None, via=None, synchronize=True)\n--\n\n"
+     "A copy in ordinary memory, after everything queued on the device is done.\n\n"
+     "out: where to put it (C-contiguous, writable, as many bytes); otherwise a new array.\n"
+     "offset, nbytes: read only these bytes, as uint8; any alignment.\n"
+     "via: \"map\" (loads from the mapping), \"dma\", or None for the faster one.\n"
+     "synchronize: False reads at once, whatever kernels are doing.\n"
+     "Raises RangeError, ClosedError, RevokedError, ArgumentError."},
     {"flush", (PyCFunction)Mapped_flush, METH_NOARGS,
      "flush()\n--\n\nMake all stores of this thread leave for the device (a store fence)."},
     {NULL, NULL, 0, NULL},

@@ -94,6 +94,32 @@ int gd_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, do
                 int64_t timeout);
 uint64_t gd_now(void); /* monotonic clock */
 
+/* ---- paths.c: through the mapping or by the device's copy engine (DMA) ---- */
+#define GD_TURNS 6
+/*
+ * The sizes at which the faster path changes, rising: up to at[0] bytes the mapping is faster, then
+ * DMA up to at[1], then the mapping again, and so on. What is unused is SIZE_MAX.
+ */
+struct gd_turns {
+    size_t at[6]; /* GD_TURNS */
+};
+struct gd_paths {
+    struct gd_turns write_pageable, write_pinned, read_pageable, read_pinned;
+    /* addresses of the device's functions, all or none (0); their types are in paths.c */
+    uint64_t copy_in, copy_out, settle, current, push, pop, attribute;
+    uint64_t context; /* the device's */
+};
+/* 0: the mapping is faster for n bytes from or to `ordinary`; 1: DMA. */
+int gd_path(const struct gd_paths *paths, int write, const void *ordinary, size_t n);
+/* 1 if the memory is page-locked and the device knows it. */
+int gd_pinned(const struct gd_paths *paths, const void *ordinary);
+/*
+ * Fence, copy, and return when it is done. 0, the device's own error (> 0), or -ENOTSUP without
+ * functions.
+ */
+int gd_dma_in(const struct gd_paths *paths, uint64_t to, const char *from, size_t n);
+int gd_dma_out(const struct gd_paths *paths, char *to, uint64_t from, size_t n);
+
 /* ---- mappings.c: placing and removing mappings ---- */
 /* mmap(2). at != 0: MAP_FIXED there. Always MADV_DONTFORK. Returns the address or -errno. */
 int64_t gd_map(uintptr_t at, size_t length, int readable, int writable, int fd, int64_t offset,
@@ -109,6 +135,9 @@ struct gd_api {
     int (*write)(uintptr_t, const char *, size_t, unsigned);
     int (*read)(char *, uintptr_t, size_t, unsigned);
     void (*fence)(void);
+    int (*path)(const struct gd_paths *, int, const void *, size_t);
+    int (*dma_in)(const struct gd_paths *, uint64_t, const char *, size_t);
+    int (*dma_out)(const struct gd_paths *, char *, uint64_t, size_t);
 };
 const struct gd_api *gd_api(void);
 

@@ -227,6 +227,15 @@ class Device(ABC):
     def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
         """DMA: device memory to host memory. Without a stream, returns when it is done."""
 
+    def copy_functions(self) -> dict[str, int]:
+        """Addresses of C functions for the copy engine (``struct gd_paths`` of _native/native.h
+        says which) and the context they want; empty where there are none."""
+        return {}
+
+    def near_cpus(self) -> list[int]:
+        """CPUs of the NUMA node that the device hangs on; empty where the system does not tell."""
+        return []
+
     @abstractmethod
     def fill(self, dst: int, value: int, size: int, stream: Stream | None = None) -> None:
         """Set ``size`` bytes of device memory to the byte ``value``."""

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import (
@@ -103,6 +104,19 @@ def count() -> int:
     found = int(_check(_driver().cuDeviceGetCount(), "counting GPUs"))
     if not found:
         raise DeviceNotFoundError("CUDA sees no GPU (look at CUDA_VISIBLE_DEVICES)")
+    return found
+
+
+def near_cpus(pci_address: str, root: Path = Path("/sys/bus/pci/devices")) -> list[int]:
+    """CPUs that the system calls local to a PCI device ("0-3,8" in sysfs)."""
+    try:
+        text = (root / pci_address / "local_cpulist").read_text().strip()
+    except OSError:
+        return []
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
     return found
 
 
@@ -540,6 +554,23 @@ class CudaDevice(Device):
                 result = d.cuMemcpyDtoHAsync(dst, src, size, stream.handle)
                 self.busy.add(stream)
         _check(result, f"copying {size} bytes from {src:#x}")
+
+    def copy_functions(self) -> dict[str, int]:
+        d = _driver()
+        names = {"copy_in": b"cuMemcpyHtoD", "copy_out": b"cuMemcpyDtoH",
+                 "settle": b"cuStreamSynchronize", "current": b"cuCtxGetCurrent",
+                 "push": b"cuCtxPushCurrent", "pop": b"cuCtxPopCurrent",
+                 "attribute": b"cuPointerGetAttribute"}  # fmt: skip
+        found = {"context": self._context_number}
+        for key, name in names.items():
+            result = d.cuGetProcAddress(name, 12000, 0)
+            if int(result[0]) or not int(result[1]):
+                return {}
+            found[key] = int(result[1])
+        return found
+
+    def near_cpus(self) -> list[int]:
+        return near_cpus(self.pci_address)
 
     def fill(self, dst: int, value: int, size: int, stream: Stream | None = None) -> None:
         self.ensure_usable()

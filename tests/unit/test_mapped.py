@@ -45,6 +45,10 @@ class Probe(Mapped):
         self.slow.append((args, kwargs))
         return "slow"
 
+    def _read_slow(self, *args, **kwargs):
+        self.slow.append((args, kwargs))
+        return "slow"
+
     def _flush_slow(self):
         self.slow.append("flush")
         return "slow"
@@ -54,9 +58,16 @@ class Probe(Mapped):
         raise BufferError("closed, says the subclass")
 
 
-def probe(owner: Owner, format: str | None = "f", flags: int = 0, direct_max: int = 4096) -> Probe:
+DEVICE = 0x7000_0000_0000
+
+
+def attach(p: Mapped, address, size, owner, format="f", flags=0, paths=0, busy=None) -> None:
+    p._attach(address, size, owner, format, flags, DEVICE, paths, set() if busy is None else busy)
+
+
+def probe(owner: Owner, format: str | None = "f", flags: int = 0, **more) -> Probe:
     p = Probe()
-    p._attach(owner.address, SIZE, owner, format, flags, direct_max)
+    attach(p, owner.address, SIZE, owner, format, flags, **more)
     return p
 
 
@@ -93,7 +104,6 @@ SLOW = {
     "a list": [1, 2, 3],
     "None": None,
     "too long for here": bytes(SIZE + 1),
-    "longer than direct_max": bytes(4097),
 }
 
 
@@ -182,7 +192,7 @@ def ticks() -> Iterator[list[int]]:
 def test_long_copies_let_other_threads_run_and_short_ones_do_not(ticks):
     size = 64 << 20
     owner, p = Owner(size), Probe()
-    p._attach(owner.address, size, owner, "f", 0, size)
+    attach(p, owner.address, size, owner)
     data = np.full(size, 7, np.uint8)
     time.sleep(0.01)
     before = ticks[0]
@@ -215,7 +225,7 @@ def test_detached_everything_is_slow(owner):
         memoryview(p)
     q = Probe()  # never attached
     assert q.write(b"1") == "slow"
-    q._attach(0, SIZE, owner, "f", 0, 4096)  # not mapped
+    attach(q, 0, SIZE, owner)  # not mapped
     assert q.write(b"1") == "slow"
     assert q.flush() == "slow"
 
@@ -242,13 +252,14 @@ def test_an_exception_of_the_slow_way_comes_out(owner):
 
 def test_attach_refuses_what_is_no_mapping(owner):
     p = Probe()
-    for wrong in ((), ("x", 1, owner, "f", 0, 1), (1, "x", owner, "f", 0, 1),
-                  (1, 1, owner, 3, 0, 1)):  # fmt: skip
+    good = (owner.address, SIZE, owner, "f", 0, DEVICE, 0, set())
+    for place, wrong in ((0, "x"), (1, "x"), (3, 3), (5, None), (6, "x"), (7, [])):
         with pytest.raises(TypeError):
-            p._attach(*wrong)
-    for nbytes, direct_max in ((-1, 1), (1, -1)):
-        with pytest.raises(ValueError, match="negative"):
-            p._attach(owner.address, nbytes, owner, "f", 0, direct_max)
+            p._attach(*good[:place], wrong, *good[place + 1 :])
+    with pytest.raises(TypeError):
+        p._attach()
+    with pytest.raises(ValueError, match="negative"):
+        p._attach(owner.address, -1, owner, "f", 0, DEVICE, 0, set())
     assert p.write(b"1") == "slow"
 
 
@@ -257,7 +268,7 @@ def test_a_revoked_mapping_goes_the_slow_way():
     os.ftruncate(fd, SIZE)
     at = int(lib.gd_map(0, SIZE, 1, 1, fd, 0, 0))
     p = Probe()
-    p._attach(at, SIZE, None, "f", lib.GD_GUARDED, SIZE)
+    attach(p, at, SIZE, None, "f", lib.GD_GUARDED)
     assert p.write(b"1234") is None
     os.ftruncate(fd, 0)
     for n in (4, SIZE):  # with the GIL, and without
@@ -295,7 +306,7 @@ def test_files_and_sockets_fill_it(owner, tmp_path):
 
 def test_zero_bytes_can_be_exported(owner):
     p = Probe()
-    p._attach(owner.address, 0, owner, "f", 0, 0)
+    attach(p, owner.address, 0, owner)
     assert memoryview(p).nbytes == 0
     assert p.write(b"") is None
     assert p.write(b"1") == "slow"
@@ -328,7 +339,7 @@ def test_nothing_leaks(owner):
         memoryview(p).release()
         p.write(b"1234")
         p.write(b"1234", -1)
-        p._attach(owner.address, SIZE, owner, "f", 0, 10)
+        attach(p, owner.address, SIZE, owner)
         if _ % 2:
             p._detach()
     del p

@@ -1,0 +1,195 @@
+"""Measure on this machine which path is faster at which size, and keep the answer.
+
+    gpudirect calibrate            # a few seconds for each GPU, once
+    gd.calibrate(); gd.limits()
+
+The answer is kept (limits.py says where) and used by every later process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _native, bridges, paths
+from .arrays import empty
+from .devices import Device
+from .limits import DIRECTIONS, NEVER, Limits, file_of, store
+
+SMALLEST, LARGEST = 256, 16 << 20
+STEPS = 4  # sizes measured in each doubling
+TURN_COST = 0.04  # a turn must save as much as 4% at one size, or it is noise
+
+
+def sizes(smallest: int = SMALLEST, largest: int = LARGEST, steps: int = STEPS) -> list[int]:
+    """Sizes to measure, evenly spread over the doublings."""
+    count = round(np.log2(largest / smallest) * steps)
+    return [int(smallest * 2 ** (i / steps)) & ~15 for i in range(count + 1)]
+
+
+def turns(measured: Sequence[tuple[int, float, float]]) -> tuple[int, ...]:
+    """Where the faster path changes: bytes, rising, the mapping first.
+
+    measured: (bytes, time through the mapping, time by DMA). The path through the sizes that loses
+    least, where every change costs TURN_COST: a single noisy size does not make a turn.
+    """
+    costs = [(0.0, 0.0)]  # of the best path that ends in (map, dma)
+    steps: list[tuple[int, int]] = []
+    for _, mapped, dma in measured:
+        best = min(mapped, dma)
+        before = costs[-1]
+        come_from = tuple(
+            way if before[way] <= before[1 - way] + TURN_COST else 1 - way for way in (0, 1)
+        )
+        steps.append((come_from[0], come_from[1]))
+        costs.append((
+            before[come_from[0]] + TURN_COST * (come_from[0] != 0) + float(np.log(mapped / best)),
+            before[come_from[1]] + TURN_COST * (come_from[1] != 1) + float(np.log(dma / best)),
+        ))  # fmt: skip
+    way = int(costs[-1][1] < costs[-1][0])
+    ways = []
+    for step in reversed(steps):
+        ways.append(way)
+        way = step[way]
+    ways.reverse()
+    found = [0] if ways and ways[0] else []
+    for i in range(1, len(ways)):
+        if ways[i] != ways[i - 1]:
+            found.append(_crossing(measured[i - 1], measured[i]))
+    return tuple(found[: _native.lib.GD_TURNS])
+
+
+def _crossing(low: tuple[int, float, float], high: tuple[int, float, float]) -> int:
+    """Between two sizes, where both paths take as long; straight lines in log-log."""
+    a, b = np.log(low[1] / low[2]), np.log(high[1] / high[2])
+    part = 0.5 if a * b >= 0 else a / (a - b)
+    return int(low[0] * (high[0] / low[0]) ** part)
+
+
+def threshold(measured: Sequence[tuple[int, float, float]]) -> int:
+    """The smallest size from which several threads are faster at every larger one.
+
+    measured: (bytes, time with one thread, time with several).
+    """
+    found = NEVER
+    for nbytes, one, several in reversed(measured):
+        if several > one:
+            break
+        found = nbytes
+    return found
+
+
+def _medians(calls: Sequence[Callable[[], Any]], budget: float) -> list[float]:
+    """Median seconds of each call, all taken in turn. budget: seconds for all of it."""
+    clock = time.perf_counter
+    took: list[list[float]] = [[] for _ in calls]
+    end = clock() + budget
+    for i in range(200):
+        for times, call in zip(took, calls, strict=True):
+            start = clock()
+            call()
+            times.append(clock() - start)
+        if i >= 6 and clock() > end:
+            break
+    return [statistics.median(times[1:]) for times in took]
+
+
+class _Bench:
+    """Memory on both sides, for the measurements."""
+
+    def __init__(self, device: Device, bridge: str | None, budget: float) -> None:
+        self.budget = budget
+        self.array = empty(LARGEST, "u1", device=device, bridge=bridge, mapped=True)
+        self.pageable = np.ones(LARGEST, np.uint8)
+        self.locked = device.host_allocate(LARGEST)
+        self.pinned = _at(self.locked.ptr, LARGEST)
+        self.pinned[:] = 1
+
+    def close(self) -> None:
+        self.array.close()
+        self.locked.free()
+
+    def direction(self, name: str) -> list[tuple[int, float, float]]:
+        other = self.pinned if name.endswith("pinned") else self.pageable
+        found = []
+        for n in sizes():
+            part, ordinary = self.array[:n], other[:n]
+            call = part.write if name.startswith("write") else part.read
+            mapped, dma = _medians(
+                [lambda: call(ordinary, via="map"), lambda: call(ordinary, via="dma")],  # noqa: B023
+                self.budget,
+            )
+            found.append((n, mapped, dma))
+            if mapped > 20 * dma:
+                break  # it only gets worse: loads at 1 GB/s take long to measure
+        return found
+
+    def threads(self, write: bool) -> list[tuple[int, float, float]]:
+        lib, found = _native.lib, []
+        at, other = self.array.host_ptr, _native.ffi.cast("char *", paths._address(self.pageable))
+        for n in sizes(4 << 10, 4 << 20, 2):
+            if write:
+                calls = [lambda f=f: lib.gd_write(at, other, n, f)  # noqa: B023
+                         for f in (lib.GD_ONE_THREAD, 0)]  # fmt: skip
+            else:
+                calls = [lambda f=f: lib.gd_read(other, at, n, f)  # noqa: B023
+                         for f in (lib.GD_ONE_THREAD, 0)]  # fmt: skip
+            one, several = _medians(calls, self.budget)
+            found.append((n, one, several))
+        return found
+
+
+def _at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
+    return np.frombuffer(_native.ffi.buffer(_native.ffi.cast("char *", address), nbytes), np.uint8)
+
+
+def measure(
+    device: Device, bridge: str | None = None, *, progress: Callable[[str], None] | None = None,
+    budget: float = 0.02,
+) -> Limits:
+    """Find this machine's limits. They are not put into force, nor stored.
+
+    budget: seconds for each size. Interrupting it changes nothing.
+    """
+    tell = progress or (lambda text: None)
+    bench = _Bench(device, bridge, budget)
+    choice = paths.of(device, bench.array._open().bridge)
+    before = choice.limits
+    try:
+        tell("threads")
+        # everything that may use several threads does, while their gain is measured
+        choice.limits = Limits(write_threads=1, read_threads=1)
+        found: dict[str, Any] = {
+            "write_threads": threshold(bench.threads(True)),
+            "read_threads": threshold(bench.threads(False)),
+        }
+        choice.limits = Limits(**found)
+        for name in DIRECTIONS:
+            tell(name.replace("_", ", "))
+            found[name] = turns(bench.direction(name))
+    finally:
+        choice.limits = before
+        bench.close()
+    return Limits(**found, source="calibrated")
+
+
+def calibrate(device: Device, bridge: str | None = None, *,
+              progress: Callable[[str], None] | None = None) -> tuple[Limits, Path]:
+    """Measure, put into force and keep: (the limits, where they are kept).
+
+    Raises ArgumentError when they cannot be kept; they are in force then. On an interruption
+    nothing has changed.
+    """
+    name = bridges.choose(device, bridge).name
+    limits = measure(device, name, progress=progress)
+    for (on, through), choice in paths.known().items():
+        if on is device and through.name == name:
+            choice.limits = limits
+    path = file_of(device, name)
+    store(limits, path)
+    return limits, path

@@ -1,0 +1,131 @@
+"""At which sizes the faster path changes, and where that is kept.
+
+One file for each kind of GPU, bridge and CPU, in the cache folder; ``gpudirect calibrate`` writes
+it. $GPUDIRECT_LIMITS names a file to use instead, or is "built-in" to use none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import _native, cpu
+from .config import cache_folder
+from .devices import Device
+from .errors import ArgumentError
+
+FORMAT = 1
+ENVIRONMENT, BUILT_IN = "GPUDIRECT_LIMITS", "built-in"
+PATHS = ("map", "dma")
+NEVER = (1 << 64) - 1  # SIZE_MAX: a turn that does not come
+DIRECTIONS = ("write_pageable", "write_pinned", "read_pageable", "read_pinned")
+
+Turns = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in bytes at which the faster path changes.
+
+    Each of the first four lists rising sizes: up to the first one the mapping is faster, then DMA
+    up to the second, then the mapping again, and so on; none at all: the mapping always.
+    The defaults are what one H200 behind PCIe 5 showed; they are sane elsewhere, not best.
+    ``gpudirect calibrate`` measures this machine's own.
+    """
+
+    write_pageable: Turns = ()
+    """From pageable memory. Mapped stores need no staging copy, which DMA does."""
+    write_pinned: Turns = (600 << 10,)
+    """From page-locked memory."""
+    read_pageable: Turns = (6 << 10,)
+    """To pageable memory."""
+    read_pinned: Turns = (4 << 10,)
+    """To page-locked memory."""
+    threads: int = 0
+    """Threads of one large copy; 0: half of the CPUs, 8 at most."""
+    write_threads: int = 384 << 10
+    """From here on several threads write."""
+    read_threads: int = 24 << 10
+    """From here on several threads read."""
+    source: str = "built in"
+    """Where these came from."""
+
+    def __post_init__(self) -> None:
+        for name in DIRECTIONS:
+            turns = tuple(getattr(self, name))
+            object.__setattr__(self, name, turns)  # a list, where it came from a file
+            if len(turns) > _native.lib.GD_TURNS or list(turns) != sorted(set(turns)) or any(
+                not 0 <= t <= NEVER for t in turns
+            ):
+                raise ArgumentError(
+                    f"{name}={turns}: give at most {_native.lib.GD_TURNS} sizes in bytes, rising"
+                )
+        for name in ("threads", "write_threads", "read_threads"):
+            if not 0 <= getattr(self, name) <= NEVER or self.threads > 64:
+                raise ArgumentError(f"{name}={getattr(self, name)}: give bytes, or up to 64 threads")
+
+    def path(self, direction: str, nbytes: int) -> str:
+        """"map" or "dma" for so many bytes; direction: the name of one of the first four."""
+        return PATHS[sum(nbytes > turn for turn in getattr(self, direction)) % 2]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def file_of(device: Device, bridge: str) -> Path:
+    """Where the limits of a device through a bridge are kept."""
+    words = f"{device.name} {bridge} {cpu.name()} {os.cpu_count()}"
+    return cache_folder() / "limits" / (re.sub(r"\W+", "-", words).strip("-").lower() + ".json")
+
+
+def store(limits: Limits, path: Path) -> None:
+    """Keep limits in a file, whole or not at all. Raises ArgumentError when that cannot be."""
+    text = json.dumps({"format": FORMAT, **limits.as_dict()}, indent=1) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as f:
+            f.write(text)
+        os.replace(f.name, path)
+    except OSError as e:
+        raise ArgumentError(
+            f"the limits cannot be kept in {path}: {e.strerror}. They hold for this process; set "
+            "GPUDIRECT_CACHE to a folder that can be written, to keep them."
+        ) from e
+
+
+def load(path: Path) -> Limits:
+    """Limits from a file. Raises ArgumentError when it holds none."""
+    try:
+        found = json.loads(path.read_text())
+        if found.pop("format") != FORMAT:
+            raise ValueError("it is of another format")
+        return Limits(**{**found, "source": str(path)})
+    except OSError as e:
+        raise ArgumentError(f"limits cannot be read from {path}: {e.strerror}") from e
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ArgumentError(
+            f"{path} holds no limits ({e}): remove it, or run `gpudirect calibrate` again"
+        ) from e
+
+
+def stored(device: Device, bridge: str) -> Limits | None:
+    """What was kept for a device; None when nothing was. A damaged file warns and is not used."""
+    chosen = os.environ.get(ENVIRONMENT)
+    if chosen == BUILT_IN:
+        return None
+    if chosen:
+        return load(Path(chosen))
+    path = file_of(device, bridge)
+    if not path.exists():
+        return None
+    try:
+        return load(path)
+    except ArgumentError as e:
+        warnings.warn(f"{e}. The built-in limits are used.", stacklevel=2)
+        return None

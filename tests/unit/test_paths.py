@@ -1,0 +1,239 @@
+"""The choice between the mapping and DMA, made in C, on a copy engine that is feigned."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import numpy as np
+import pytest
+
+import gpudirect as gd
+from gpudirect import paths
+from gpudirect._native import Mapped, ffi, lib
+from gpudirect.limits import DIRECTIONS, NEVER, Limits
+
+SIZE, DEVICE, CONTEXT = 1 << 20, 0x7000_0000_0000, 77
+
+
+class CopyEngine:
+    """Memory of a device, what C may call on it, and what was called."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, SIZE)
+        self.bytes = np.frombuffer(self.memory, np.uint8)
+        self.address = int(self.bytes.ctypes.data)
+        self.calls: list[str] = []
+        self.code = 0
+        self.current = 0
+        self.locked: set[int] = set()
+        p, n, i = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        self.functions = {
+            "copy_in": self._c(self._in, ctypes.c_uint64, p, n),
+            "copy_out": self._c(self._out, p, ctypes.c_uint64, n),
+            "settle": self._c(lambda stream: self._note("settle"), p),
+            "current": self._c(self._current, ctypes.POINTER(ctypes.c_uint64)),
+            "push": self._c(self._push, ctypes.c_uint64),
+            "pop": self._c(self._pop, p),
+            "attribute": self._c(self._attribute, ctypes.POINTER(ctypes.c_uint), i, ctypes.c_uint64),
+        }
+        self.struct = ffi.new("struct gd_paths *")
+        for name, function in self.functions.items():
+            setattr(self.struct, name, ctypes.cast(function, p).value)
+        self.struct.context = CONTEXT
+        self.turn(*[()] * 4)
+
+    def _c(self, function, *types):
+        return ctypes.CFUNCTYPE(ctypes.c_int, *types)(function)
+
+    def turn(self, *all_turns):
+        for name, turns in zip(DIRECTIONS, all_turns, strict=True):
+            for i in range(lib.GD_TURNS):
+                getattr(self.struct, name).at[i] = turns[i] if i < len(turns) else NEVER
+
+    def _note(self, what):
+        self.calls.append(what)
+        return self.code
+
+    def _in(self, to, source, n):
+        assert self.current == CONTEXT
+        if not self.code:
+            ctypes.memmove(self.address + to - DEVICE, source, n)
+        return self._note("in")
+
+    def _out(self, to, source, n):
+        assert self.current == CONTEXT
+        if not self.code:
+            ctypes.memmove(to, self.address + source - DEVICE, n)
+        return self._note("out")
+
+    def _current(self, out):
+        out[0] = self.current
+        return 0
+
+    def _push(self, context):
+        self.before, self.current = self.current, context
+        return self._note("push") and 0
+
+    def _pop(self, out):
+        self.current = self.before
+        return self._note("pop") and 0
+
+    def _attribute(self, out, which, address):
+        if which != 2 or address not in self.locked:
+            return 1
+        out[0] = 1
+        return 0
+
+
+class Probe(Mapped):
+    __slots__ = ("slow",)
+
+    def _write_slow(self, *args, **kwargs):
+        self.slow = True
+
+    _read_slow = _write_slow
+
+
+@pytest.fixture
+def engine():
+    return CopyEngine()
+
+
+def probe(engine: CopyEngine, flags: int = 0, busy=None) -> Probe:
+    p = Probe()
+    p.slow = False
+    address = int(ffi.cast("uintptr_t", engine.struct))
+    p._attach(engine.address, SIZE, engine, "B", flags, DEVICE, address, set() if busy is None else busy)
+    return p
+
+
+def test_a_write_takes_the_path_that_its_size_and_source_call_for(engine):
+    engine.turn((8 << 10, 64 << 10), (100 << 10,), (), ())
+    p = probe(engine)
+    for n, dma in ((1, 0), (4096, 0), (8 << 10, 0), ((8 << 10) + 1, 1), (64 << 10, 1), (65537, 0)):
+        engine.calls.clear()
+        source = np.arange(n, dtype="u1")
+        assert p.write(source, 100) is None and not p.slow
+        assert ("in" in engine.calls) == bool(dma), n
+        assert np.array_equal(engine.bytes[100 : 100 + n], source)
+    locked = np.full(80 << 10, 3, "u1")
+    engine.locked.add(int(locked.ctypes.data))
+    for n, dma in ((8 << 10, 0), (60 << 10, 0), (80 << 10, 0)):
+        engine.calls.clear()
+        p.write(locked[:n])
+        assert ("in" in engine.calls) == bool(dma), n
+
+
+def test_pageable_sources_are_waited_for_and_page_locked_ones_need_not_be(engine):
+    p = probe(engine)
+    source = np.ones(100, "u1")
+    p.write(source, via="dma")
+    assert engine.calls == ["push", "in", "settle", "pop"] or engine.calls == [
+        "push", "in", "push", "pop", "settle", "pop"]  # fmt: skip
+    engine.locked.add(int(source.ctypes.data))
+    engine.calls.clear()
+    p.write(source, via="dma")
+    assert "settle" not in engine.calls and "in" in engine.calls
+    assert engine.current == 0  # the caller's context is as it was
+
+
+def test_a_context_that_is_current_is_left_alone(engine):
+    engine.current = CONTEXT
+    probe(engine).write(np.ones(100, "u1"), via="dma")
+    assert engine.calls == ["in", "settle"]
+
+
+def test_reads_take_the_path_as_well(engine):
+    engine.turn((), (), (4096,), (SIZE,))
+    p = probe(engine)
+    out = np.empty(SIZE, "u1")
+    engine.bytes[:] = 9
+    assert p.read(out) is out and (out == 9).all() and "out" in engine.calls
+    engine.calls.clear()
+    engine.locked.add(int(out.ctypes.data))
+    engine.bytes[:] = 8
+    p.read(out)
+    assert (out == 8).all() and "out" not in engine.calls
+    p.read(out, via="dma")
+    assert "out" in engine.calls
+    engine.calls.clear()
+    p.read(out, via="map")
+    assert "out" not in engine.calls and not p.slow
+
+
+@pytest.mark.parametrize("call", [
+    lambda p, out: p.read(), lambda p, out: p.read(out[:-1]), lambda p, out: p.read(out, via="x"),
+    lambda p, out: p.read(out, offset=0), lambda p, out: p.read(out=out),
+    lambda p, out: p.read(bytes(SIZE)), lambda p, out: p.read(out.reshape(2, -1).T),
+    lambda p, out: p.write(out, via="y"), lambda p, out: p.write(out, via=1),
+    lambda p, out: p.write(out, 1), lambda p, out: p.write(out, other=1), lambda p, out: p.read(5),
+])  # fmt: skip
+def test_what_is_not_plain_goes_the_slow_way(engine, call):
+    p = probe(engine)
+    call(p, np.empty(SIZE, "u1"))
+    assert p.slow and not engine.calls
+
+
+def test_a_read_waits_for_what_is_queued(engine):
+    busy = set()
+    p = probe(engine, busy=busy)
+    out = np.empty(SIZE, "u1")
+    busy.add("a stream")
+    p.read(out)
+    assert p.slow
+
+
+def test_dma_on_memory_that_can_be_revoked_goes_the_slow_way(engine):
+    p = probe(engine, flags=lib.GD_GUARDED)
+    p.write(np.ones(10, "u1"), via="dma")
+    assert p.slow and not engine.calls
+
+
+def test_an_error_of_the_device_goes_the_slow_way_which_tells_it(engine):
+    engine.code = 700
+    p = probe(engine)
+    p.write(np.ones(10, "u1"), via="dma")
+    assert p.slow and engine.current == 0
+
+
+def test_without_functions_dma_goes_the_slow_way(engine):
+    engine.struct.copy_in = 0
+    p = probe(engine)
+    p.write(np.ones(10, "u1"), via="dma")
+    assert p.slow
+
+
+# -- limits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [
+    {"write_pinned": (5, 4)}, {"read_pinned": (-1,)}, {"read_pageable": tuple(range(7))},
+    {"threads": 65}, {"threads": -1}, {"write_threads": -1}, {"write_pageable": (4, 4)},
+])  # fmt: skip
+def test_limits_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(gd.ArgumentError, match=next(iter(wrong))):
+        Limits(**wrong)
+
+
+def test_limits_say_the_path():
+    limits = Limits(read_pageable=(10, 20, 30))
+    found = [limits.path("read_pageable", n) for n in (0, 10, 11, 20, 21, 30, 31)]
+    assert found == ["map", "map", "dma", "dma", "map", "map", "dma"]
+
+
+def test_limits_hold_at_once_for_arrays_that_exist():
+    with gd.empty(4096, "u1") as a:
+        choice = paths.of(a.device, a._open().bridge)
+        before = choice.limits
+        try:
+            choice.limits = Limits(read_pinned=(1, 2))
+            assert list(choice.struct.read_pinned.at)[:3] == [1, 2, NEVER]
+        finally:
+            choice.limits = before
+
+
+def test_overlap_says_so():
+    with gd.empty(4096, "u1") as a:
+        with pytest.raises(gd.ArgumentError, match="overlap"):
+            paths._done(-22, a, "writing to")
