@@ -1,0 +1,111 @@
+/*
+ * What functions of a service may use. Stands before their source, behind p2pmod-lane.h.
+ *
+ *   gd_rank(), gd_size()    this thread's number in the team that runs the function, and how many
+ *                           there are: one thread, a warp, a block or a grid, as declared
+ *   gd_sync()               wait for the team; what its threads wrote before, all of them see after
+ *   gd_assert(c)            unless c, return, and the call raises AssertionFailedError with the line
+ *   gd_assert(c, result)    the same in a function with a result
+ *   gd_require(c[, result]) the same for an argument: the call raises ArgumentError
+ *   gd_status(n)            the call raises CallError with this status, 256 or more
+ *
+ * In a team gd_assert and gd_require must come out alike in all its threads if a gd_sync follows.
+ */
+namespace gd_service {
+
+enum : unsigned { THREAD, WARP, BLOCK, GRID };
+
+/* What the blocks of a lane share, in device memory. Zeroed when the service starts. */
+struct relay {
+    unsigned long long barrier; /* arrivals of blocks at gd_sync(), ever */
+    unsigned long long arrived; /* blocks that have ended their part of a call, ever */
+    unsigned order;             /* number of the call to be run; the last word to be written */
+    unsigned function;          /* P2PMOD_FUNCTION_STOP ends the block */
+    unsigned failure[2];        /* status and line of the first failure in another block */
+    uint4 arguments[1];         /* as many as the longest list needs */
+};
+
+__shared__ unsigned team;       /* which kind runs a function now */
+__shared__ unsigned failure[2]; /* status and line of the call's first failure in this block */
+__shared__ unsigned blocks;     /* of this block's lane */
+__shared__ relay *relayed;      /* to the blocks of this lane */
+
+__device__ inline void fail(unsigned status, unsigned line)
+{
+    if (atomicCAS(&failure[0], 0u, status) == 0)
+        failure[1] = line;
+}
+
+/* Nanoseconds since some moment. */
+__device__ inline unsigned long long now()
+{
+#ifdef GPUDIRECT_EMULATED
+    return clock64();
+#else
+    unsigned long long ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+#endif
+}
+
+/* All blocks of the lane arrive, and all of each block's threads. */
+__device__ inline void grid_barrier()
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        unsigned long long target =
+            (atomicAdd(&relayed->barrier, 1ull) / blocks + 1) * blocks;
+        while (*(volatile unsigned long long *)&relayed->barrier < target)
+            __nanosleep(20);
+        __threadfence();
+    }
+    __syncthreads();
+}
+
+}  // namespace gd_service
+
+__device__ inline unsigned gd_rank()
+{
+    switch (gd_service::team) {
+    case gd_service::THREAD: return 0;
+    case gd_service::GRID: return blockIdx.x % gd_service::blocks * blockDim.x + threadIdx.x;
+    default: return threadIdx.x;
+    }
+}
+
+__device__ inline unsigned gd_size()
+{
+    switch (gd_service::team) {
+    case gd_service::THREAD: return 1;
+    case gd_service::WARP: return 32;
+    case gd_service::BLOCK: return blockDim.x;
+    default: return gd_service::blocks * blockDim.x;
+    }
+}
+
+__device__ inline void gd_sync()
+{
+    switch (gd_service::team) {
+    case gd_service::THREAD: return;
+    case gd_service::WARP: __syncwarp(); return;
+    case gd_service::BLOCK: __syncthreads(); return;
+    default: gd_service::grid_barrier();
+    }
+}
+
+#define gd_status(n) gd_service::fail((n), __LINE__)
+#define gd_assert(condition, ...)                                                                 \
+    do {                                                                                          \
+        if (!(condition)) {                                                                       \
+            gd_service::fail(P2PMOD_STATUS_ASSERT, __LINE__);                                     \
+            return __VA_ARGS__;                                                                   \
+        }                                                                                         \
+    } while (0)
+#define gd_require(condition, ...)                                                                \
+    do {                                                                                          \
+        if (!(condition)) {                                                                       \
+            gd_service::fail(P2PMOD_STATUS_ARGUMENT, __LINE__);                                   \
+            return __VA_ARGS__;                                                                   \
+        }                                                                                         \
+    } while (0)
