@@ -64,6 +64,15 @@ def demo(device: DeviceOption = None, bridge: BridgeOption = None) -> None:
     raise typer.Exit(experiments.run(console))
 
 
+@app.command()
+def calibrate(device: DeviceOption = None, bridge: BridgeOption = None) -> None:
+    """Measure at which sizes mapped stores and loads beat DMA here, and keep the answer."""
+    choose(device, bridge)
+    from . import _calibrate
+
+    _calibrate.run(console, device, bridge)
+
+
 from . import _bench, _experiment  # noqa: E402 - they use what stands above
 
 app.add_typer(_bench.app, name="bench")
