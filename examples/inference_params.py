@@ -146,6 +146,7 @@ def direct(work):
 
     def update(r):
         places, new = work.changes[r]
-        weights.scatter(4 * PIECE * places, new)
+        weights.host.reshape(-1, PIECE)[places] = new
+        weights.flush()
 
     return update, network(work, weights, stream)

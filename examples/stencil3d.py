@@ -44,7 +44,7 @@ class Work:
 
     def produce(self, source: np.ndarray, t: int, z: int = 0) -> None:
         """Planes z... of the source at time t; ``source`` is only written."""
-        flat = source.reshape(len(source), -1)
+        flat = np.asarray(source).reshape(len(source), -1)
         if self.kind == "product":
             depth = self.profile[z : z + len(source), None]
             np.multiply(self.plane * self.pulse[t], depth, out=flat)
