@@ -38,39 +38,39 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-def _significant(value: float) -> str:
-    """Three digits, without an exponent."""
+def _significant(value: float, digits: int = 3) -> str:
+    """So many digits that count, without an exponent."""
     if value == 0:
         return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    digits = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-9))
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def time_text(ns: float) -> str:
+def time_text(ns: float, digits: int = 3) -> str:
     """Nanoseconds for people."""
     for unit, name in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
         if abs(ns) >= unit * 0.9995:
-            return f"{_significant(ns / unit)} {name}"
-    return f"{_significant(ns)} ns"
+            return f"{_significant(ns / unit, digits)} {name}"
+    return f"{_significant(ns, digits)} ns"
 
 
-def bandwidth_text(rate: float) -> str:
+def bandwidth_text(rate: float, digits: int = 3) -> str:
     """Bytes a second for people, in powers of ten as links are sold."""
     for unit, name in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
         if abs(rate) >= unit * 0.9995:
-            return f"{_significant(rate / unit)} {name}"
-    return f"{_significant(rate)} B/s"
+            return f"{_significant(rate / unit, digits)} {name}"
+    return f"{_significant(rate, digits)} B/s"
 
 
-def _quantity_text(value: float, quantity: str) -> str:
+def _quantity_text(value: float, quantity: str, digits: int = 3) -> str:
     if quantity == "time":
-        return time_text(value)
+        return time_text(value, digits)
     if quantity == "bandwidth":
-        return bandwidth_text(value)
+        return bandwidth_text(value, digits)
     if quantity == "rate":
-        return f"{_significant(value / 1e6)} million/s"
-    return _significant(value)
+        return f"{_significant(value / 1e6, digits)} million/s"
+    return _significant(value, digits)
 
 
 # -- the bars -----------------------------------------------------------------------------------
@@ -159,6 +159,8 @@ class Outcome:
     """The figures compared there, in words."""
     judged: int = 0
     """How many sizes."""
+    middle: float = math.nan
+    """The median over the sizes of what ``figure`` is at the worst."""
     short: tuple[int, ...] = ()
     """Sizes at which no term holds, in bytes."""
     left_out: tuple[str, ...] = ()
@@ -166,7 +168,12 @@ class Outcome:
 
     @property
     def figure_text(self) -> str:
-        return _figure_text(self.bar, self.term, self.figure) if self.term else "-"
+        """The figure, with so many digits that it does not look like a limit it is not."""
+        if self.term is None:
+            return "-"
+        limit = _figure_text(self.bar, self.term, self.term.limit)
+        texts = [_figure_text(self.bar, self.term, self.figure, digits) for digits in (3, 4, 5, 6)]
+        return next((text for text in texts if text != limit), limit)
 
     @property
     def limit_text(self) -> str:
@@ -182,7 +189,8 @@ class Outcome:
         if self.bar.median:
             parts.append(f"median over {self.judged} sizes")
         elif self.size is not None:
-            parts.append(f"worst of {self.judged} sizes: {size_text(self.size)}")
+            middle = _figure_text(self.bar, self.term, self.middle) if self.term else ""
+            parts.append(f"worst of {self.judged} sizes, {size_text(self.size)} (median {middle})")
         if self.details:
             parts.append(self.details)
         if self.short and self.size is not None:
@@ -194,10 +202,10 @@ class Outcome:
         return "; ".join(parts)
 
 
-def _figure_text(bar: Bar, term: Term, figure: float) -> str:
+def _figure_text(bar: Bar, term: Term, figure: float, digits: int = 3) -> str:
     if term.compare == "ratio":
-        return f"{_significant(figure)} x"
-    text = _quantity_text(figure, bar.quantity)
+        return f"{_significant(figure, digits)} x"
+    text = _quantity_text(figure, bar.quantity, digits)
     return f"+{text}" if term.compare == "difference" and figure >= 0 else text
 
 
@@ -497,7 +505,8 @@ def _judge(measured: _Measured, bar: Bar) -> Outcome:
         figure, details = table[worst]
         outcome = Outcome(
             bar, SHORT if short else HOLDS, figure=figure, term=term, details=details,
-            size=worst if bar.sizes is not None else None, **common,
+            size=worst if bar.sizes is not None else None,
+            middle=statistics.median(v for v, _ in table.values()), **common,
         )  # fmt: skip
     if outcome.state == SHORT and unknown:  # the comparison that is missing might have held
         raise unknown
@@ -509,7 +518,7 @@ def _at(
 ) -> tuple[float, str]:
     """A term's figure at one size, and the figures it came from in words."""
     value = _value(f, bar.statistic, bar.quantity)
-    told = f"{bar.case} {_quantity_text(value, bar.quantity)}"
+    told = f"{bar.case} at {_quantity_text(value, bar.quantity)}"
     if not others:
         return value, told
     values = {}
@@ -520,8 +529,8 @@ def _at(
     best = min if bar.quantity == "time" else max
     case = best(values, key=lambda c: values[c])
     if case == bar.case:  # its own median, say
-        told = f"{bar.statistic} {_quantity_text(value, bar.quantity)}"
-        beside = f"{term.statistic} {_quantity_text(values[case], bar.quantity)}"
+        told = f"{bar.statistic} at {_quantity_text(value, bar.quantity)}"
+        beside = f"{term.statistic} at {_quantity_text(values[case], bar.quantity)}"
     else:
-        beside = f"{case} {_quantity_text(values[case], bar.quantity)}"
+        beside = f"{case} at {_quantity_text(values[case], bar.quantity)}"
     return _compared(value, values[case], term, case), f"{told}, {beside}"

@@ -17,18 +17,19 @@ from typing import Any
 from ..errors import Error
 from .check import bandwidth_text, size_text, time_text
 
-# Told apart with any colour vision, and all dark enough for white paper; each line also has its
-# own dashes and marker. The page maps them to lighter ones on a dark ground (report.html).
+# Told apart with any colour vision, and all dark enough for white paper; the page maps them to
+# lighter ones on a dark ground (report.html). Each line has dashes and a marker besides, and the
+# three counts share no factor, so that many lines stay different.
 COLOURS = ("#0072b2", "#c94f00", "#00805c", "#a8478a", "#5b5b5c", "#96690a", "#2f94d1")
 DASHES: tuple[Any, ...] = (
-    "-", (0, (5, 1.6)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)), "-",
+    "-", (0, (5, 1.6)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)),
 )  # fmt: skip
-MARKERS = "os^Dvp*"
+MARKERS = "os^Dv"
 INK, RULE, PAPER, ALERT = "#1b1b1c", "#d3d3d4", "#fefeff", "#b3261f"
 ROLES = {INK: "ink", RULE: "rule", PAPER: "paper", ALERT: "alert"} | {
     colour: f"c{i}" for i, colour in enumerate(COLOURS)
 }
-WIDTH, HEIGHT = 5.6, 3.8  # inches: legible unscaled on a page and scaled down on a phone
+WIDTH, HEIGHT = 4.7, 3.4  # inches: legible unscaled on a page and scaled down on a phone
 STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9,
     "svg.fonttype": "none", "svg.hashsalt": "gpudirect", "path.simplify": False,
@@ -87,10 +88,10 @@ def _figure(height: float) -> Iterator[tuple[Any, Any]]:
 
 def _finished(figure: Any, name: str, caption: str, emulated: bool) -> Plot:
     if emulated:
-        figure.text(0.5, 0.5, "EMULATED\nno GPU involved", color=ALERT, alpha=0.28, fontsize=30,
+        figure.text(0.5, 0.5, "EMULATED\nno GPU involved", color=ALERT, alpha=0.28, fontsize=26,
                     ha="center", va="center", rotation=20, weight="bold")  # fmt: skip
     png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Plot(name, caption, png.getvalue(), svg.getvalue().decode())
 
@@ -121,18 +122,23 @@ def _micro(text: str) -> str:
 
 
 def _decades(axis: Any, low: float, high: float, text: Callable[[float], str]) -> None:
-    """A logarithmic axis with ticks that name units; 1, 2, 5 where it spans little."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    """A logarithmic axis with ticks that name units; finer ones where it spans little."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
     span = math.log10(high / low)
-    steps = (1, 2, 5) if span < 2.5 else (1,)
-    every = 1 if span < 8 else 2
-    ticks = [
-        s * 10.0**e
-        for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for s in steps
-        if e % every == 0 and low * 0.999 <= s * 10.0**e <= high * 1.001
-    ]
+    if span < 0.6:
+        ticks = [
+            float(t) for t in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= t <= high
+        ]
+    else:
+        steps = (1, 2, 5) if span < 2.5 else (1,)
+        every = 1 if span < 8 else 2
+        ticks = [
+            s * 10.0**e
+            for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            for s in steps
+            if e % every == 0 and low * 0.999 <= s * 10.0**e <= high * 1.001
+        ]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _micro(text(value))))
     axis.set_minor_locator(NullLocator())
@@ -211,8 +217,8 @@ def _curves(
             ends.append((float(x[-1]), middle[-1], s.label, colour))
         bottom = min(v for low, _, _ in found for v in low)
         top = max(v for _, _, high in found for v in high)
-        if floor is not None:
-            bottom, top = floor, max(top, floor * 1.5)
+        bottom = bottom if floor is None else floor
+        top = max(top, bottom * 1.5)  # lines that are all alike need an axis as well
         room = (top / bottom) ** 0.03
         axes.set_ylim(bottom / room, top * room)
         axes.set_xlim(left=min(sizes))

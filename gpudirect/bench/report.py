@@ -5,6 +5,7 @@ The page stands alone in one file; the same plots lie beside it as PNG.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -20,6 +21,8 @@ TEMPLATE = Path(__file__).with_name("report.html")
 PAGE, PLOTS = "index.html", "plots"
 SWEEP = 3
 """So many sizes make a curve."""
+ROWS = 10
+"""At most so many histograms in one plot."""
 HISTOGRAM_SIZES = (64, 1 << 20)
 """Of a sweep, the spread is shown at the sizes nearest to these, in bytes."""
 
@@ -119,6 +122,12 @@ def _time(ns: float) -> str:
     return _text(time_text(ns))
 
 
+def _moment(time: Any) -> str:
+    """ "2026-11-21T06:52:49+00:00" as one would say it, on one line."""
+    said = str(time or "unknown time").replace("T", " ").replace("+00:00", " UTC")
+    return said.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "x"
 
@@ -178,12 +187,13 @@ def _bars(outcomes: Sequence[Outcome], emulated: bool) -> str:
     judged = [o for o in outcomes if o.state != MISSING]
     missing = [o for o in outcomes if o.state == MISSING]
     held = sum(o.state == HOLDS for o in judged)
+    mark = "emulated: " if emulated else ""
     told = (
         f"{held} of {len(outcomes)} bars hold, {len(judged) - held} fall short, {len(missing)} were not "
         "measured in this file."
     )
     if emulated:
-        told += " On the emulated device none of this counts."
+        told += " On the emulated device that says nothing about a GPU."
     lines = [f"<p><strong>{told}</strong> A bar compares figures of this run with each other.</p>"]
     if judged:
         marks = {True: ("holds", "✓ holds"), False: ("short", "✗ falls short")}
@@ -193,15 +203,18 @@ def _bars(outcomes: Sequence[Outcome], emulated: bool) -> str:
             told = f"{o.bar.id}. {o.where_text}"
             rows.append((
                 f"{_text(o.bar.words)}<small>{_text(told)}</small>",
-                f'<td><span class="{kind}">{word}</span></td>', _text(o.figure_text), _text(o.limit_text),
+                f'<span class="{"missing" if emulated else kind}">{mark}{word}</span><br>{_text(o.figure_text)}'
+                f"<small>{_text(o.limit_text)}</small>",
             ))  # fmt: skip
-        head = ("bar, and its worst case", "", "figure", "limit")
-        lines.append(_table("What was asked, and what came out", head, rows, "bars"))
-        short = [o for o in judged if o.state != HOLDS]
-        lines += [f"<p>{_text(o.bar.id)} asks: “{_text(o.bar.asked)}”</p>" for o in short]
+        lines.append(_table("", ("bar, and its worst case", "figure"), rows, "bars"))
+        asked = dict.fromkeys(o.bar.asked for o in judged if o.state != HOLDS)
+        if asked:
+            items = "".join(f"<li>“{_text(sentence)}”</li>" for sentence in asked)
+            lines.append(f"<p>What was asked, where it falls short:</p><ul>{items}</ul>")
     if missing:
         items = "".join(
-            f'<li>{_text(o.bar.words)} ({_text(o.limit_text)}): <span class="missing">{_text(o.reason)}</span>'
+            f"<li>{_text(o.bar.words)} ({_text(o.limit_text)}): "
+            f'<span class="missing">{_text(o.reason)}</span></li>'
             for o in missing
         )
         lines.append(
@@ -220,8 +233,9 @@ class _Group:
             self.cases.setdefault(f["case"], []).append(f)
         for figures in self.cases.values():
             figures.sort(key=lambda f: f["size"])
-        sizes = {c: {f["size"] for f in figures if f["size"]} for c, figures in self.cases.items()}
-        self.swept = {c: [f for f in fs if f["size"]] for c, fs in self.cases.items() if len(sizes[c]) >= SWEEP}
+        self.swept = {
+            c: figures for c, figures in self.cases.items() if len(figures) >= SWEEP and figures[0]["size"]
+        }
         self.single = {c: fs for c, fs in self.cases.items() if c not in self.swept}
         self.slug = _slug(f"{bench} {name}")
 
@@ -237,7 +251,7 @@ class _Group:
         return {c: f for c, figures in self.swept.items() for f in figures if f["size"] == size}
 
     def nearest(self, wanted: int) -> int:
-        return min(self.sizes(), key=lambda s: (abs(s - wanted), s))
+        return min(self.sizes(), key=lambda s: abs(math.log2(s / wanted)))
 
     def plots(self) -> list[plots.Plot]:
         drawn = []
@@ -251,7 +265,7 @@ class _Group:
                 drawn.append(plots.histogram(rows, self.emulated, f" at {size_text(size)}"))
         if self.single:
             rows = [(self._named(c, f), f) for c, figures in self.single.items() for f in figures]
-            drawn.append(plots.histogram(rows, self.emulated))
+            drawn += [plots.histogram(rows[i : i + ROWS], self.emulated) for i in range(0, len(rows), ROWS)]
         return drawn
 
     def _named(self, case: str, f: dict[str, Any]) -> str:
@@ -297,7 +311,7 @@ class _Group:
             _text(self.label(f["case"])), _text(size_text(size)) if size else "",
             *(_time(f[k]) for k in ("p0", "p50", "p99", "p999")),
             _text(bandwidth_text(size * 1e9 / f["p50"])) if size and f["p50"] else "",
-            f"{f['samples']}" + (f" × {batch}" if batch > 1 else ""),
+            f"{f['samples']}" + (f"<small>of {batch} calls</small>" if batch > 1 else ""),
         )  # fmt: skip
 
     def _overview(self, mark: str) -> str:
@@ -352,7 +366,8 @@ HOW = (
     "meets all of them alike. Each time is that of one call. Where a sample is the mean of a batch of "
     "calls (the tables say so), a single slow call in it is averaged away: its p99 is that of batches. Both "
     "axes of a curve are logarithmic: equal distances are equal factors. The pale band around a line goes "
-    "from the best sample to p99; where bands overlap, the difference of the lines may be chance."
+    "from the best sample to p99; where bands overlap, the difference of the lines may be chance. "
+    f"The plots also lie beside this page as PNG, in the folder {PLOTS}."
 )
 
 
@@ -398,7 +413,7 @@ def build(found: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
     where = (
         f"{machine.get('cpu', 'unknown CPU')}, driver {machine.get('driver') or 'none'}, "
         f"bridge {device.get('bridge')}, commit {machine.get('commit') or 'unknown'}, "
-        f"{machine.get('time', 'unknown time')}"
+        f"{_moment(machine.get('time'))}"
     )
     page = Template(TEMPLATE.read_text()).substitute(
         title=("EMULATED: " if emulated else "") + escape(heading), heading=escape(heading),
@@ -411,7 +426,7 @@ def _section(group: _Group, images: dict[str, bytes]) -> list[str]:
     """A group's part of the page; its plots are added to ``images``."""
     figures = []
     for i, plot in enumerate(group.plots()):
-        stem = f"{group.slug}-{plot.name}" + (f"-{i}" if plot.name == "spread" and group.swept else "")
+        stem = f"{group.slug}-{plot.name}" + (f"-{i}" if plot.name == "spread" and i else "")
         while f"{stem}.png" in images:  # two names that differ in signs only
             stem += "-b"
         images[f"{stem}.png"] = plot.png

@@ -13,6 +13,7 @@ from ..bench import report as page
 from ..bench.check import HOLDS, MISSING, SHORT
 
 FigureFile = Annotated[Path, typer.Argument(help="A figures file, from `bench run --out`.")]
+COUNTED = {HOLDS: "hold", SHORT: "fall short", MISSING: "not measured"}
 STYLES = {HOLDS: "green", SHORT: "bold red", MISSING: "yellow"}
 
 
@@ -41,7 +42,8 @@ def check(
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False)
 
-    say(f"{file}: {what_it_is(found)}")
+    emulated = bool(found["device"].get("emulated"))
+    say(f"{'EMULATED. ' if emulated else ''}{file}: {what_it_is(found)}", "bold yellow" if emulated else "")
     width = max(len(o.bar.id) for o in outcomes)
     for o in outcomes:
         console.print(f"{o.state:<12}", style=STYLES[o.state], end="  ", markup=False)
@@ -50,8 +52,7 @@ def check(
         if o.state == SHORT:
             say(f"{'':<12}  asked: {o.bar.asked}")
     counts = {state: sum(o.state == state for o in outcomes) for state in STYLES}
-    say(", ".join(f"{n} {state}" for state, n in counts.items() if n))
-    emulated = bool(found["device"].get("emulated"))
+    say(", ".join(f"{n} {COUNTED[state]}" for state, n in counts.items() if n))
     if emulated:
         say("EMULATED device: these times say nothing about a GPU, so no bar is met by them.",
             "bold yellow")  # fmt: skip

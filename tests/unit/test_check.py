@@ -67,7 +67,7 @@ def test_one_slow_size_of_sixty_five_falls_short_and_is_named():
     found = outcome(file(*engine(s4096=1.2), *sweep("engine", "write: bare avx512", 100)), "engine-write")
     assert found.state == SHORT and found.size == 4096 and found.short == (4096,)
     assert found.figure == pytest.approx(4198 * 1.2 / 4196)
-    assert "worst of 65 sizes: 4 KiB" in found.where_text and "bare avx512" in found.where_text
+    assert "worst of 65 sizes, 4 KiB (median 1 x)" in found.where_text and "bare avx512" in found.where_text
 
 
 def test_sizes_above_the_range_do_not_count():
@@ -196,7 +196,7 @@ def test_the_statistics_of_one_case_can_be_compared():
         return outcome(file(fig("doorbell", "call 56: C", 56, 1600, p99=p99)), "doorbell-spread")
 
     assert (spread(1990).state, spread(2010).state) == (HOLDS, SHORT)
-    assert spread(2010).where_text == "p99 2.01 us, p50 1.6 us"
+    assert spread(2010).where_text == "p99 at 2.01 us, p50 at 1.6 us"
 
 
 def test_a_single_figure_of_several_sizes_is_not_guessed():
@@ -343,7 +343,7 @@ ROUND = [fig("pingpong", case, 4, ns) for case, ns in TIMES.items()]
 def test_the_command_passes_where_all_that_was_asked_for_holds(tmp_path):
     code, text = command(tmp_path, file(*ROUND), "pingpong")
     assert code == 0, text
-    assert "pingpong-python  +200 ns, at most +300 ns" in text and "2 holds" in text
+    assert "pingpong-python  +200 ns, at most +300 ns" in text and "2 hold" in text
     assert "python-write" not in text
 
 
