@@ -15,6 +15,7 @@ from ..errors import Error
 from .ports import Port, Step, chunked
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 16 << 10, 16 << 20  # bytes
+MOST_CHUNKS = 512  # of one step: smaller ones are far from the best
 LEAST, MOST = 7, 200  # samples of a case
 ROUNDS = 4  # different updates, taken in turn
 
@@ -49,7 +50,8 @@ class Configuration:
 
 def chunks(nbytes: int) -> tuple[int, ...]:
     """The sizes that are tried: powers of two, and one that takes all at once if that is near."""
-    tried = [1 << k for k in range(30) if SMALLEST_CHUNK <= 1 << k <= LARGEST_CHUNK]
+    least = max(SMALLEST_CHUNK, nbytes // MOST_CHUNKS)
+    tried = [1 << k for k in range(30) if least <= 1 << k <= LARGEST_CHUNK]
     fitting = [c for c in tried if c < nbytes]
     more = [c for c in tried if c >= nbytes][:1]
     return tuple(fitting + more)
@@ -189,7 +191,9 @@ def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Co
     for name, (steps, updates) in runner.times(final, seconds * 0.6).items():
         keep(name, steps, updates, case="double-buffered" if name == best else name)
     runner.add("sequential", made["sequential"])
-    alone = [runner.one("sequential") for _ in range(3)]
+    alone = [runner.one("sequential")]
+    while len(alone) < LEAST and sum(t for t, _ in alone) < seconds * 2e8:
+        alone.append(runner.one("sequential"))
     keep("sequential", np.array([t for t, _ in alone]), np.array([u for _, u in alone]))
 
     best_chunk = tried[sweep.index(best)]

@@ -61,3 +61,71 @@ def test_vector_add_carries_nan_and_refuses_sizes_of_nothing_and_beyond_memory()
         port.module.direct(beyond)
 
 
+
+
+@pytest.mark.parametrize("name, n, kind, more", [
+    ("stencil3d", 8, "product", {"amplitude": np.nan}),
+    ("stencil3d", 2, "product", {}),
+    ("sad", 100, "reach 4", {}),
+    ("sad", 64, "reach 4", {"picture": np.zeros((3, 3), "f4")}),
+    ("tpacf", 4, "all pairs", {"angles": np.full((6, 2, 4), np.nan, "f4")}),
+    ("tpacf", 4, "all pairs", {"angles": np.zeros((2, 4), "f4")}),
+    ("spmv_updates", 4, "16 entries", {"values": np.array([1, np.nan], "f4")}),
+    ("linked", 40, "4 edits", {}),
+    ("inference_params", 32, "4 pieces", {"weights": np.full((4, 32, 32), np.inf, "f4")}),
+    ("steering", 4, "new table", {"tables": np.full((4, 4), np.nan, "f4")}),
+])  # fmt: skip
+def test_bad_input_is_refused_in_words(name, n, kind, more):
+    with pytest.raises(gd.ArgumentError, match=r"give|must be|NaN"):
+        ports.load(name).module.Work(n, kind, **more)
+
+
+@pytest.mark.parametrize("name, n, kind, more", [
+    ("stencil3d", 1000, "product", {}),
+    ("daq", 1 << 18, "file", {"data": b""}),
+    ("linked", 25, "4 edits", None),
+])  # fmt: skip
+def test_a_size_beyond_memory_is_refused_and_leaves_the_device_usable(name, n, kind, more):
+    module = ports.load(name).module
+    if more is None:  # the tree itself would take a while: its size is all that matters here
+        work = module.Work(6, kind)
+        work.size = 1 << 28
+    else:
+        work = module.Work(n, kind, **more)
+    for version in (module.copy, module.direct):
+        with pytest.raises(gd.OutOfMemoryError, match="asked for"):
+            version(work)
+    assert gd.zeros(10).read().sum() == 0
+
+
+def packets(n: int, cut: int = 0, **spoiled: int) -> bytes:
+    module = ports.load("daq").module
+    data = np.frombuffer(bytes(module.Work(n).data), "u1").copy()
+    for name, value in spoiled.items():
+        data[module.PACKET : module.PACKET + module.HEADER.itemsize].view(module.HEADER)[name] = value
+    return data.tobytes()[: len(data) - cut]
+
+
+@pytest.mark.parametrize("kind", ["file", "socket"])
+def test_packets_that_end_early_raise_with_the_place(kind):
+    module = ports.load("daq").module
+    for make in (module.sequential, module.copy, module.direct, lambda w: module.double_buffered(w, 16384)):
+        work = module.Work(4, kind, packets(4, cut=5000))
+        with pytest.raises(gd.Error, match=r"the packets end after .* bytes, in packet"):
+            make(work)()
+
+
+@pytest.mark.parametrize("spoiled", [{"length": 4096}, {"magic": 7}])
+def test_a_packet_of_the_wrong_size_or_kind_is_named(spoiled):
+    module = ports.load("daq").module
+    for make in (module.sequential, module.copy, module.direct, lambda w: module.double_buffered(w, 16384)):
+        step = make(module.Work(4, "file", packets(4, **spoiled)))
+        with pytest.raises(gd.Error, match="1 of 4 packets are bad, the first is 1"):
+            step()
+
+
+def test_a_simulation_that_does_not_answer_is_given_up(monkeypatch):
+    module = ports.load("steering").module
+    monkeypatch.setattr(module, "LIMIT", 0.05)
+    with pytest.raises(gd.KernelError, match="no report of table 1"):
+        module.Simulation(module.Work(4)).wait(1)  # nobody wrote that table

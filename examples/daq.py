@@ -1,0 +1,184 @@
+"""Data acquisition: packets from a file or a socket, which a kernel sums up one by one."""
+
+import os
+import socket
+import tempfile
+import threading
+
+import numpy as np
+from _cuda import address, copy_in, download, host_traffic, pinned, upload
+
+import gpudirect as gd
+
+PACKET = 8192  # bytes
+HEADER = np.dtype([("magic", "u4"), ("length", "u4"), ("number", "u4"), ("channels", "u4")])
+SAMPLES = (PACKET - HEADER.itemsize) // 2
+MAGIC, THRESHOLD = 0x44415131, 30000
+SOURCE = """
+struct packet { unsigned magic, length, number, channels; short samples[4088]; };
+struct summary { int number, sum, peaks; };
+
+// one block for each packet
+__global__ void summarise(const packet *packets, summary *out)
+{
+    const packet &p = packets[blockIdx.x];
+    __shared__ int sum, peaks;
+    if (threadIdx.x == 0)
+        sum = peaks = 0;
+    __syncthreads();
+    int own = 0, high = 0;
+    for (int i = threadIdx.x; i < 4088; i += blockDim.x) {
+        own += p.samples[i];
+        high += p.samples[i] > 30000;
+    }
+    atomicAdd(&sum, own);
+    atomicAdd(&peaks, high);
+    __syncthreads();
+    bool good = p.magic == 0x44415131 && p.length == sizeof(packet);
+    if (threadIdx.x == 0)
+        out[blockIdx.x] = {good ? (int)p.number : -1, sum, peaks};
+}
+"""
+SUMMARY = np.dtype([("number", "i4"), ("sum", "i4"), ("peaks", "i4")])
+FLOW = "CPU to GPU"
+SIZES = (32, 512, 4096)  # packets in a step
+SMALL = 5
+KINDS = ("file", "socket")
+TOLERANCE = 0
+
+
+class Work:
+    """n packets, waiting in a file or sent by another thread through a socket."""
+
+    def __init__(self, n: int, kind: str = "file", data: bytes | None = None) -> None:
+        self.n, self.nbytes = n, n * PACKET
+        if data is None:
+            rng = np.random.default_rng(6)
+            packets = np.zeros((n, PACKET), "u1")
+            head = packets[:, : HEADER.itemsize].view(HEADER)[:, 0]
+            head["magic"], head["length"], head["channels"] = MAGIC, PACKET, 8
+            head["number"] = np.arange(n)
+            samples = packets[:, HEADER.itemsize :].view("i2")
+            samples[:] = rng.integers(-32768, 32768, samples.shape, "i2")
+            data = packets.tobytes()
+        self.data = memoryview(data)
+        self.file = self.socket = None
+        if kind == "file":
+            memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # the disk is not the matter
+            self.file = tempfile.TemporaryFile(dir=memory, buffering=0)
+            self.file.write(data)
+        else:
+            self.socket, self.sender = socket.socketpair()
+
+    def start(self) -> None:
+        """The next n packets begin to arrive."""
+        if self.file:
+            self.file.seek(0)
+        else:
+            threading.Thread(target=self._send, daemon=True).start()
+
+    def _send(self) -> None:
+        self.sender.sendall(self.data)
+        if len(self.data) < self.nbytes:
+            self.sender.close()
+
+    def produce(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` with what comes next. Raises gd.Error if the packets end before."""
+        got = 0
+        while got < len(buffer):
+            part = buffer[got:]
+            n = self.file.readinto(part) if self.file else \
+                self.socket.recv_into(part, 0, socket.MSG_WAITALL)  # fmt: skip
+            if not n:
+                raise gd.Error(
+                    f"the packets end after {got} of {len(buffer)} bytes, in packet {got // PACKET}"
+                    f" of {len(buffer) // PACKET} asked for: nothing of them was processed"
+                )
+            got += n
+
+    def checked(self, summaries: np.ndarray) -> np.ndarray:
+        """The summaries. Raises gd.Error if a packet was none, or has the wrong size."""
+        bad = np.flatnonzero(summaries["number"] < 0)
+        if len(bad):
+            at = int(bad[0]) * PACKET
+            head = np.frombuffer(self.data[at : at + HEADER.itemsize], HEADER)[0]
+            raise gd.Error(
+                f"{len(bad)} of {self.n} packets are bad, the first is {bad[0]}: magic "
+                f"{head['magic']:#x}, {head['length']} bytes; {MAGIC:#x}, {PACKET} are right"
+            )
+        return summaries
+
+    def host_traffic(self, version: str) -> int:
+        # the kernel reads the packets from the page cache or the socket's buffers once, always
+        return self.nbytes + host_traffic(version, self.nbytes, results=SUMMARY.itemsize * self.n)
+
+
+def sequential(work):
+    packets = np.empty((work.n, PACKET), "u1")
+    summaries = np.empty(work.n, SUMMARY)
+
+    def step():
+        work.start()
+        work.produce(memoryview(packets).cast("B"))
+        head = packets[:, : HEADER.itemsize].view(HEADER)[:, 0]
+        samples = packets[:, HEADER.itemsize :].view("i2")
+        good = (head["magic"] == MAGIC) & (head["length"] == PACKET)
+        summaries["number"] = np.where(good, head["number"].astype("i4"), -1)
+        summaries["sum"] = samples.sum(1, dtype="i4")
+        summaries["peaks"] = (samples > THRESHOLD).sum(1)
+        return work.checked(summaries)
+
+    return step
+
+
+def copy(work, host=np.empty):
+    packets, summaries = gd.empty(work.nbytes, "u1"), gd.empty(work.n, SUMMARY)
+    buffer, result = host(work.nbytes, "u1"), host(work.n, SUMMARY)
+    summarise = gd.kernel(SOURCE, "summarise")
+
+    def step():
+        work.start()
+        work.produce(memoryview(buffer))
+        upload(packets, buffer)
+        summarise[work.n, 256](packets, summaries)
+        return work.checked(download(result, summaries))
+
+    return step
+
+
+def double_buffered(work, chunk):
+    count = max(1, min(work.n, chunk // PACKET))
+    packets, summaries = gd.empty(work.nbytes, "u1"), gd.empty(work.n, SUMMARY)
+    buffers = [(gd.stream(), pinned(count * PACKET, "u1")) for _ in range(2)]
+    result = pinned(work.n, SUMMARY)
+    summarise = gd.kernel(SOURCE, "summarise")
+
+    def step():
+        work.start()
+        for i, start in enumerate(range(0, work.n, count)):
+            stream, buffer = buffers[i % 2]
+            m = min(count, work.n - start)
+            stream.synchronize()  # the buffer is free again
+            work.produce(memoryview(buffer)[: m * PACKET])
+            to = packets.ptr + start * PACKET
+            copy_in(to, address(buffer), m * PACKET, stream)
+            summarise[m, 256, stream](to, summaries.ptr + start * SUMMARY.itemsize)
+        for stream, _ in buffers:
+            stream.synchronize()
+        return work.checked(download(result, summaries))
+
+    return step
+
+
+def direct(work):
+    packets, summaries = gd.empty(work.nbytes, "u1"), gd.empty(work.n, SUMMARY)
+    result = pinned(work.n, SUMMARY)
+    summarise = gd.kernel(SOURCE, "summarise")
+
+    def step():
+        work.start()
+        work.produce(packets.buffer)
+        summarise[work.n, 256](packets, summaries)
+        return work.checked(summaries.read(result))
+
+    return step
