@@ -107,7 +107,7 @@ class _Bench:
         self.array = empty(LARGEST, "u1", device=device, bridge=bridge, mapped=True)
         self.pageable = np.ones(LARGEST, np.uint8)
         self.locked = device.host_allocate(LARGEST)
-        self.pinned = _at(self.locked.ptr, LARGEST)
+        self.pinned = _native.bytes_at(self.locked.ptr, LARGEST)
         self.pinned[:] = 1
 
     def close(self) -> None:
@@ -142,10 +142,6 @@ class _Bench:
             one, several = _medians(calls, self.budget)
             found.append((n, one, several))
         return found
-
-
-def _at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
-    return np.frombuffer(_native.ffi.buffer(_native.ffi.cast("char *", address), nbytes), np.uint8)
 
 
 def measure(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
+
+import numpy as np
 
 try:
     from ._cffi import ffi, lib
@@ -17,4 +20,10 @@ bind(int(ffi.cast("uintptr_t", lib.gd_api())))
 # mappings are not inherited: in a child the quick way in C is closed, and the slow one says why
 os.register_at_fork(after_in_child=lambda: bind(0))
 
-__all__ = ["Mapped", "ffi", "lib"]
+
+def bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
+    """Memory at an address as an array of ``uint8``. The caller keeps the memory alive."""
+    return np.frombuffer(ffi.buffer(ffi.cast("char *", address), nbytes), np.uint8)
+
+
+__all__ = ["Mapped", "bytes_at", "ffi", "lib"]

@@ -9,8 +9,10 @@ import gpudirect as gd
 
 from ..devices import Device
 from .measure import Figure, figure, interleaved
+from .progress import Tell, silent
 
 NAME = "alloc"
+NOTE = "One call from Python, what it made given back within the time."
 MIB2 = 2 << 20
 
 
@@ -44,7 +46,7 @@ HELD = "cuMemAlloc + cuMemFree, 64 KiB, beside another held"
 BATCH = 50
 
 
-def run(device: Device, quick: bool = False) -> list[Figure]:
+def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure]:
     """Measure on the default bridge of ``device``."""
     data = bytes(range(64))
     samples = 50 if quick else 400

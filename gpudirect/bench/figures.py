@@ -22,6 +22,8 @@ class Figures:
         self.figures: list[Figure] = []
         self.checks: dict[str, Any] = {}
         """Outcomes that are no times: "cycles", say."""
+        self.notes: dict[str, str] = {}
+        """For each benchmark, what the clock stopped on."""
 
     def add(self, *figures: Figure) -> None:
         self.figures.extend(figures)
@@ -33,6 +35,7 @@ class Figures:
             "machine": facts.machine(),
             "device": facts.of_device(self.device),
             "checks": self.checks,
+            "notes": self.notes,
             "figures": [f.as_dict() for f in self.figures],
         }
 

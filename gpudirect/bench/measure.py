@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -81,3 +82,54 @@ def interleaved(
                 call()
             times[name][i] = (clock() - start) / batch
     return times
+
+
+SAMPLE = 20_000.0  # ns: a sample lasts at least so long, or the clock itself would be measured
+
+
+def shared_out(
+    bench: str, cases: dict[str, Callable[[], Any]], size: int = 0, *, group: str = "",
+    seconds: float = 0.1, least: int = 15, most: int = 400,
+) -> list[Figure]:
+    """Time several calls in turn, in an order drawn anew each round, within ``seconds`` in all.
+
+    Each has its own batch, so that a sample lasts at least 20 us; least and most: samples of each.
+    Cases that take too long for ``least`` samples within ten times their share get fewer, at
+    least 5.
+    """
+    clock = time.perf_counter_ns
+    batches: dict[str, int] = {}
+    for name, call in cases.items():
+        call()
+        start = clock()
+        call()
+        once = max(1, clock() - start)
+        batches[name] = max(1, min(500, round(SAMPLE / once)))
+        for _ in range(batches[name]):
+            call()  # warm
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    dice, start = random.Random(1), clock()
+    order = list(cases)
+    for i in range(most):
+        spent = (clock() - start) / 1e9
+        if (i >= least and spent > seconds) or (i >= 5 and spent > 10 * seconds):
+            break
+        dice.shuffle(order)
+        for name in order:
+            call, rounds = cases[name], range(batches[name])
+            begin = clock()
+            for _ in rounds:
+                call()
+            times[name].append((clock() - begin) / batches[name])
+    return [figure(bench, name, size, times[name], batches[name], group) for name in cases]
+
+
+def sizes(smallest: int = 1, largest: int = 16 << 20, odd: int = 40) -> list[int]:
+    """Powers of two, and odd sizes spread evenly over the doublings; the same ones each time."""
+    dice = random.Random(1)
+    low, high = smallest.bit_length() - 1, largest.bit_length() - 1
+    found = {1 << i for i in range(low, high + 1)}
+    wanted = len(found) + odd
+    while len(found) < wanted:
+        found.add(int(2 ** dice.uniform(max(1, low), high)) | 1)
+    return sorted(found)
