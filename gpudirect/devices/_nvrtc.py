@@ -106,23 +106,28 @@ def _options(options: tuple[str, ...]) -> dict[str, Any]:
     """NVRTC's command-line options as cuda.core takes them."""
     defines: list[Any] = []
     includes: list[str] = []
+    assembler: list[str] = []
     result: dict[str, Any] = {}
     for option in options:
         if m := re.fullmatch(r"(?:-D|--define-macro=)([^=]+)(?:=(.*))?", option):
             defines.append((m[1], m[2]) if m[2] is not None else m[1])
         elif m := re.fullmatch(r"(?:-I|--include-path=)(.+)", option):
             includes.append(m[1])
+        elif m := re.fullmatch(r"--ptxas-options=(.+)", option):
+            assembler.append(m[1])
         elif option in ("--use_fast_math", "-use_fast_math"):
             result["use_fast_math"] = True
         elif m := re.fullmatch(r"(?:-std|--std)=(.+)", option):
             raise CompileError("the language is C++17; -std cannot be changed")
         else:
             raise CompileError(
-                f"compiler option {option!r} is not offered; there are -DNAME[=VALUE], -IFOLDER "
-                "and --use_fast_math"
+                f"compiler option {option!r} is not offered; there are -DNAME[=VALUE], -IFOLDER, "
+                "--use_fast_math and --ptxas-options=OPTION"
             )
     if defines:
         result["define_macro"] = defines
     if includes:
         result["include_path"] = includes
+    if assembler:
+        result["ptxas_options"] = assembler
     return result

@@ -42,7 +42,7 @@ _KERNEL_FLAGS = [
 ]  # fmt: skip
 _RUNTIME_FLAGS = ["-ftls-model=initial-exec", "-U_FORTIFY_SOURCE"]
 _IGNORED_OPTION = re.compile(
-    r"--?(use_fast_math|lineinfo|generate-line-info|G|device-debug|w|disable-warnings|dopt|"
+    r"--?(use_fast_math|ptxas-options=.*|lineinfo|generate-line-info|G|device-debug|w|disable-warnings|dopt|"
     r"(gpu-architecture|arch|maxrregcount|fmad|ftz|prec-sqrt|prec-div|extra-device-vectorization|"
     r"default-device|device-as-default-execution-space|relocatable-device-code|rdc)(=.*)?)$"
 )
