@@ -22,6 +22,8 @@ TEAMS = ("thread", "warp", "block", "grid")
 _MAGIC = b"gd-fun01"
 _HEAD = struct.Struct("<II")
 _ENTRY = struct.Struct("<IIIII")
+_FAILS = re.compile(r"\bgd_(assert|require|status)\b|#\s*include\b")
+"""What a source holds whose functions may fail; without it a call need not look whether one did."""
 _NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)*")
 
 
@@ -92,6 +94,7 @@ def resident_source(source: str, functions: Mapping[str, str]) -> str:
         f'#line 1 "{USER_FILE}"', source,
         '#line 1 "gpudirect-signature.h"', _part("signature.h"),
         f"#define GD_FUNCTIONS(X) {entries}",
+        f"#define GD_FAILS {int(bool(_FAILS.search(source)))}",
         '#line 1 "gpudirect-service.cuh"', _part("after.cuh"),
     ])  # fmt: skip
 

@@ -3,30 +3,22 @@
  * and signature.h. Before it are defined
  *
  *   GD_FUNCTIONS(X)  X(number, function, kind of team), one after the other
+ *   GD_FAILS         whether a function may use gd_assert, gd_require or gd_status
  *
  * A lane is polled by the first warp of its first block. Its other warps wait at a barrier until
  * a function wants the block, its other blocks poll the relay until one wants the grid.
+ *
+ * Compiled with loads that bypass the L1 cache (ptxas -dlcm=cg), where the CPU's stores do not
+ * arrive: what a function reads after its packet was seen is what the CPU stored before it.
  */
 namespace gd_service {
 
-#ifndef GD_POLLS
-#define GD_POLLS 4                       /* loads of the next packet in flight */
-#endif
-#ifndef GD_STAGGER
-#define GD_STAGGER 150                   /* clock ticks between them at first */
-#endif
-
-#ifdef GPUDIRECT_EMULATED
-#undef GD_POLLS
-#define GD_POLLS 1
-#define GD_ACQUIRE() __threadfence_system()
-#else
-#define GD_ACQUIRE() asm volatile("fence.acq_rel.sys;" ::: "memory")
-#endif
-
 constexpr unsigned ALL = 0xffffffff;
-constexpr unsigned AHEAD = 8;            /* packets that one load of a warp takes in */
-constexpr unsigned ROUNDS_A_CHECK = 16;  /* rounds of GD_POLLS loads between looks at the clock */
+constexpr unsigned WORDS = P2PMOD_PACKET_BYTES / 4;
+constexpr unsigned LOADS_AHEAD = 4;      /* of a warp, at once; each takes in two packets */
+constexpr unsigned POLLS_A_CHECK = 16;   /* polls between looks at the clock and at `control` */
+constexpr unsigned SLOW = 20000;         /* clock ticks of a call after which `control` is looked at */
+enum : unsigned { GO_ON, STOP, PAUSE };  /* what `control` says */
 
 /* ---- what the compiler knows of a function ---- */
 
@@ -68,21 +60,28 @@ template <class R, class... P> struct described<R (*)(P...)> {
     static constexpr bool writes = (touches<P>::writes || ... || false);
     static constexpr bool plain = ((alignof(P) <= 16) && ... && true);
 
+    typedef typename count_to<count>::type all;
+
+    template <class T> static __device__ inline const T &at(const char *arguments, unsigned offset)
+    {
+        return *(const T *)(arguments + offset);
+    }
+
+    /* The arguments lie one behind the other, aligned to 16 bytes. */
     template <unsigned... I>
     static __device__ inline unsigned long long run(R (*function)(P...), const char *arguments,
                                                     indices<I...>)
     {
         if constexpr (gd_signature_of::gd_kind<R>::gd_value == 'v') {
-            function(*(const typename gd_signature_of::gd_plain<P>::gd_type *)
-                     (arguments + offset_of<P...>(I))...);
+            function(at<typename gd_signature_of::gd_plain<P>::gd_type>(
+                arguments, offset_of<P...>(I))...);
             return 0;
         } else {
             static_assert(sizeof(R) <= 8, "a function of a service returns at most 8 bytes: let it "
                                           "store larger results through a pointer");
-            union { R result; unsigned long long bits; } both = {};
-            both.bits = 0;
-            both.result = function(*(const typename gd_signature_of::gd_plain<P>::gd_type *)
-                                   (arguments + offset_of<P...>(I))...);
+            union { unsigned long long bits; R result; } both = {0};
+            both.result = function(at<typename gd_signature_of::gd_plain<P>::gd_type>(
+                arguments, offset_of<P...>(I))...);
             return both.bits;
         }
     }
@@ -131,6 +130,11 @@ constexpr unsigned ARGUMENT_WORDS = (largest() + 15) / 16 * 4;
 /* ---- memory that the CPU writes and reads ---- */
 
 /* Not from a cache, each time anew. */
+__device__ inline unsigned look(const unsigned *at)
+{
+    return *(const volatile unsigned *)at;
+}
+
 __device__ inline uint4 look(const uint4 *at)
 {
 #ifdef GPUDIRECT_EMULATED
@@ -141,11 +145,6 @@ __device__ inline uint4 look(const uint4 *at)
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
     return v;
 #endif
-}
-
-__device__ inline unsigned look(const unsigned *at)
-{
-    return *(const volatile unsigned *)at;
 }
 
 /* 16 bytes in one store. */
@@ -159,51 +158,28 @@ __device__ inline void put(uint4 *at, uint4 v)
 #endif
 }
 
-/* ---- running a function ---- */
+/* ---- teams ---- */
 
 __shared__ uint4 arguments[ARGUMENT_WORDS / 4];
 __shared__ unsigned ordered;             /* the function that the block's warps run next */
 
-/* By the threads of the team; the result is that of its first thread. */
+/* By every thread of a block or grid; the result is that of its first thread. */
 __device__ inline unsigned long long run(unsigned function)
 {
     switch (function) {
 #define GD_RUN(number, name, kind)                                                                \
     case number:                                                                                  \
-        return described<decltype(&name)>::run(                                                   \
-            &name, (const char *)arguments,                                                       \
-            typename count_to<described<decltype(&name)>::count>::type());
+        if constexpr (kind == BLOCK || kind == GRID)                                              \
+            return described<decltype(&name)>::run(&name, (const char *)arguments,                \
+                                                   described<decltype(&name)>::all());            \
+        break;
         GD_FUNCTIONS(GD_RUN)
     }
     return 0;
 }
 
-struct traits { unsigned char team; bool reads, writes; unsigned size; };
-
-__device__ inline traits traits_of(unsigned function)
-{
-    switch (function) {
-#define GD_TRAITS(number, name, kind)                                                             \
-    case number:                                                                                  \
-        return {kind, described<decltype(&name)>::reads, described<decltype(&name)>::writes,      \
-                described<decltype(&name)>::size};
-        GD_FUNCTIONS(GD_TRAITS)
-    }
-    return {THREAD, false, false, 0};
-}
-
-__device__ inline bool known(unsigned function)
-{
-    switch (function) {
-#define GD_KNOWN(number, name, kind) case number:
-        GD_FUNCTIONS(GD_KNOWN)
-        return true;
-    }
-    return false;
-}
-
 /* The other warps of a polling block: run what is ordered until that is the end. */
-__device__ void follow()
+__device__ inline void follow()
 {
     for (;;) {
         __syncthreads();
@@ -211,26 +187,13 @@ __device__ void follow()
         if (function == P2PMOD_FUNCTION_STOP)
             return;
         run(function);
-        __threadfence_system();
+        release();
         __syncthreads();
     }
 }
 
-/* A block's end of its part of a grid's function. */
-__device__ inline void report()
-{
-    __threadfence_system();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        if (failure[0] && atomicCAS(&relayed->failure[0], 0u, failure[0]) == 0)
-            relayed->failure[1] = failure[1];
-        __threadfence();
-        atomicAdd(&relayed->arrived, 1ull);
-    }
-}
-
 /* The other blocks of a lane. */
-__device__ void second()
+__device__ inline void second()
 {
     for (unsigned last = 0;;) {
         if (threadIdx.x == 0) {
@@ -249,129 +212,162 @@ __device__ void second()
             arguments[i] = look(&relayed->arguments[i]);
         __syncthreads();
         run(ordered);
-        report();
+        release();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            if (failure[0] && atomicCAS(&relayed->failure[0], 0u, failure[0]) == 0)
+                relayed->failure[1] = failure[1];
+            __threadfence();
+            atomicAdd(&relayed->arrived, 1ull);
+        }
     }
 }
 
-/* The first block's part of a grid's function, by all of its threads. Wakes and awaits the others. */
+/* By the polling warp: hand a call to the other blocks. */
 __device__ inline void wake_grid(unsigned function)
 {
-    for (unsigned i = threadIdx.x % 32; i < ARGUMENT_WORDS / 4; i += 32)
+    for (unsigned i = threadIdx.x; i < ARGUMENT_WORDS / 4; i += 32)
         relayed->arguments[i] = arguments[i];
-    relayed->function = function;
+    __threadfence();
     __syncwarp();
     if (threadIdx.x == 0) {
+        relayed->function = function;
         __threadfence();
         *(volatile unsigned *)&relayed->order = relayed->order + 1;
     }
 }
 
+/* By its first thread: until they have all ended the call. */
 __device__ inline void await_grid(unsigned long long calls)
 {
-    if (threadIdx.x == 0) {
-        while (*(volatile unsigned long long *)&relayed->arrived < calls * (blocks - 1))
-            __nanosleep(20);
-        __threadfence();
-        unsigned status = look(&relayed->failure[0]);
-        if (status) {
-            if (!failure[0]) {
-                failure[0] = status;
-                failure[1] = look(&relayed->failure[1]);
-            }
-            relayed->failure[0] = 0;
+    while (*(volatile unsigned long long *)&relayed->arrived < calls * (blocks - 1))
+        __nanosleep(20);
+    __threadfence();
+    if (unsigned status = look(&relayed->failure[0])) {
+        if (!failure[0]) {
+            failure[0] = status;
+            failure[1] = look(&relayed->failure[1]);
         }
+        relayed->failure[0] = 0;
     }
 }
 
 /* ---- the polling warp ---- */
 
 struct lane {
-    const uint4 *packets;
+    const unsigned *packets;
     uint4 *replies;
     unsigned mask;
     unsigned next;                       /* number of the call awaited */
-    unsigned long long grids;            /* calls that the grid has run */
+    unsigned long long grids;            /* calls that the grid has run since */
 };
 
-/* Whether this thread's quarter of packet `number` is what call `number` has there. */
-__device__ inline bool fits(uint4 quarter, unsigned which, unsigned number)
+/* Whether this thread's word of a packet is what call `number` has there. */
+__device__ inline bool fits(unsigned word, unsigned number)
 {
-    return which == 0 ? quarter.x == number
-         : which == 3 ? (quarter.w & 0xffff) == (number & 0xffff)
-                      : true;
+    unsigned which = threadIdx.x % WORDS;
+
+    return which == 0           ? word == number
+           : which == WORDS - 1 ? (word & 0xffff) == (number & 0xffff)
+                                : true;
 }
 
-/*
- * Answer call lane.next, whose four quarters the four threads from `first` on hold. Whether the
- * lane goes on.
- */
-__device__ inline bool answer(lane &l, uint4 quarter, unsigned first, bool stopping)
+__device__ inline const unsigned *word_of(const lane &l, unsigned number)
 {
-    unsigned me = threadIdx.x % 32, part = me - first;
-    unsigned function = __shfl_sync(ALL, quarter.w >> 16, first + 3);
+    return l.packets + (number & l.mask) * WORDS + threadIdx.x % WORDS;
+}
+
+/* Run a function on the arguments in the words that the 16 threads from `first` on hold. */
+template <unsigned number, unsigned kind, class F>
+__device__ inline unsigned long long serve(F function, lane &l, unsigned word, unsigned first)
+{
+    typedef described<F> d;
+    unsigned me = threadIdx.x;
     unsigned long long value = 0;
 
     if (me == 0)
-        failure[0] = failure[1] = 0;
-    if (part < 4) {                      /* the words between the first and the last */
-        unsigned *words = (unsigned *)arguments + part * 4;
-        if (part > 0)
-            words[-1] = quarter.x;
-        words[0] = quarter.y;
-        words[1] = quarter.z;
-        if (part < 3)
-            words[2] = quarter.w;
-    }
-    __syncwarp();
-    if (stopping) {
-        if (me == 0)
-            failure[0] = P2PMOD_STATUS_STOPPED;
-    } else if (known(function)) {
-        traits t = traits_of(function);
-        if (t.size > P2PMOD_PACKET_ARGUMENTS) {
-            const uint4 *there = *(const uint4 *const *)arguments;
-            __syncwarp();
-            for (unsigned i = me; i < ARGUMENT_WORDS / 4; i += 32)
-                if (i * 16 < t.size)
-                    arguments[i] = look(there + i);
-            __syncwarp();
+        team = kind;
+    if constexpr (kind == THREAD && d::size <= P2PMOD_PACKET_ARGUMENTS) {
+        __align__(16) unsigned words[WORDS]; /* in registers: every index is known */
+#pragma unroll
+        for (unsigned i = 0; i * 4 < d::size; i++)
+            words[i] = __shfl_sync(ALL, word, first + 1 + i);
+        if (me == 0) {
+            value = d::run(function, (const char *)words, typename d::all());
+            if (d::writes)
+                release();
         }
-        if (t.reads)
-            GD_ACQUIRE();
-        if (me == 0)
-            team = t.team;
-        if (t.team == THREAD) {
-            __syncwarp();
+        return value;
+    } else {
+        unsigned *words = (unsigned *)arguments;
+        if (d::size > P2PMOD_PACKET_ARGUMENTS) {
+            unsigned long long there = __shfl_sync(ALL, word, first + 2);
+            there = there << 32 | __shfl_sync(ALL, word, first + 1);
+            for (unsigned i = me; i * 4 < d::size; i += 32)
+                words[i] = look((const unsigned *)there + i);
+        } else if (me - first - 1 < P2PMOD_PACKET_WORDS) {
+            words[me - first - 1] = word;
+        }
+        __syncwarp();
+        if constexpr (kind == THREAD) {
             if (me == 0)
-                value = run(function);
-        } else if (t.team == WARP) {
-            __syncwarp();
-            value = run(function);
-            if (t.writes)
-                __threadfence_system();
+                value = d::run(function, (const char *)arguments, typename d::all());
+            if (d::writes && me == 0)
+                release();
+        } else if constexpr (kind == WARP) {
+            value = d::run(function, (const char *)arguments, typename d::all());
+            if (d::writes)
+                release();
         } else {
             if (me == 0)
-                ordered = function;
-            if (t.team == GRID && blocks > 1)
-                wake_grid(function);
+                ordered = number;
+            if (kind == GRID && blocks > 1)
+                wake_grid(number);
             __syncthreads();
-            value = run(function);
-            __threadfence_system();
+            value = run(number);
+            release();
             __syncthreads();
-            if (t.team == GRID && blocks > 1)
+            if (kind == GRID && blocks > 1 && me == 0)
                 await_grid(++l.grids);
         }
-        if (t.writes && me == 0)
-            __threadfence_system();
         __syncwarp();
-    } else if (function != P2PMOD_FUNCTION_NOTHING && function != P2PMOD_FUNCTION_STOP) {
-        if (me == 0)
-            failure[0] = P2PMOD_STATUS_NO_FUNCTION;
+        return value;
     }
-    if (me == 0) {
-        unsigned status = *(volatile unsigned *)&failure[0];
-        if (status)
-            value = *(volatile unsigned *)&failure[1];
+}
+
+/*
+ * Answer call l.next, whose 16 words the threads from `first` on hold. False when it ends the lane.
+ */
+__device__ inline bool answer(lane &l, unsigned word, unsigned first, bool stopping)
+{
+    unsigned function = __shfl_sync(ALL, word, first + WORDS - 1) >> 16;
+    unsigned long long value = 0;
+    unsigned status = P2PMOD_STATUS_OK;
+
+    if (GD_FAILS && threadIdx.x == 0)
+        failure[0] = failure[1] = 0;
+    if (stopping) {
+        status = P2PMOD_STATUS_STOPPED;
+    } else {
+        switch (function) {
+#define GD_SERVE(number, name, kind)                                                              \
+    case number:                                                                                  \
+        value = serve<number, kind>(&name, l, word, first);                                       \
+        break;
+            GD_FUNCTIONS(GD_SERVE)
+        case P2PMOD_FUNCTION_NOTHING:
+        case P2PMOD_FUNCTION_STOP:
+            break;
+        default:
+            status = P2PMOD_STATUS_NO_FUNCTION;
+        }
+    }
+    if (threadIdx.x == 0) {
+        if (GD_FAILS && !status) {
+            status = *(volatile unsigned *)&failure[0];
+            if (status)
+                value = *(volatile unsigned *)&failure[1];
+        }
         put(l.replies + (l.next & l.mask),
             make_uint4(unsigned(value), unsigned(value >> 32), status, l.next));
     }
@@ -380,91 +376,97 @@ __device__ inline bool answer(lane &l, uint4 quarter, unsigned first, bool stopp
     return function != P2PMOD_FUNCTION_STOP;
 }
 
-/* How many packets from l.next on are there, at most AHEAD; 4 threads hold the quarters of each. */
-__device__ inline unsigned look_ahead(const lane &l, uint4 *quarter)
+/* How many packets from l.next on are there. Word w of packet 2 i + h: words[i], thread 16 h + w. */
+__device__ inline unsigned look_ahead(const lane &l, unsigned *words)
 {
-    unsigned me = threadIdx.x % 32, number = l.next + me / 4;
-    const uint4 *at = l.packets + (number & l.mask) * 4 + me % 4;
+    unsigned half = threadIdx.x / WORDS, ready = 0;
 
-    *quarter = look(at);
-    unsigned gone = ~__ballot_sync(ALL, fits(*quarter, me % 4, number));
-    unsigned ready = gone ? (__ffs(gone) - 1) / 4 : AHEAD;
+#pragma unroll
+    for (unsigned i = 0; i < LOADS_AHEAD; i++)
+        words[i] = look(word_of(l, l.next + 2 * i + half));
+#pragma unroll
+    for (unsigned i = 0; i < LOADS_AHEAD; i++) {
+        unsigned gone = ~__ballot_sync(ALL, fits(words[i], l.next + 2 * i + half));
+        if (ready == 2 * i)
+            ready += !gone ? 2 : !(gone & 0xffff);
+    }
 #ifdef GPUDIRECT_EMULATED
-    if (ready)                           /* its loads are not one: a quarter may be older than the rest */
-        *quarter = look(at);
+    for (unsigned i = 0; i < LOADS_AHEAD; i++) /* a load here is not one of the whole warp */
+        words[i] = look(word_of(l, l.next + 2 * i + half));
 #endif
     return ready;
 }
 
-/* Poll a lane until the service is stopped or its time is over. */
-__device__ void poll(lane &l, const unsigned *control, unsigned long long idle_after,
-                     unsigned idle_sleep, unsigned long long lifetime)
+/* Is the next packet there? As look_ahead, with one load. */
+__device__ inline unsigned look_next(const lane &l, unsigned *words)
 {
-    unsigned me = threadIdx.x % 32;
-    unsigned long long start = now(), worked = start;
-    unsigned stop = 0;
+    words[0] = look(word_of(l, l.next));
+    if (!__all_sync(ALL, fits(words[0], l.next)))
+        return 0;
+#ifdef GPUDIRECT_EMULATED
+    words[0] = look(word_of(l, l.next));
+#endif
+    return 1;
+}
+
+/* Poll a lane until the service is stopped or paused, or its time is over: what `control` said. */
+__device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long long idle_after,
+                                unsigned idle_sleep, unsigned long long end)
+{
+    unsigned told = GO_ON, heard = GO_ON, polls = 0, polls_a_check = POLLS_A_CHECK;
+    unsigned long long worked = now();
+    bool work = false;
 
     for (;;) {
-        /* alone: the next packet only, with several loads in flight one behind the other */
-        const uint4 *at = l.packets + (l.next & l.mask) * 4 + me % 4;
-        uint4 seen, flying[GD_POLLS];
-#pragma unroll
-        for (unsigned i = 0; i < GD_POLLS; i++) {
-#if GD_POLLS > 1
-            for (long long t = clock64(); clock64() - t < GD_STAGGER;)
-                ;
-#endif
-            flying[i] = look(at);
+        unsigned words[LOADS_AHEAD];
+        unsigned ready = told ? look_ahead(l, words) : look_next(l, words);
+        if (ready) {
+            do {
+#pragma unroll 1
+                for (unsigned i = 0; i < ready; i++) {
+                    if (told == PAUSE)
+                        return told;
+                    unsigned word = i < 2 ? words[0] : i < 4 ? words[1] : i < 6 ? words[2] : words[3];
+                    unsigned before = unsigned(clock64());
+                    if (!answer(l, word, i % 2 * WORDS, told == STOP))
+                        told = STOP;
+                    if (!told && unsigned(clock64()) - before > SLOW)
+                        told = look(control);
+                }
+                ready = look_ahead(l, words);
+                if (ready && !told)
+                    told = look(control);
+            } while (ready);
+            work = true;
+            polls_a_check = POLLS_A_CHECK;
         }
-        for (unsigned round = 1;; round++) {
-#pragma unroll
-            for (unsigned i = 0; i < GD_POLLS; i++) {
-                seen = flying[i];
-                if (__all_sync(ALL, fits(seen, me % 4, l.next)))
-                    goto found;
-                flying[i] = look(at);
-            }
+        if (told)
+            return told;
 #ifdef GPUDIRECT_EMULATED
-            __nanosleep(2000);
+        __nanosleep(2000);
 #endif
-            if (round % ROUNDS_A_CHECK)
-                continue;
-            if (stop)
-                return;
-            stop = look(control);        /* waited for only when it is looked at */
-            unsigned long long t = now();
-            if (lifetime && t - start > lifetime)
-                return;
-            if (t - worked > idle_after)
-                __nanosleep(idle_sleep);
+        if (++polls < polls_a_check)
+            continue;
+        polls = 0;
+        told = heard;
+        heard = look(control);           /* waited for at the next check only */
+        unsigned long long t = now();
+        if (t > end)
+            told = STOP;
+        if (work) {
+            worked = t;
+            work = false;
+        } else if (t - worked > idle_after) {
+            polls_a_check = 1;
+            __nanosleep(idle_sleep);
         }
-found:
-#ifdef GPUDIRECT_EMULATED
-        seen = look(at);
-#endif
-        if (!answer(l, seen, 0, false))
-            return;
-        /* several: as long as there are more, take in eight at once */
-        for (unsigned ready; (ready = look_ahead(l, &seen)) != 0;) {
-            stop = look(control);
-            for (unsigned i = 0; i < ready; i++) {
-                long long before = clock64();
-                if (!answer(l, seen, i * 4, stop != 0))
-                    stop = 1;
-                else if (clock64() - before > 20000)
-                    stop = look(control);
-            }
-        }
-        if (stop)
-            return;
-        worked = now();
     }
 }
 
 }  // namespace gd_service
 
 extern "C" __global__ void gd_resident(
-    const uint4 *packets, uint4 *replies, const unsigned *control, unsigned char *relays,
+    const unsigned *packets, uint4 *replies, const unsigned *control, unsigned char *relays,
     unsigned relay_size, unsigned slots, unsigned blocks_per_lane, unsigned idle_sleep,
     unsigned long long idle_after, unsigned long long lifetime)
 {
@@ -486,16 +488,14 @@ extern "C" __global__ void gd_resident(
         follow();
         return;
     }
-    lane l = {packets + (unsigned long long)number * slots * 4,
-              replies + (unsigned long long)number * slots, slots - 1, 1, 0};
-    poll(l, control, idle_after, idle_sleep, lifetime);
-    /* what was sent before the stop was seen is told so */
-    uint4 seen;
-    for (unsigned ready; (ready = look_ahead(l, &seen)) != 0;)
-        for (unsigned i = 0; i < ready; i++)
-            answer(l, seen, i * 4, true);
-    if (threadIdx.x == 0)
+    lane l = {packets + (unsigned long long)number * slots * WORDS,
+              replies + (unsigned long long)number * slots, slots - 1, relayed->answered + 1, 0};
+    unsigned long long end = lifetime ? now() + lifetime : ~0ull;
+    poll(l, control, idle_after, idle_sleep, end);
+    if (threadIdx.x == 0) {
+        relayed->answered = l.next - 1;
         ordered = P2PMOD_FUNCTION_STOP;
+    }
     if (blocks_per_lane > 1)
         wake_grid(P2PMOD_FUNCTION_STOP);
     __syncthreads();

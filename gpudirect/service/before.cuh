@@ -22,6 +22,8 @@ struct relay {
     unsigned order;             /* number of the call to be run; the last word to be written */
     unsigned function;          /* P2PMOD_FUNCTION_STOP ends the block */
     unsigned failure[2];        /* status and line of the first failure in another block */
+    unsigned answered;          /* calls, when the kernel ended: a resumed one goes on from there */
+    unsigned reserved[3];
     uint4 arguments[1];         /* as many as the longest list needs */
 };
 
@@ -45,6 +47,16 @@ __device__ inline unsigned long long now()
     unsigned long long ns;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
     return ns;
+#endif
+}
+
+/* What this thread wrote, others see before what it writes from now on: the CPU too. */
+__device__ inline void release()
+{
+#ifdef GPUDIRECT_EMULATED
+    __threadfence_system();
+#else
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
 #endif
 }
 
