@@ -84,6 +84,7 @@ class Sizes:
     last: int | None = None
     powers_of_two_to: int | None = None
     odd: int = 0
+    needed: tuple[int, ...] = ()
 
     def judges(self, size: int) -> bool:
         return size >= self.first and (self.last is None or size <= self.last)
@@ -91,17 +92,17 @@ class Sizes:
     def lacking(self, there: Iterable[int]) -> str | None:
         """What of the required sizes is not ``there``, in words; None when all are."""
         found = set(there)
-        size, missing = 1, []
+        needed, size = list(self.needed), 1
         while self.powers_of_two_to is not None and size <= self.powers_of_two_to:
-            if self.judges(size) and size not in found:
-                missing.append(size_text(size))
+            needed += [size] * self.judges(size)
             size *= 2
+        missing = [size_text(s) for s in needed if s not in found]
         if missing:
             shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
-            return f"{len(missing)} of the powers of two missing ({shown})"
+            return f"without {len(missing)} of the sizes asked for ({shown})"
         odd = sum(1 for s in found if s & (s - 1))
         if odd < self.odd:
-            return f"{odd} sizes that are no power of two, {self.odd} are asked for"
+            return f"with {odd} sizes that are no power of two, {self.odd} are asked for"
         return None
 
 
@@ -116,6 +117,8 @@ class Term:
     bench: str = ""
     statistic: str = "p50"
     all_needed: bool = True
+    given_up: float | None = None
+    """A case may end at a size where it took so many times the time of the best beside it."""
 
     def margin(self, figure: float) -> float:
         """How far the figure is on the right side, as a part of the limit; negative is short."""
@@ -164,7 +167,7 @@ class Outcome:
     short: tuple[int, ...] = ()
     """Sizes at which no term holds, in bytes."""
     left_out: tuple[str, ...] = ()
-    """Cases that this machine cannot run."""
+    """Cases that could not be compared with everywhere, and why, in words."""
 
     @property
     def figure_text(self) -> str:
@@ -198,7 +201,7 @@ class Outcome:
             more = ", ..." if len(self.short) > 6 else ""
             parts.append(f"short at {len(self.short)} of {self.judged} sizes ({shown}{more})")
         if self.left_out:
-            parts.append(f"without {', '.join(self.left_out)}, not in the file")
+            parts.append(f"without {', '.join(self.left_out)}")
         return "; ".join(parts)
 
 
@@ -215,8 +218,8 @@ def limit_text(bar: Bar, term: Term) -> str:
 
 
 BAR_KEYS = frozenset("id bench words asked each case statistic quantity sizes over one_of".split())
-TERM_KEYS = frozenset("compare against bench statistic needs at_most at_least".split())
-SIZE_KEYS = frozenset("from to powers_of_two_to odd".split())
+TERM_KEYS = frozenset("compare against bench statistic needs given_up at_most at_least".split())
+SIZE_KEYS = frozenset("from to powers_of_two_to odd needed".split())
 
 
 def _expect(condition: bool, where: str, what: str) -> None:
@@ -250,7 +253,14 @@ def _term(found: Any, bench: str, where: str) -> Term:
         compare, float(limit), limits[0] == "at_most", against, words.get("bench", bench),
         _one_of(words.get("statistic", "p50"), STATISTICS, where),
         _one_of(words.get("needs", "all"), ("all", "one"), where) == "all",
+        _given_up(words.get("given_up"), where),
     )  # fmt: skip
+
+
+def _given_up(found: Any, where: str) -> float | None:
+    numeric = isinstance(found, int | float) and not isinstance(found, bool)
+    _expect(found is None or (numeric and found >= 2), where, f"given_up {found!r}: a factor of 2 or more")
+    return found
 
 
 def _bars_of(found: Any) -> list[Bar]:
@@ -263,7 +273,10 @@ def _bars_of(found: Any) -> list[Bar]:
     sizes = None
     if "sizes" in words:
         s = _keys(words["sizes"], SIZE_KEYS, where)
-        sizes = Sizes(s.get("from", 0), s.get("to"), s.get("powers_of_two_to"), s.get("odd", 0))
+        sizes = Sizes(
+            s.get("from", 0), s.get("to"), s.get("powers_of_two_to"), s.get("odd", 0),
+            tuple(s.get("needed", ())),
+        )  # fmt: skip
         _expect(quantity != "check", where, "checks have no sizes")
     median = _one_of(words.get("over", "every"), ("every", "median"), where) == "median"
     _expect(sizes is not None or not median, where, "a median over sizes needs sizes")
@@ -419,14 +432,43 @@ def _checked(measured: _Measured, name: str) -> float:
     return float(value)
 
 
-def _against(measured: _Measured, bar: Bar, term: Term) -> tuple[dict[str, Any], list[str]]:
-    """The rows of the cases that a term compares with, and the cases left out."""
-    rows = {c: _rows(measured, bar, term.bench, c) for c in term.against}
+@dataclass(frozen=True)
+class _Others:
+    """What a term compares with."""
+
+    rows: dict[str, dict[int, dict[str, Any]]]
+    """By case and size."""
+    ended: dict[str, int]
+    """Cases given up, and their last size in bytes."""
+    left_out: list[str]
+    """In words: what is missing here by right."""
+
+
+def _against(measured: _Measured, bar: Bar, term: Term) -> _Others:
     # a case that is not in the file at all is one that this machine cannot run
     gone = [c for c in term.against if (term.bench, c) not in measured.cases]
-    if gone and (term.all_needed or len(gone) == len(rows)):
+    if gone and (term.all_needed or len(gone) == len(term.against)):
         raise _NotMeasured(f"{term.bench}/{', '.join(gone)} is not in the file")
-    return {c: r for c, r in rows.items() if c not in gone}, gone
+    rows = {c: _rows(measured, bar, term.bench, c) for c in term.against if c not in gone}
+    told = [f"{c} (not in the file)" for c in gone]
+    ended = {}
+    for case, times in _last_factors(rows, term).items() if term.given_up else ():
+        if times >= (term.given_up or 0):
+            ended[case] = max(rows[case])
+            last = size_text(ended[case])
+            told.append(f"{case} above {last}, where it took {_significant(times)} x as long")
+    return _Others(rows, ended, told)
+
+
+def _last_factors(rows: dict[str, dict[int, dict[str, Any]]], term: Term) -> dict[str, float]:
+    """For each case how many times the best of the others it took at its own last size."""
+    factors = {}
+    for case, by_size in rows.items():
+        last = max(by_size, default=None)
+        others = [r[last][term.statistic] for c, r in rows.items() if c != case and last in r]
+        if last is not None and others and min(others) > 0 and any(max(r) > last for r in rows.values() if r):
+            factors[case] = by_size[last][term.statistic] / min(others)
+    return factors
 
 
 def _compared(figure: float, other: float, term: Term, case: str) -> float:
@@ -480,12 +522,12 @@ def _judge(measured: _Measured, bar: Bar) -> Outcome:
     unknown: _NotMeasured | None = None
     for term in bar.terms:
         try:
-            others, gone = _against(measured, bar, term)
+            others = _against(measured, bar, term)
             tables.append((term, {s: _at(bar, term, s, f, others) for s, f in rows.items()}))
         except _NotMeasured as e:
             unknown = e
         else:
-            left_out += [c for c in gone if c not in left_out]
+            left_out += [words for words in others.left_out if words not in left_out]
     if not tables:
         raise unknown or _NotMeasured("there is nothing to compare")
 
@@ -513,16 +555,16 @@ def _judge(measured: _Measured, bar: Bar) -> Outcome:
     return outcome
 
 
-def _at(
-    bar: Bar, term: Term, size: int, f: dict[str, Any], others: dict[str, dict[int, dict[str, Any]]]
-) -> tuple[float, str]:
+def _at(bar: Bar, term: Term, size: int, f: dict[str, Any], others: _Others) -> tuple[float, str]:
     """A term's figure at one size, and the figures it came from in words."""
     value = _value(f, bar.statistic, bar.quantity)
     told = f"{bar.case} at {_quantity_text(value, bar.quantity)}"
-    if not others:
+    if not term.against:
         return value, told
     values = {}
-    for case, by_size in others.items():
+    for case, by_size in others.rows.items():
+        if size > others.ended.get(case, size):
+            continue
         if size not in by_size:
             raise _NotMeasured(f"{term.bench}/{case} was not measured at {size_text(size)}")
         values[case] = _value(by_size[size], term.statistic, bar.quantity)

@@ -181,8 +181,11 @@ def _apart(wanted: Sequence[float], gap: float) -> list[float]:
 def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each line's name right of its end (x, y, name, colour), none over another."""
     low, high = (math.log(v) for v in axes.get_ylim())
-    wanted = [(math.log(y) - low) / (high - low) for _, y, _, _ in ends]
-    places = _apart(wanted, 0.058)
+    gap = 0.058
+    heights = [(math.log(y) - low) / (high - low) for _, y, _, _ in ends]
+    rank = {i: k for k, i in enumerate(sorted(range(len(ends)), key=lambda i: heights[i]))}
+    # the lowest stays clear of the sizes below the axis
+    places = _apart([max(h, 0.02 + gap * rank[i]) for i, h in enumerate(heights)], gap)
     right = max(x for x, _, _, _ in ends)
     for (x, y, name, colour), place in zip(ends, places, strict=True):
         axes.annotate(

@@ -60,7 +60,7 @@ def test_a_ratio_at_every_size_holds_beside_the_best_of_the_others():
     found = outcome(file(*engine(), *sweep("engine", "write: bare avx512", 100)), "engine-write")
     assert found.state == HOLDS
     assert found.figure == pytest.approx(103 / 101) and found.size == 1
-    assert found.left_out == ("write: bare movdir64b",) and found.judged == len(SIZES)
+    assert found.left_out == ("write: bare movdir64b (not in the file)",) and found.judged == len(SIZES)
 
 
 def test_one_slow_size_of_sixty_five_falls_short_and_is_named():
@@ -78,7 +78,7 @@ def test_sizes_above_the_range_do_not_count():
 
 @pytest.mark.parametrize(
     ("sizes", "words"),
-    [([s for s in SIZES if s != 512], "1 of the powers of two missing (512 B)"),
+    [([s for s in SIZES if s != 512], "engine/write: gpudirect: without 1 of the sizes asked for (512 B)"),
      ([1 << i for i in range(25)], "0 sizes that are no power of two, 40 are asked for"),
      ([], "engine/write: gpudirect is not in the file")],
 )  # fmt: skip
@@ -108,6 +108,32 @@ def test_both_paths_are_needed_for_the_chosen_one():
     assert outcome(file(*ours, *by_map, *fast_dma), "chosen-path-write").state == SHORT
 
 
+def given_up(last: int, times: float) -> check.Outcome:
+    """Reads through the mapping measured up to ``last``, there ``times`` as long as DMA."""
+    sizes = [s for s in SIZES if s <= last]
+    by_map = [fig("copybw", "read: map", s, (100 + s) * (times if s == last else 1)) for s in sizes]
+    rest = [*sweep("copybw", "read: chosen"), *sweep("copybw", "read: dma")]
+    return outcome(file(*by_map, *rest), "chosen-path-read")
+
+
+def test_a_hopeless_path_may_end_early_and_that_is_told():
+    found = given_up(65536, 4.5)
+    assert found.state == HOLDS and found.judged == len(SIZES)
+    assert found.left_out == ("read: map above 64 KiB, where it took 4.5 x as long",)
+
+
+def test_a_path_that_was_still_good_must_not_end_early():
+    found = given_up(65536, 3.5)
+    assert found.state == MISSING and "copybw/read: map was not measured at" in found.reason
+
+
+def test_a_path_given_up_counts_at_the_sizes_it_has():
+    ours = [fig("copybw", "read: chosen", s, 150 + s) for s in SIZES]
+    by_map = [fig("copybw", "read: map", s, 100 + s * (1 if s < 4096 else 9)) for s in SIZES if s <= 4096]
+    found = outcome(file(*ours, *by_map, *sweep("copybw", "read: dma", 3000)), "chosen-path-read")
+    assert found.state == SHORT and found.size == 1 and "read: map at 101 ns" in found.details
+
+
 # -- one of two comparisons ---------------------------------------------------------------------
 
 LARGE = [MIB << i for i in range(5)]
@@ -122,6 +148,16 @@ def threads(times: float, bare: float | None) -> check.Outcome:
         if bare is not None:
             figures.append(fig("engine", "write threads: bare best", s, s / times * bare))
     return outcome(file(*figures), "engine-write-threads")
+
+
+def test_sizes_that_are_needed_must_be_there_and_others_may():
+    def at(sizes: list[int]) -> str:
+        cases = ("write: gpudirect", "write threads: gpudirect", "write threads: bare best")
+        return outcome(file(*(f for c in cases for f in sweep("engine", c, sizes=sizes))),
+                       "engine-write-threads").state  # fmt: skip
+
+    assert [at([MIB, 4 * MIB, 16 * MIB]), at([*LARGE, 3 * MIB + 1])] == [HOLDS, HOLDS]
+    assert at([MIB, 16 * MIB]) == MISSING
 
 
 @pytest.mark.parametrize(
@@ -273,6 +309,7 @@ def test_another_bench_can_be_beside(tmp_path):
         ({"one_of": [{"compare": "value", "at_most": 1, "at_least": 1}]}, "either at_most or at_least"),
         ({"one_of": [{"compare": "value", "at_most": 0}]}, "limit 0: a number, not 0"),
         ({"one_of": [{"compare": "value", "at_most": True}]}, "limit True"),
+        ({"one_of": [{"compare": "value", "at_most": 1, "given_up": 1}]}, "given_up 1: a factor of 2"),
     ],
 )
 def test_a_wrong_bar_is_refused_with_its_reason(tmp_path, change, words):
