@@ -82,7 +82,7 @@ static int job_run(struct job *job, u32 context, u32 timeout_ms)
 		mod_timer(&job->timer, jiffies + 1);
 	else
 		tasklet_schedule(&job->tasklet);
-	if (!wait_for_completion_timeout(&job->done, msecs_to_jiffies(timeout_ms))) {
+	if (wait_for_completion_killable_timeout(&job->done, msecs_to_jiffies(timeout_ms)) <= 0) {
 		WRITE_ONCE(job->stop, true);
 		wait_for_completion(&job->done);
 		err = -ETIMEDOUT;
@@ -408,7 +408,7 @@ static const struct proc_ops caller_ops = {
 
 static int __init caller_init(void)
 {
-	return proc_create("p2pmod_caller", 0666, NULL, &caller_ops) ? 0 : -ENOMEM;
+	return proc_create("p2pmod_caller", 0600, NULL, &caller_ops) ? 0 : -ENOMEM;
 }
 
 static void __exit caller_exit(void)
