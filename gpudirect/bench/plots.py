@@ -158,39 +158,46 @@ def _size_axis(axes: Any, sizes: Sequence[int]) -> None:
     axes.set_xlabel("size of one call")
 
 
-def _apart(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places as near as can be to those ``wanted``, in their order, at least ``gap`` apart."""
+def _apart(wanted: Sequence[float], heights: Sequence[float], floor: float = -math.inf) -> list[float]:
+    """Centres for labels of these heights as near as can be to those ``wanted``, in their order.
+
+    None overlaps another, and no centre lies below ``floor``.
+    """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    # blocks of labels that touch, each around the mean of what its labels want
-    blocks: list[list[int]] = []
-
-    def start(block: list[int]) -> float:
-        return sum(wanted[i] - k * gap for k, i in enumerate(block)) / len(block)
-
+    # blocks of labels that touch: each label's distance from the first, and where that would be
+    blocks: list[tuple[list[int], list[float], float]] = []
     for i in order:
-        blocks.append([i])
-        while len(blocks) > 1 and start(blocks[-1]) < start(blocks[-2]) + len(blocks[-2]) * gap:
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
+        members, offsets, start = [i], [0.0], max(wanted[i], floor)
+        while blocks:
+            below, low, first = blocks[-1]
+            step = low[-1] + (heights[below[-1]] + heights[members[0]]) / 2
+            if start >= first + step:
+                break
+            blocks.pop()
+            members, offsets = below + members, low + [step + o for o in offsets]
+            start = sum(wanted[m] - o for m, o in zip(members, offsets, strict=True)) / len(members)
+            start = max(start, floor)
+        blocks.append((members, offsets, start))
     places = [0.0] * len(wanted)
-    for block in blocks:
-        for k, i in enumerate(block):
-            places[i] = start(block) + k * gap
+    for members, offsets, start in blocks:
+        for m, offset in zip(members, offsets, strict=True):
+            places[m] = start + offset
     return places
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each line's name right of its end (x, y, name, colour), none over another."""
+    import textwrap
+
     low, high = (math.log(v) for v in axes.get_ylim())
-    gap = 0.058
-    heights = [(math.log(y) - low) / (high - low) for _, y, _, _ in ends]
-    rank = {i: k for k, i in enumerate(sorted(range(len(ends)), key=lambda i: heights[i]))}
-    # the lowest stays clear of the sizes below the axis
-    places = _apart([max(h, 0.02 + gap * rank[i]) for i, h in enumerate(heights)], gap)
+    names = [textwrap.wrap(name, 17) or [""] for _, _, name, _ in ends]
+    wanted = [(math.log(y) - low) / (high - low) for _, y, _, _ in ends]
+    places = _apart(wanted, [0.008 + 0.05 * len(lines) for lines in names], floor=0.02)
     right = max(x for x, _, _, _ in ends)
-    for (x, y, name, colour), place in zip(ends, places, strict=True):
+    for (x, y, _, colour), lines, place in zip(ends, names, places, strict=True):
         axes.annotate(
-            name, xy=(x, y), xycoords="data", xytext=(1.035, place), textcoords="axes fraction",
-            color=colour, va="center", ha="left", fontsize=8.5, annotation_clip=False,
+            "\n".join(lines), xy=(x, y), xycoords="data", xytext=(1.035, place), textcoords="axes fraction",
+            color=colour, va="center", ha="left", fontsize=8.5, linespacing=1.05, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6,
                         "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)},
         )  # fmt: skip
@@ -314,4 +321,4 @@ def histogram(rows: Sequence[tuple[str, dict[str, Any]]], emulated: bool, what: 
             f"How the samples are spread{what}: one row for each case, all over the same logarithmic axis. "
             "The solid mark is the median, the dashed one p99."
         )
-        return _finished(figure, "spread", caption, emulated)
+        return _finished(figure, f"spread{what}", caption, emulated)

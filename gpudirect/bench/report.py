@@ -26,70 +26,67 @@ ROWS = 10
 HISTOGRAM_SIZES = (64, 1 << 20)
 """Of a sweep, the spread is shown at the sizes nearest to these, in bytes."""
 
+RETIRED = "CPU store retired: the stores and their fence are done, and the bytes on their way."
+RETURNED = "The call has returned."
+THERE_AND_BACK = "Visible to the GPU, and its answer visible to the CPU."
 ABOUT: dict[str, tuple[str, str, str]] = {
     "engine": (
         "The copy engine, beside bare loops",
         "C loops that move bytes between ordinary memory and the mapping, without Python: gpudirect's "
         "copy engine beside the simplest loop for each instruction set, and libc's memcpy.",
-        "Writes: CPU store retired. The clock stops after the fence that follows the stores: they have "
-        "left the CPU's buffers and are on the link. Reads: the bytes are in the CPU's memory.",
+        f"Writes: {RETIRED} Reads: the bytes are in ordinary memory.",
     ),
     "copybw": (
         "write() and read(), by every path",
         "What a program sees: gpudirect's write() and read() with the path they choose, each path on its "
-        "own (the mapping, the DMA engine), and the driver's own copy of the same bytes. Pinned means "
-        "that the ordinary memory was locked for DMA.",
-        "Through the mapping: CPU store retired (after the fence). By DMA and cuMemcpy: visible to the GPU "
-        "where gpudirect waits for it; cuMemcpy of ordinary memory returns when the driver has staged the "
-        "bytes. Reads: the bytes are in the CPU's memory.",
+        "own (the mapping, DMA), and the other ways to move the same bytes. Pinned means that the "
+        "ordinary memory was locked for DMA.",
+        f"Writes through the mapping: {RETIRED} By DMA: visible to the GPU. Reads: the bytes are in "
+        "ordinary memory.",
     ),
     "copylat": (
         "Small copies, from C and from Python",
-        "What one small write, and one fence, cost in C, and what the Python call around it adds.",
-        "CPU store retired: the clock stops when the call returns, after its fence.",
+        "What one small write, read or fence costs in C, what the Python call around it adds, and what "
+        "other ways cost.",
+        f"Writes through the mapping: {RETIRED}",
     ),
     "apiperf": (
         "Other calls",
-        "What the calls around the data cost: mapping, registering, and the like.",
-        "The call has returned.",
+        "What the calls around the data cost: allocating, mapping, registering.",
+        RETURNED,
     ),
     "pingpong": (
         "There and back: a running kernel answers",
-        "The CPU stores a number to GPU memory; a kernel that is already running sees it and answers into "
-        "the CPU's memory. Beside it the time of one 4-byte load over the link, which no answer can beat "
-        "by much.",
-        "Visible to the GPU, and the answer visible to the CPU: the clock runs for the whole round.",
+        "The CPU stores a number to GPU memory; a kernel that is already running sees it and answers. "
+        "Beside it the time of one 4-byte load over the link, which no answer can beat by much.",
+        THERE_AND_BACK,
     ),
-    "launch": (
-        "Launching kernels",
-        "What it costs to start a kernel, and to wait for it.",
-        "Where it says sync: the kernel has finished. Else: the launch call has returned.",
-    ),
+    "launch": ("Launching kernels", "What it costs to start a kernel, and to wait for it.", ""),
     "alloc": (
         "Getting and giving back memory",
-        "What a Python program pays to get GPU memory that the CPU can write, to write 64 bytes to it, and to "
-        "give it back, beside the driver's own calls.",
-        "The call has returned. For a write: CPU store retired, after its fence.",
+        "What a Python program pays to get GPU memory that the CPU can write, to write 64 bytes to it, "
+        "and to give it back, beside the driver's own calls.",
+        f"{RETURNED} For the write: {RETIRED}",
     ),
     "windows": (
         "Windows: more memory than can be mapped at once",
         "One large array written from start to end: all of it mapped, and through windows that may "
         "together map only a small part at a time.",
-        "CPU store retired: after the last fence.",
+        RETIRED,
     ),
     "doorbell": (
         "Doorbell calls",
-        "Calling a function on the GPU by storing its arguments to the memory of a resident kernel, beside "
-        "launching a kernel for it.",
-        "Visible to the GPU, and the answer visible to the CPU: the reply has been read. Pipelined: "
-        "the time of all calls, divided by their number.",
+        "Calling a function on the GPU by storing its arguments to the memory of a resident kernel, "
+        "beside launching a kernel for it.",
+        THERE_AND_BACK,
     ),
     "experiment": (
         "Ports: does avoiding DMA pay?",
         "The same programs with copies, with double buffers, and writing GPU memory directly.",
         "The program's result is complete.",
     ),
-}  # fmt: skip
+}
+"""By bench: a title, what it does, and what the clock stopped on."""
 FACTS = {
     "name": "GPU", "cpu": "CPU", "cpus": "CPUs", "pci_address": "PCI address", "uuid": "UUID",
     "bar1_bytes": "PCI aperture (BAR1)", "bar1_used_bytes": "PCI aperture in use",
@@ -133,18 +130,18 @@ def _slug(words: str) -> str:
 
 
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """A table; its cells are HTML, the first of each row names it."""
+    """A table; its cells are HTML, the first of each row names it. Empty columns are left out."""
+    rows = list(rows)
+    used = [i for i in range(max(map(len, rows), default=0)) if i == 0 or any(row[i] for row in rows)]
+    head, rows = [head[i] for i in used if head], [[row[i] for i in used] for row in rows]
     body = "\n".join(
-        "<tr>" + f'<th scope="row">{row[0]}</th>' + "".join(_cell(c) for c in row[1:]) + "</tr>" for row in rows
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{c}</td>" for c in row[1:]) + "</tr>"
+        for row in rows
     )
     titles = "".join(f'<th scope="col">{h}</th>' for h in head)
     told = f"<caption>{caption}</caption>" if caption else ""
     top = f"<thead><tr>{titles}</tr></thead>" if head else ""
     return f'<div class="wide"><table class="{kind}">{told}{top}<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _cell(text: str) -> str:
-    return text if text.startswith("<td") else f"<td>{text}</td>"
 
 
 # -- parts of the page --------------------------------------------------------------------------
@@ -238,10 +235,14 @@ class _Group:
         }
         self.single = {c: fs for c, fs in self.cases.items() if c not in self.swept}
         self.slug = _slug(f"{bench} {name}")
+        heads = {case.partition(": ")[0] for case in self.cases}
+        head = heads.pop()
+        same = not heads and (len(self.cases) > 1 or head in name)
+        self.common = f"{head}: " if same else ""
 
     def label(self, case: str) -> str:
         """A case's name without what all of the group have in common."""
-        return case.removeprefix(f"{self.name}: ") or case
+        return case.removeprefix(self.common)
 
     def sizes(self) -> list[int]:
         return sorted({f["size"] for figures in self.swept.values() for f in figures})
@@ -265,7 +266,8 @@ class _Group:
                 drawn.append(plots.histogram(rows, self.emulated, f" at {size_text(size)}"))
         if self.single:
             rows = [(self._named(c, f), f) for c, figures in self.single.items() for f in figures]
-            drawn += [plots.histogram(rows[i : i + ROWS], self.emulated) for i in range(0, len(rows), ROWS)]
+            step = -(-len(rows) // -(-len(rows) // ROWS))  # plots of about the same height
+            drawn += [plots.histogram(rows[i : i + step], self.emulated) for i in range(0, len(rows), step)]
         return drawn
 
     def _named(self, case: str, f: dict[str, Any]) -> str:
@@ -350,11 +352,11 @@ def _groups(found: dict[str, Any]) -> dict[str, list[_Group]]:
 
 
 def _about(bench: str, found: dict[str, Any]) -> tuple[str, str, str]:
-    """A bench's title, what it does, and what the clock stopped on. The file's own note wins."""
+    """A bench's title, what it does, and what the clock stopped on, with the file's own note."""
     title, what, clock = ABOUT.get(bench, (bench, "", ""))
     notes = found.get("notes")
-    told = notes.get(bench) if isinstance(notes, dict) else None
-    return title, what, told or clock or "The file does not say on what the clock stopped."
+    told = str(notes.get(bench, "")) if isinstance(notes, dict) else ""
+    return title, what, f"{clock} {told}".strip() or "The file does not say on what the clock stopped."
 
 
 EMULATED = (
@@ -425,10 +427,10 @@ def build(found: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
 def _section(group: _Group, images: dict[str, bytes]) -> list[str]:
     """A group's part of the page; its plots are added to ``images``."""
     figures = []
-    for i, plot in enumerate(group.plots()):
-        stem = f"{group.slug}-{plot.name}" + (f"-{i}" if plot.name == "spread" and i else "")
-        while f"{stem}.png" in images:  # two names that differ in signs only
-            stem += "-b"
+    for plot in group.plots():
+        stem = f"{group.slug}-{_slug(plot.name)}"
+        while f"{stem}.png" in images:  # too many rows for one, or names that differ in signs only
+            stem += "-more"
         images[f"{stem}.png"] = plot.png
         svg = plots.inline(plot.svg, stem, plot.caption)
         figures.append(f"<figure>{svg}<figcaption>{_text(plot.caption)}</figcaption></figure>")
