@@ -41,6 +41,9 @@ def library(declarations: str, source: str) -> Any:
         return ffi.dlopen(f"{folder}/original.so")
 
 
-def pointer(a: np.ndarray) -> Any:
-    """A NumPy array as C's pointer argument."""
-    return FFI().cast("void *", address(a))
+_FFI = FFI()
+
+
+def pointer(a: np.ndarray | int) -> Any:
+    """A NumPy array, or an address, as C's pointer argument."""
+    return _FFI.cast("void *", a if isinstance(a, int) else address(a))

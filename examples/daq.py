@@ -1,5 +1,6 @@
 """Data acquisition: packets from a file or a socket, which a kernel sums up one by one."""
 
+import mmap
 import os
 import socket
 import tempfile
@@ -43,7 +44,7 @@ SUMMARY = np.dtype([("number", "i4"), ("sum", "i4"), ("peaks", "i4")])
 FLOW = "CPU to GPU"
 SIZES = (32, 512, 4096)  # packets in a step
 SMALL = 5
-KINDS = ("file", "socket")
+KINDS = ("file", "socket", "mapped file")
 TOLERANCE = 0
 
 
@@ -62,17 +63,21 @@ class Work:
             samples[:] = rng.integers(-32768, 32768, samples.shape, "i2")
             data = packets.tobytes()
         self.data = memoryview(data)
-        self.file = self.socket = None
-        if kind == "file":
+        self.file = self.socket = self.mapped = None
+        if kind != "socket":
             memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # the disk is not the matter
             self.file = tempfile.TemporaryFile(dir=memory, buffering=0)
             self.file.write(data)
+            if kind == "mapped file" and data:
+                self.mapped = memoryview(mmap.mmap(self.file.fileno(), 0))
         else:
             self.socket, self.sender = socket.socketpair()
 
     def start(self) -> None:
         """The next n packets begin to arrive."""
-        if self.file:
+        if self.mapped:
+            self.at = 0
+        elif self.file:
             self.file.seek(0)
         else:
             threading.Thread(target=self._send, daemon=True).start()
@@ -82,13 +87,22 @@ class Work:
         if len(self.data) < self.nbytes:
             self.sender.close()
 
+    def _some(self, buffer: memoryview) -> int:
+        """Put what there is into the buffer; the bytes, 0 at the end."""
+        if self.socket:
+            return self.socket.recv_into(buffer, 0, socket.MSG_WAITALL)
+        if not self.mapped:
+            return self.file.readinto(buffer)
+        part = self.mapped[self.at : self.at + len(buffer)]
+        np.frombuffer(buffer, "u1")[: len(part)] = part
+        self.at += len(part)
+        return len(part)
+
     def produce(self, buffer: memoryview) -> None:
         """Fill ``buffer`` with what comes next. Raises gd.Error if the packets end before."""
         got = 0
         while got < len(buffer):
-            part = buffer[got:]
-            n = self.file.readinto(part) if self.file else \
-                self.socket.recv_into(part, 0, socket.MSG_WAITALL)  # fmt: skip
+            n = self._some(buffer[got:])
             if not n:
                 raise gd.Error(
                     f"the packets end after {got} of {len(buffer)} bytes, in packet {got // PACKET}"

@@ -30,10 +30,10 @@ __global__ void look_up(const node *root, const long long *queries, int n, const
 """
 FLOW = "scattered updates"
 UPDATE = True
-SIZES = (10, 14, 18)  # levels of the tree
+SIZES = (12, 16, 20)  # levels of the tree
 SMALL = 6
-KINDS = ("4 edits", "32 edits", "256 edits")
-CHUNKS = (2048, 8192, 32768)  # bytes of packed words, 16 each
+KINDS = ("4 edits", "16 edits", "64 edits")
+CHUNKS = (6144,)  # bytes of packed words, 16 each: all edits of a round go at once
 TOLERANCE = 0
 ROUNDS = 4
 QUERIES = 256
@@ -41,7 +41,7 @@ WORDS = 4  # of 8 bytes in a node
 
 
 class Work:
-    """The tree, the queries, and the edits: for each round which words get which values.
+    """The tree, the queries, and the edits: for each round which nodes get which values.
 
     Node number i has two places, 2i and 2i + 1: an edit moves it from one to the other. ``words``
     lays everything out for memory at an address: the nodes, then the array of pointers.
@@ -60,7 +60,7 @@ class Work:
         free = np.flatnonzero((depth > 0) & (depth % 2 == 0))
         count = min(int(kind.split()[0]), len(free) // 2)
         chosen = rng.permutation(free)[: 2 * count].reshape(2, count)
-        self.edits = [(chosen[r % 2], rng.integers(0, 1 << 40, count)) for r in range(ROUNDS)]
+        self.edits = [(chosen[r % 2].copy(), rng.integers(0, 1 << 40, count)) for r in range(ROUNDS)]
         self.often = chosen.ravel()
         self.queries = self.keys[rng.integers(0, n, QUERIES)]
         self.queries[:count] = self.keys[chosen[0]][:QUERIES]
@@ -78,23 +78,6 @@ class Work:
         nodes[:, 0, 2], nodes[:, 0, 3] = self.keys, self.values
         return np.concatenate([nodes.ravel(), at[self.often]])
 
-    def edit(self, r: int, base: int) -> tuple[np.ndarray, np.ndarray]:
-        """(places, values) of the words that round r changes in memory at ``base``."""
-        nodes, values = self.edits[r]
-        half, count = r % 2, len(nodes)
-        new = 2 * nodes + (r < 2)  # first to the second place, two rounds later back
-        children = base + 8 * WORDS * 2 * (2 * nodes[:, None] + (1, 2))
-        children[2 * nodes + 2 >= self.nodes] = 0
-        records = np.column_stack([children, self.keys[nodes], values])
-        at = base + 8 * WORDS * new
-        parents = (nodes - 1) // 2
-        places = np.concatenate([
-            (WORDS * new[:, None] + np.arange(WORDS)).ravel(),
-            WORDS * 2 * parents + 1 - nodes % 2,  # left children have odd numbers
-            self.first + half * count + np.arange(count),
-        ])  # fmt: skip
-        return places, np.concatenate([records.ravel(), at, at])
-
     def host_traffic(self, version: str) -> int:
         everything, packed, back = 8 * self.size, 2 * self.nbytes, 8 * (QUERIES + len(self.often))
         return {
@@ -106,7 +89,33 @@ class Work:
 
 
 ORIGINAL = """
-struct node { const struct node *left, *right; long long key, value; };
+struct node { struct node *left, *right; long long key, value; };
+
+#ifndef STORE
+#define STORE(where, what) (where) = (what)
+#endif
+
+// Round r: every node of a list moves to its other place, with a new value. The tree is written at
+// `tree`; pointers in it are those of a tree at `seen`, which is the same where one pointer is
+// good for both sides.
+void edit(struct node *tree, struct node *seen, struct node **often, long long nodes,
+          const long long *list, const long long *keys, const long long *values, int n, int r)
+{
+    for (int i = 0; i < n; i++) {
+        long long id = list[i], child = 2 * id + 1, place = 2 * id + (r < 2);
+        struct node *new = seen + place, *parent = tree + 2 * ((id - 1) / 2);
+        STORE(tree[place].left, child < nodes ? seen + 2 * child : 0);
+        STORE(tree[place].right, child < nodes ? seen + 2 * child + 2 : 0);
+        STORE(tree[place].key, keys[id]);
+        STORE(tree[place].value, values[i]);
+        if (id % 2)
+            STORE(parent->left, new);
+        else
+            STORE(parent->right, new);
+        STORE(often[i + r % 2 * n], new);
+    }
+}
+
 void look_up(const struct node *root, const long long *queries, int n,
              const struct node *const *often, int m, long long *found)
 {
@@ -120,8 +129,20 @@ void look_up(const struct node *root, const long long *queries, int n,
         found[n + i] = often[i]->value;
 }
 """
-DECLARATION = """void look_up(const void *root, const void *queries, int n, const void *often, int m,
-                            void *found);"""
+DECLARATIONS = """
+void edit(void *tree, void *seen, void *often, long long nodes, const void *list, const void *keys,
+          const void *values, int n, int r);
+void look_up(const void *root, const void *queries, int n, const void *often, int m, void *found);
+"""
+
+
+def editor(work, tree, seen, source=ORIGINAL, declarations=DECLARATIONS):
+    """edit(r) for a tree written at one address and walked at another."""
+    c = library(declarations, source)
+    often, keys = pointer(tree + 8 * work.first), pointer(work.keys)
+    tree, seen = pointer(tree), pointer(seen)
+    rounds = [(pointer(nodes), keys, pointer(values), len(nodes)) for nodes, values in work.edits]
+    return lambda r: c.edit(tree, seen, often, work.nodes, *rounds[r], r)
 
 
 def sequential(work):
@@ -129,18 +150,14 @@ def sequential(work):
     base = address(memory)
     memory[:] = work.words(base)
     found = np.empty(QUERIES + len(work.often), "i8")
-    look_up = library(DECLARATION, ORIGINAL).look_up
-
-    def update(r):
-        places, words = work.edit(r, base)
-        memory[places] = words
+    look_up = library(DECLARATIONS, ORIGINAL).look_up
 
     def run():
         look_up(pointer(memory), pointer(work.queries), QUERIES, pointer(memory[work.first :]),
                 len(work.often), pointer(found))  # fmt: skip
         return found
 
-    return update, run
+    return editor(work, base, base), run
 
 
 def walk(work, memory):
@@ -161,10 +178,10 @@ def walk(work, memory):
 def copy(work, host=np.empty):
     memory, mirror = gd.empty(work.size, "i8"), host(work.size, "i8")
     mirror[:] = work.words(memory.ptr)
+    edit = editor(work, address(mirror), memory.ptr)
 
     def update(r):
-        places, words = work.edit(r, memory.ptr)
-        mirror[places] = words
+        edit(r)
         upload(memory, mirror)
 
     return update, walk(work, memory)
@@ -179,26 +196,40 @@ __global__ void put(const change *changes, int n, long long *memory)
         memory[changes[i].place] = changes[i].word;
 }
 """
+PACKED = """
+static long long *changes, count;
+static void *base;
+void pack(long long *to, void *tree) { changes = to; count = 0; base = tree; }
+long long packed(void) { return count; }
+#define STORE(where, what) \\
+    (changes[2 * count] = (long long *)&(where) - (long long *)base, \\
+     changes[2 * count++ + 1] = (long long)(what))
+"""
+PACKED_DECLARATIONS = """
+void pack(void *to, void *tree);
+long long packed(void);
+"""
 
 
 def double_buffered(work, chunk):
-    memory, count = gd.empty(work.size, "i8"), chunk // 16
+    memory, count = gd.empty(work.size, "i8"), 6 * max(len(nodes) for nodes, _ in work.edits)
     upload(memory, work.words(memory.ptr))
     buffers = [(pinned((count, 2), "i8"), gd.empty((count, 2), "i8"), Event()) for _ in range(2)]
+    declarations, source = PACKED_DECLARATIONS + DECLARATIONS, PACKED + ORIGINAL
+    c, tree = library(declarations, source), memory.ptr
+    edit = editor(work, tree, tree, source, declarations)
     put = gd.kernel(PUT, "put")
     stream = gd.device().default_stream  # which the look-ups run on
 
     def update(r):
-        places, words = work.edit(r, memory.ptr)
-        for i, start in enumerate(range(0, len(places), count)):
-            staging, changes, free = buffers[i % 2]
-            m = min(count, len(places) - start)
-            free.synchronize()
-            staging[:m, 0] = places[start : start + m]
-            staging[:m, 1] = words[start : start + m]
-            copy_in(changes.ptr, address(staging), 16 * m, stream)
-            put[-(-m // 128), 128](changes, m, memory)
-            free.record(stream)
+        staging, changes, free = buffers[r % 2]
+        free.synchronize()
+        c.pack(pointer(staging), pointer(tree))
+        edit(r)
+        m = c.packed()
+        copy_in(changes.ptr, address(staging), 16 * m, stream)
+        put[-(-m // 128), 128](changes, m, memory)
+        free.record(stream)
 
     return update, walk(work, memory)
 
@@ -206,10 +237,10 @@ def double_buffered(work, chunk):
 def direct(work):
     memory = gd.empty(work.size, "i8")
     memory.host[:] = work.words(memory.ptr)
+    edit = editor(work, memory.host_ptr, memory.ptr)
 
     def update(r):
-        places, words = work.edit(r, memory.ptr)
-        memory.host[places] = words
+        edit(r)
         memory.flush()
 
     return update, walk(work, memory)

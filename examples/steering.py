@@ -110,6 +110,7 @@ class Simulation:
         self.state, self.shown, self.report = gd.zeros(work.n), pinned(work.n), pinned(2, "u4")
         self.report[:] = 0, 1
         self.taken_ended = memoryview(self.report)
+        self.threads = min(1024, -(-work.n // 32) * 32)
         self.kernel, self.stream = gd.kernel(SOURCE, "simulate"), gd.stream()
 
     def wait(self, wanted):
@@ -118,7 +119,7 @@ class Simulation:
         while words[0] != wanted:
             if words[1]:
                 words[1] = 0
-                self.kernel[1, 256, self.stream](
+                self.kernel[1, self.threads, self.stream](
                     self.table, self.number, self.state, address(self.shown), address(self.report),
                     len(self.state), STEPS, PATIENCE,
                 )  # fmt: skip

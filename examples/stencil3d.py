@@ -40,6 +40,7 @@ class Work:
         axis = np.linspace(-1, 1, n, dtype="f4")
         self.profile = np.exp(-4 * axis**2)
         self.plane = (amplitude * np.multiply.outer(self.profile, self.profile)).astype("f4").ravel()
+        self.phases = np.empty((max(1, 65536 // n**2), n**2), "f4")
         self.pulse = np.sin(np.arange(STEPS, dtype="f4") + 1).astype("f4")
 
     def produce(self, source: np.ndarray, t: int, z: int = 0) -> None:
@@ -49,8 +50,12 @@ class Work:
             depth = self.profile[z : z + len(source), None]
             np.multiply(self.plane * self.pulse[t], depth, out=flat)
         else:
-            for k, out in enumerate(flat):
-                np.sin(self.plane + (self.pulse[t] + self.profile[z + k]), out=out)
+            phase = self.pulse[t] + self.profile[z : z + len(source), None]
+            several = len(self.phases)
+            for k in range(0, len(flat), several):  # so few planes that they stay in the cache
+                part = np.add(self.plane, phase[k : k + several],
+                              out=self.phases[: len(flat) - k])  # fmt: skip
+                np.sin(part, out=flat[k : k + several])
 
     def host_traffic(self, version: str) -> int:
         return host_traffic(version, self.nbytes, results=4 * self.cells)

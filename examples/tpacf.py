@@ -11,11 +11,13 @@ import gpudirect as gd
 
 BINS = 16
 SOURCE = """
-// histogram of the scalar products of all points of a with all of b
-__global__ void correlate(const short *a, const short *b, int n, const int *edges,
+// histograms of the scalar products of all points of a catalogue with all of the observed one
+// and with all of its own
+__global__ void correlate(const short *observed, const short *points, int n, const int *edges,
                           unsigned long long *counts)
 {
     __shared__ unsigned own[16];
+    const short *a = points, *b = blockIdx.z ? points : observed;
     int i = blockIdx.x * blockDim.x + threadIdx.x, span = (n + gridDim.y - 1) / gridDim.y;
     int first = blockIdx.y * span, end = first + span < n ? first + span : n;
     if (threadIdx.x < 16)
@@ -32,7 +34,7 @@ __global__ void correlate(const short *a, const short *b, int n, const int *edge
         }
     __syncthreads();
     if (threadIdx.x < 16 && own[threadIdx.x])
-        atomicAdd(&counts[threadIdx.x], (unsigned long long)own[threadIdx.x]);
+        atomicAdd(&counts[blockIdx.z * 16 + threadIdx.x], (unsigned long long)own[threadIdx.x]);
 }
 """
 FLOW = "CPU to GPU"
@@ -79,14 +81,18 @@ ORIGINAL = """
 #include <stdint.h>
 void correlate(const int16_t *a, const int16_t *b, int n, const int32_t *edges, uint64_t *counts)
 {
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < n; j++) {
-            int product = a[i] * b[j] + a[n + i] * b[n + j] + a[2 * n + i] * b[2 * n + j];
-            int bin = 0;
-            for (int half = 8; half; half /= 2)
-                bin += product < edges[bin + half] ? half : 0;
-            counts[bin]++;
+    for (int i = 0; i < n; i++) {
+        int products[n], before = n;
+        for (int j = 0; j < n; j++)
+            products[j] = a[i] * b[j] + a[n + i] * b[n + j] + a[2 * n + i] * b[2 * n + j];
+        for (int bin = 0; bin < 16; bin++) {
+            int after = 0;
+            for (int j = 0; j < n; j++)
+                after += bin < 15 && products[j] < edges[bin + 1];
+            counts[bin] += before - after;
+            before = after;
         }
+    }
 }
 """
 DECLARATION = """void correlate(const int16_t *a, const int16_t *b, int n, const int32_t *edges,
@@ -110,18 +116,18 @@ def sequential(work):
     return step
 
 
-def correlations(work):
+def correlations(work, points):
     """What all versions do with a catalogue that has arrived: count its pairs with the observed
     one and with itself."""
     counts, edges = gd.empty((SETS, 2, BINS), "u8"), gd.asarray(work.edges)
     kernel = gd.kernel(SOURCE, "correlate")
-    grid = -(-work.n // 128), min(32, -(-work.n // 64))
+    grid = -(-work.n // 128), min(32, -(-work.n // 64)), 2
 
-    def correlate(points, s, stream=None):
+    def correlate(s, stream=None):
         if s == 0:
             counts.device.fill(counts.ptr, 0, counts.nbytes, stream)
-        for i, other in enumerate((0, s)):
-            kernel[grid, 128, stream](points[s], points[other], work.n, edges, counts[s, i])
+        kernel[grid, 128, stream](points, points.ptr + 6 * work.n * s, work.n, edges,
+                                  counts.ptr + 16 * BINS * s)  # fmt: skip
 
     return correlate, counts
 
@@ -129,13 +135,13 @@ def correlations(work):
 def copy(work, host=np.empty):
     points = gd.empty((SETS, 3, work.n), "i2")
     catalogue, result = host((3, work.n), "i2"), host((SETS, 2, BINS), "u8")
-    correlate, counts = correlations(work)
+    correlate, counts = correlations(work, points)
 
     def step():
         for s in range(SETS):
             work.produce(catalogue, s)
             upload(points[s], catalogue)
-            correlate(points, s)
+            correlate(s)
         return download(result, counts)
 
     return step
@@ -147,7 +153,7 @@ def double_buffered(work, chunk):
     buffers = [(pinned((3, m), "i2"), Event()) for _ in range(2)]
     copying, computing, arrived = gd.stream(), gd.stream(), Event()
     result = pinned((SETS, 2, BINS), "u8")
-    correlate, counts = correlations(work)
+    correlate, counts = correlations(work, points)
 
     def step():
         chunks = 0
@@ -164,7 +170,7 @@ def double_buffered(work, chunk):
                 free.record(copying)
             arrived.record(copying)
             arrived.hold(computing)
-            correlate(points, s, computing)
+            correlate(s, computing)
         download(result, counts, computing)
         computing.synchronize()
         return result
@@ -175,12 +181,12 @@ def double_buffered(work, chunk):
 def direct(work):
     points = gd.empty((SETS, 3, work.n), "i2")
     result = pinned((SETS, 2, BINS), "u8")
-    correlate, counts = correlations(work)
+    correlate, counts = correlations(work, points)
 
     def step():
         for s in range(SETS):
             work.produce(points.host[s], s)
-            correlate(points, s)
+            correlate(s)
         return counts.read(result)
 
     return step
