@@ -234,6 +234,22 @@ def _keys(found: Any, known: frozenset[str], where: str) -> dict[str, Any]:
     return dict(found)
 
 
+def _words(found: Any, key: str, where: str) -> tuple[str, ...]:
+    _expect(
+        isinstance(found, list) and all(isinstance(w, str) for w in found), where, f"{key} is no list of words"
+    )
+    return tuple(found)
+
+
+def _sizes(found: Any, where: str) -> Sizes:
+    s = _keys(found, SIZE_KEYS, where)
+    numbers = [v for v in s.values() if not isinstance(v, list)] + s.get("needed", [])
+    counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+    _expect(counts, where, "sizes are numbers of bytes")
+    needed = tuple(s.get("needed", ()))
+    return Sizes(s.get("from", 0), s.get("to"), s.get("powers_of_two_to"), s.get("odd", 0), needed)
+
+
 def _one_of(value: Any, known: Sequence[str], where: str) -> str:
     _expect(value in known, where, f"{value!r} is none of {', '.join(known)}")
     return str(value)
@@ -247,7 +263,7 @@ def _term(found: Any, bench: str, where: str) -> Term:
     limit = words[limits[0]]
     numeric = isinstance(limit, int | float) and not isinstance(limit, bool)
     _expect(numeric and math.isfinite(limit) and limit != 0, where, f"limit {limit!r}: a number, not 0")
-    against = tuple(words.get("against", ()))
+    against = _words(words.get("against", []), "against", where)
     _expect(bool(against) == (compare != "value"), where, "a value stands alone, all else has against")
     return Term(
         compare, float(limit), limits[0] == "at_most", against, words.get("bench", bench),
@@ -272,11 +288,7 @@ def _bars_of(found: Any) -> list[Bar]:
     quantity = _one_of(words.get("quantity", "time"), QUANTITIES, where)
     sizes = None
     if "sizes" in words:
-        s = _keys(words["sizes"], SIZE_KEYS, where)
-        sizes = Sizes(
-            s.get("from", 0), s.get("to"), s.get("powers_of_two_to"), s.get("odd", 0),
-            tuple(s.get("needed", ())),
-        )  # fmt: skip
+        sizes = _sizes(words["sizes"], where)
         _expect(quantity != "check", where, "checks have no sizes")
     median = _one_of(words.get("over", "every"), ("every", "median"), where) == "median"
     _expect(sizes is not None or not median, where, "a median over sizes needs sizes")
@@ -289,7 +301,7 @@ def _bars_of(found: Any) -> list[Bar]:
     if "each" not in words:
         return [bar]
     _expect("{each}" in bar.id, where, "with each, the id needs {each}")
-    return [_filled(bar, each) for each in words["each"]]
+    return [_filled(bar, each) for each in _words(words["each"], "each", where)]
 
 
 def _filled(bar: Bar, each: str) -> Bar:

@@ -149,7 +149,7 @@ def _size_axis(axes: Any, sizes: Sequence[int]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     first, last = math.log2(min(sizes)), math.log2(max(sizes))
-    step = max(1, math.ceil((last - first) / 6))
+    step = max(1, math.ceil((last - first) / 5))
     exponents = range(math.ceil(first), math.floor(last) + 1, step)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([2.0**e for e in exponents]))
