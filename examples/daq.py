@@ -122,6 +122,11 @@ class Work:
             )
         return summaries
 
+    def alone(self, empty):
+        """One step's production by itself, into arrays that ``empty`` makes."""
+        buffer = memoryview(empty(self.nbytes, "u1"))
+        return lambda: (self.start(), self.produce(buffer))
+
     def host_traffic(self, version: str) -> int:
         # the kernel reads the packets from the page cache or the socket's buffers once, always
         return self.nbytes + host_traffic(version, self.nbytes, results=SUMMARY.itemsize * self.n)

@@ -65,6 +65,11 @@ class Work:
         seen = self.picture[rows, x : x + self.width]
         np.bitwise_xor(seen, self.noise[top : top + len(frame)], out=frame)
 
+    def alone(self, empty):
+        """One step's production by itself, into arrays that ``empty`` makes."""
+        frame = empty((self.height, self.width), "u1")
+        return lambda: [self.produce(frame, t) for t in range(FRAMES)]
+
     def host_traffic(self, version: str) -> int:
         results = 4 * (FRAMES - 1) * self.blocks[0] * self.blocks[1]
         return host_traffic(version, self.nbytes, results)

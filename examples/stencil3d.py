@@ -57,6 +57,11 @@ class Work:
                               out=self.phases[: len(flat) - k])  # fmt: skip
                 np.sin(part, out=flat[k : k + several])
 
+    def alone(self, empty):
+        """One step's production by itself, into arrays that ``empty`` makes."""
+        source = empty((self.n,) * 3, "f4")
+        return lambda: [self.produce(source, t) for t in range(STEPS)]
+
     def host_traffic(self, version: str) -> int:
         return host_traffic(version, self.nbytes, results=4 * self.cells)
 

@@ -73,6 +73,11 @@ class Work:
         np.multiply(flat, np.sin(ascension), out=points[1], casting="unsafe")
         np.multiply(np.sin(declination), np.float32(SCALE), out=points[2], casting="unsafe")
 
+    def alone(self, empty):
+        """One step's production by itself, into arrays that ``empty`` makes."""
+        points = empty((3, self.n), "i2")
+        return lambda: [self.produce(points, s) for s in range(SETS)]
+
     def host_traffic(self, version: str) -> int:
         return host_traffic(version, self.nbytes, results=SETS * 2 * BINS * 8)
 

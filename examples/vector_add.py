@@ -37,6 +37,11 @@ class Work:
         self.make(x, out=a)
         np.subtract(x, np.float32(0.5), out=b)
 
+    def alone(self, empty):
+        """One step's production by itself, into arrays that ``empty`` makes."""
+        a, b = empty(self.n, "f4"), empty(self.n, "f4")
+        return lambda: self.produce(a, b)
+
     def host_traffic(self, version: str) -> int:
         return host_traffic(version, self.nbytes, results=4 * self.n)
 

@@ -40,6 +40,7 @@ def experiment(
         console.print("[bold yellow]Emulated device: these times say nothing about a GPU.[/]")
     figures = Figures(chosen)
     configurations = []
+    figures.add(*measure.link(chosen))
     for port in chosen_ports:
         sizes = (port.small,) if quick or chosen.emulated else port.sizes
         for kind in port.kinds[:1] if quick else port.kinds:

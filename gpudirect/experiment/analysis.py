@@ -83,6 +83,8 @@ class Row:
     """Step of the double-buffered version by the name of its chunk size."""
     traffic: dict[str, int]
     """Bytes through host memory in a step, computed."""
+    produced: dict[str, float]
+    """Making the data alone, by the memory it is made in: "pinned", "mapped"."""
 
     def ratio(self, other: str, what: str = "step") -> float:
         """Direct's time over another version's."""
@@ -118,8 +120,10 @@ class Experiment:
 
         mark = " (sweep): step"
         sweep = {k.removesuffix(mark): t for k, t in own.items() if k.endswith(mark)}
+        produced = {m: own[f"production, {m}: step"] for m in ("pinned", "mapped")
+                    if f"production, {m}: step" in own}  # fmt: skip
         return Row(c["port"], c["kind"], c["n"], c["nbytes"], c["best_chunk"], times("step"),
-                   times("update"), sweep, c["host_traffic"])  # fmt: skip
+                   times("update"), sweep, c["host_traffic"], produced)  # fmt: skip
 
     @property
     def emulated(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bench.measure import Figure, figure
+import gpudirect as gd
+
+from ..bench.measure import Figure, figure, interleaved
+from ..devices import Device
 from ..errors import Error
 from .ports import Port, Step, chunked
 
@@ -19,7 +23,12 @@ MOST_CHUNKS = 512  # of one step: smaller ones are far from the best
 LEAST, MOST = 7, 200  # samples of a case
 ROUNDS = 4  # different updates, taken in turn
 
-UPDATE, STEP = "update", "step"
+UPDATE, STEP, PRODUCTION, LINK = "update", "step", "production", "link"
+MEMORIES: dict[str, Callable[..., Any]] = {
+    "pinned": lambda shape, dtype: sys.modules["_cuda"].pinned(shape, dtype),
+    "mapped": lambda shape, dtype: gd.empty(shape, dtype).host,
+}
+"""Where a producer may put its data: a name -> what makes an array there."""
 
 
 class WrongResultError(Error):
@@ -153,6 +162,38 @@ def _difference(found: Any, wanted: Any) -> str:
     )
 
 
+def _production(port: Port, work: Any, group: str, seconds: float) -> list[Figure]:
+    """What making the data of one step takes, by the memory that it is made in."""
+    cases = {f"{PRODUCTION}, {name}": work.alone(empty) for name, empty in MEMORIES.items()}
+    start = time.perf_counter()
+    for call in cases.values():
+        call()
+    once = time.perf_counter() - start
+    samples = max(LEAST, min(MOST, int(0.2 * seconds / once)))
+    taken = interleaved(cases, samples=samples, warmup=1)
+    return [figure(port.name, f"{name}: {STEP}", work.nbytes, t, group=group)
+            for name, t in taken.items()]  # fmt: skip
+
+
+def link(device: Device) -> list[Figure]:
+    """What one core's stores and the DMA engine bring to the device, beside ordinary memory."""
+    size = (1 << 20) if device.emulated else (64 << 20)
+    data = np.ones(size, np.uint8)
+    cuda = sys.modules["_cuda"]
+    page_locked = cuda.pinned(size, "u1")
+    page_locked[:] = data
+    with gd.empty(size, "u1", device=device) as a:
+        host = a.host
+        cases: dict[str, Callable[[], Any]] = {
+            "stores of one core through the mapping": lambda: np.copyto(host, data),
+            "stores of one core to page-locked memory": lambda: np.copyto(page_locked, data),
+            "DMA from page-locked memory": lambda: cuda.upload(a, page_locked),
+            "DMA from pageable memory": lambda: cuda.upload(a, data),
+        }
+        taken = interleaved(cases, samples=LEAST, warmup=1)
+    return [figure(LINK, name, size, t, group="link") for name, t in taken.items()]
+
+
 def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Configuration]:
     """Measure one configuration for about ``seconds``. Raises WrongResultError."""
     work = port.work(n, kind)
@@ -160,12 +201,12 @@ def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Co
     tried = tuple(getattr(port.module, "CHUNKS", chunks(work.nbytes)))
     made = port.versions(tried)
     figures: list[Figure] = []
+    group = f"{kind}, {n}"
 
     def keep(
         name: str, steps: np.ndarray, updates: np.ndarray, purpose: str = "", case: str = ""
     ) -> None:
         label = f"{case or name}{purpose}"
-        group = f"{kind}, {n}"
         figures.append(figure(port.name, f"{label}: {STEP}", work.nbytes, steps, group=group))
         if port.update:
             figures.append(
@@ -196,6 +237,8 @@ def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Co
         alone.append(runner.one("sequential"))
     keep("sequential", np.array([t for t, _ in alone]), np.array([u for _, u in alone]))
 
+    if not port.update:
+        figures += _production(port, work, group, seconds)
     best_chunk = tried[sweep.index(best)]
     traffic = {v: int(work.host_traffic(v)) for v in ("copy, pageable", "copy, pinned",
                                                       "double-buffered", "direct")}  # fmt: skip
