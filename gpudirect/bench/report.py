@@ -364,11 +364,11 @@ EMULATED = (
     "GPU, and no bar is met by them. The page shows only that measuring works.</p>"
 )
 HOW = (
-    "Every case was timed many times, and the cases of one benchmark in turn, so that a drift of the machine "
-    "meets all of them alike. Each time is that of one call. Where a sample is the mean of a batch of "
-    "calls (the tables say so), a single slow call in it is averaged away: its p99 is that of batches. Both "
-    "axes of a curve are logarithmic: equal distances are equal factors. The pale band around a line goes "
-    "from the best sample to p99; where bands overlap, the difference of the lines may be chance. "
+    "Every case was timed many times; where it can be done, cases that are compared were timed in turn, so "
+    "that a drift of the machine meets all of them alike. Each time is that of one call. Where a sample is "
+    "the mean of a batch of calls (the tables say so), a single slow call in it is averaged away: its p99 is "
+    "that of batches. Both axes of a curve are logarithmic: equal distances are equal factors. The pale band "
+    "around a line goes from the best sample to p99; where bands overlap, the difference of the lines may be chance. "
     f"The plots also lie beside this page as PNG, in the folder {PLOTS}."
 )
 
