@@ -368,8 +368,8 @@ HOW = (
     "that a drift of the machine meets all of them alike. Each time is that of one call. Where a sample is "
     "the mean of a batch of calls (the tables say so), a single slow call in it is averaged away: its p99 is "
     "that of batches. Both axes of a curve are logarithmic: equal distances are equal factors. The pale band "
-    "around a line goes from the best sample to p99; where bands overlap, the difference of the lines may be chance. "
-    f"The plots also lie beside this page as PNG, in the folder {PLOTS}."
+    "around a line goes from the best sample to p99; where bands overlap, the difference of the lines may be "
+    f"chance. The plots also lie beside this page as PNG, in the folder {PLOTS}."
 )
 
 
