@@ -23,6 +23,7 @@ from .limits import DIRECTIONS, NEVER, Limits, file_of, store
 
 SMALLEST, LARGEST = 256, 16 << 20
 STEPS = 4  # sizes measured in each doubling
+PAUSE = 100e-6  # seconds
 TURN_COST = 0.04  # a turn must save as much as 4% at one size, or it is noise
 
 
@@ -85,12 +86,19 @@ def threshold(measured: Sequence[tuple[int, float, float]]) -> int:
 
 
 def _medians(calls: Sequence[Callable[[], Any]], budget: float) -> list[float]:
-    """Median seconds of each call, all taken in turn. budget: seconds for all of it."""
+    """Median seconds of each call, all taken in turn. budget: seconds for all of it.
+
+    Before each the CPU is busy for PAUSE, so that copy threads are asleep, as they would be between
+    the copies of a program: back to back they help from much smaller sizes on.
+    """
     clock = time.perf_counter
     took: list[list[float]] = [[] for _ in calls]
     end = clock() + budget
     for i in range(200):
         for times, call in zip(took, calls, strict=True):
+            start = clock()
+            while clock() - start < PAUSE:
+                pass
             start = clock()
             call()
             times.append(clock() - start)

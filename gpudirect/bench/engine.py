@@ -97,7 +97,7 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
                 tell(f"{direction} of {n} bytes", i, len(todo))
                 for unaligned in (False, True):
                     found += _one_thread(direction, a.host_ptr, other, n, unaligned, rounds)
-            for n in (1 << 20, 4 << 20, 16 << 20):
+            for n in (1 << 20, 2 << 20, 4 << 20, 8 << 20, 16 << 20):
                 if n <= largest and (direction == "write" or n == 1 << 20):
                     tell(f"{direction} of {n} bytes by several threads", 0, 1)
                     found += _threads(direction, a.host_ptr, other, n, rounds)

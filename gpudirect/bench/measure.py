@@ -85,15 +85,18 @@ def interleaved(
 
 
 SAMPLE = 20_000.0  # ns: a sample lasts at least so long, or the clock itself would be measured
+PAUSE = 100_000  # ns: copy threads and the driver's own are asleep then, as in a program
 
 
 def shared_out(
     bench: str, cases: dict[str, Callable[[], Any]], size: int = 0, *, group: str = "",
-    seconds: float = 0.1, least: int = 15, most: int = 400,
+    seconds: float = 0.1, least: int = 15, most: int = 400, alone: bool = False,
 ) -> list[Figure]:
     """Time several calls in turn, in an order drawn anew each round, within ``seconds`` in all.
 
     Each has its own batch, so that a sample lasts at least 20 us; least and most: samples of each.
+    alone: one call a sample, and 100 us before each in which the CPU does something else: what was
+    woken up for the call before sleeps again, as it would between the copies of a program.
     Cases that take too long for ``least`` samples within ten times their share get fewer, at
     least 5.
     """
@@ -104,7 +107,7 @@ def shared_out(
         start = clock()
         call()
         once = max(1, clock() - start)
-        batches[name] = max(1, min(500, round(SAMPLE / once)))
+        batches[name] = 1 if alone else max(1, min(500, round(SAMPLE / once)))
         for _ in range(batches[name]):
             call()  # warm
     times: dict[str, list[float]] = {name: [] for name in cases}
@@ -117,6 +120,9 @@ def shared_out(
         dice.shuffle(order)
         for name in order:
             call, rounds = cases[name], range(batches[name])
+            begin = clock()
+            while alone and clock() - begin < PAUSE:
+                pass
             begin = clock()
             for _ in rounds:
                 call()
