@@ -12,7 +12,7 @@ from rich.console import Console
 from .. import devices
 from ..bench.figures import Figures
 from ..errors import ArgumentError
-from ..experiment import analysis, lines, measure, ports
+from ..experiment import analysis, lines, measure, ports, report
 from . import BridgeOption, DeviceOption, choose
 
 SECONDS = 0.8  # of each configuration
@@ -60,4 +60,5 @@ def experiment(
         label = re.sub(r"\W+", "-", chosen.name).strip("-").lower()
         path = out / f"{label}-experiment.json"
         figures.save(path)
-        console.print(f"figures written to {path}")
+        report.write(figures.as_dict(), path.with_suffix(".html"))
+        console.print(f"figures written to {path}, the page beside it", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,14 +57,6 @@ class Table:
                  "| --- |" + " ---: |" * (len(self.columns) - 1)]  # fmt: skip
         return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in self.rows])
 
-    def html(self) -> str:
-        head = "".join(f"<th>{html.escape(c)}</th>" for c in self.columns)
-        body = "\n".join(
-            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
-            for row in self.rows
-        )
-        return f"<h3>{html.escape(self.title)}</h3>\n<table><tr>{head}</tr>\n{body}\n</table>"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -109,6 +100,14 @@ class Experiment:
         self.lines: dict[str, dict[str, int]] = checks["lines"]
         medians = {(f["bench"], f["group"], f["case"]): float(f["p50"]) for f in found["figures"]}
         self.rows = [self._row(c, medians) for c in checks["configurations"]]
+        self.link = {f["case"].removesuffix(": step"): f["size"] / float(f["p50"])
+                     for f in found["figures"] if f["bench"] == "link"}  # fmt: skip
+        """What was measured of the link: GB/s by name."""
+
+    @property
+    def store_rate(self) -> float:
+        """GB/s of one core's stores through the mapping."""
+        return self.link["stores of one core through the mapping"]
 
     def _row(self, c: dict[str, Any], medians: dict[tuple[str, str, str], float]) -> Row:
         group = f"{c['kind']}, {c['n']}"
@@ -175,6 +174,76 @@ def code(e: Experiment) -> Table:
     return table
 
 
+def traffic(e: Experiment) -> Table:
+    """Bytes through host memory in a step."""
+    table = Table("Bytes through host memory in one step, computed",
+                  ("port, kind, size", "to the device", *VERSIONS, "saved beside double"))  # fmt: skip
+    for r in e.rows:
+        saved = r.traffic["double-buffered"] - r.traffic["direct"]
+        table.add(r.name, bytes_short(r.nbytes), *(bytes_short(r.traffic[v]) for v in VERSIONS),
+                  bytes_short(saved))  # fmt: skip
+    return table
+
+
+def sensitivity(r: Row) -> tuple[float, int, int]:
+    """What the chunk size does to double-buffered: (the worst tried over the best, how many of
+    those tried are within a tenth of the best, how many were tried)."""
+    times = list(r.sweep.values())
+    best = min(times)
+    return max(times) / best, sum(t <= 1.1 * best for t in times), len(times)
+
+
+def chunking(e: Experiment) -> Table:
+    """The double-buffer's chunk size, which direct has not."""
+    table = Table("Double-buffered and its chunk size",
+                  ("port, kind, size", "best chunk", "with it", "worst tried", "worst/best",
+                   "within 10 % of best", "direct"))  # fmt: skip
+    for r in e.rows:
+        if len(r.sweep) > 1:
+            spread, near, tried = sensitivity(r)
+            table.add(r.name, bytes_short(r.best_chunk), short(min(r.sweep.values())),
+                      short(max(r.sweep.values())), f"{spread:.1f}", f"{near} of {tried}",
+                      short(r.step["direct"]))  # fmt: skip
+    return table
+
+
+def why(e: Experiment, r: Row) -> str:
+    """Where direct wins or loses, and what limits it, from what was measured beside it."""
+    ratio = r.ratio("double-buffered")
+    slower = r.produced["mapped"] / r.produced["pinned"]
+    share = r.produced["mapped"] / r.step["direct"]
+    rate = r.nbytes / r.step["direct"]
+    verdict = "wins" if ratio < 0.98 else "loses" if ratio > 1.02 else "as fast"
+    if verdict == "loses" and slower > 1.05:
+        return f"{verdict}: making the data in the mapping takes {slower:.2f} of page-locked memory"
+    if rate > 0.8 * e.store_rate:
+        return f"{verdict}: at the limit of one core's stores, {rate:.1f} of {e.store_rate:.1f} GB/s"
+    if share > 0.7:
+        return f"{verdict}: the producer is {share:.0%} of the step, and hides the transfer"
+    return f"{verdict}: the producer is {share:.0%} of the step; launches and kernels are the rest"
+
+
+def reasons(e: Experiment) -> Table:
+    """Why direct wins or loses where data flows."""
+    table = Table("Why: making the data, by the memory it is made in",
+                  ("port, kind, size", "direct/double", "in page-locked", "in the mapping",
+                   "mapping/page-locked", "verdict"))  # fmt: skip
+    for port in e.flows:
+        for r in e.of(port):
+            made = r.produced
+            table.add(r.name, f"{r.ratio('double-buffered'):.2f}", short(made["pinned"]),
+                      short(made["mapped"]), f"{made['mapped'] / made['pinned']:.2f}", why(e, r))  # fmt: skip
+    return table
+
+
+def link(e: Experiment) -> Table:
+    """What the link gave in this run."""
+    table = Table("The link in this run", ("what", "GB/s"))
+    for name, rate in e.link.items():
+        table.add(name, f"{rate:.1f}")
+    return table
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One claim and whether the figures bear it out."""
@@ -234,5 +303,5 @@ def judged(e: Experiment) -> Table:
 
 def tables(e: Experiment) -> list[Table]:
     """All tables there is something to say in."""
-    found = [times(e), updates(e), code(e), judged(e)]
+    found = [times(e), reasons(e), updates(e), chunking(e), code(e), traffic(e), link(e), judged(e)]
     return [t for t in found if t.rows]
