@@ -10,6 +10,12 @@ setup(
             ["gpudirect/_native/mapped.c"],
             depends=["gpudirect/_native/native.h"],
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
-        )
+        ),
+        Extension(
+            "gpudirect.service._calls",
+            ["gpudirect/service/calls.c"],
+            depends=["gpudirect/_native/lane.h", "p2pmod/p2pmod-lane.h"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra"],
+        ),
     ],
 )

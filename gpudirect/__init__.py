@@ -22,8 +22,11 @@ from .errors import (
     ArgumentError,
     BridgeError,
     BridgeUnavailableError,
+    CallError,
+    CallTimeoutError,
     ClosedError,
     CompileError,
+    DeviceAssertionError,
     DeviceError,
     DeviceLostError,
     DeviceNotFoundError,
@@ -36,12 +39,15 @@ from .errors import (
     NotMappableError,
     OutOfMemoryError,
     RangeError,
+    RefusedArgumentError,
     RevokedError,
+    ServiceError,
 )
 from .host import HostView
 from .kernels import Kernel, kernel
 from .limits import Limits
 from .memory import statistics, trim
+from .service import Doorbell, Future, Service, ServiceInfo
 
 __version__ = "0.1.0"
 
@@ -102,15 +108,20 @@ __all__ = [
     "Array",
     "BridgeError",
     "BridgeUnavailableError",
+    "CallError",
+    "CallTimeoutError",
     "ClosedError",
     "CompileError",
     "DTypeError",
     "Device",
+    "DeviceAssertionError",
     "DeviceError",
     "DeviceLostError",
     "DeviceNotFoundError",
+    "Doorbell",
     "Error",
     "ForkError",
+    "Future",
     "HostView",
     "Kernel",
     "KernelError",
@@ -121,7 +132,11 @@ __all__ = [
     "OutOfMemoryError",
     "PageRun",
     "RangeError",
+    "RefusedArgumentError",
     "RevokedError",
+    "Service",
+    "ServiceError",
+    "ServiceInfo",
     "Stream",
     "asarray",
     "calibrate",

@@ -11,6 +11,11 @@
      │    ├── DeviceNotFoundError         no such device, or no device at all
      │    ├── OutOfMemoryError (MemoryError)   device memory is exhausted
      │    └── DeviceLostError             a kernel's fault ended the device's context
+     ├── ServiceError                     a service is not running, cannot run, or died
+     │    ├── CallTimeoutError (TimeoutError)   no reply in time, or no room in the lane
+     │    └── CallError                   the function's ``status`` says so
+     │         ├── DeviceAssertionError (AssertionError)   its gd_assert failed
+     │         └── RefusedArgumentError (ArgumentError)    its gd_require failed
      ├── BridgeError (OSError)            mapping failed (``errno`` is the system's)
      │    ├── BridgeUnavailableError      the bridge asked for cannot work here
      │    ├── NotMappableError            this memory cannot be mapped by this bridge
@@ -96,6 +101,36 @@ class NotMappableError(BridgeError):
 
 class ApertureError(BridgeError):
     """The GPU's PCI aperture (BAR1), or the budget set for it, is exhausted."""
+
+
+class ServiceError(Error):
+    """A service is not running, cannot run here, or has died."""
+
+
+class CallTimeoutError(ServiceError, TimeoutError):
+    """A call was not answered in time, or found no room in its lane."""
+
+
+class CallError(ServiceError):
+    """A function of a service says by its status that it failed.
+
+    ``function`` is its name, ``status`` the number, ``value`` what came with it: a line of the
+    source.
+    """
+
+    def __init__(self, message: str = "", function: str = "", status: int = 0, value: int = 0) -> None:
+        super().__init__(message)
+        self.function = function
+        self.status = status
+        self.value = value
+
+
+class DeviceAssertionError(CallError, AssertionError):
+    """An assertion failed on the device. ``value`` is its line."""
+
+
+class RefusedArgumentError(CallError, ArgumentError):
+    """The function refused an argument. ``value`` is the line of the condition."""
 
 
 class KernelError(Error):

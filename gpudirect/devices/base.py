@@ -6,8 +6,10 @@ All addresses are plain integers, all sizes are bytes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..errors import ForkError
 
@@ -145,6 +147,16 @@ class Function(ABC):
         """Blocks of so many threads that can run at once on the device when nothing else does."""
 
 
+class Resident(Protocol):
+    """A resident kernel that can make way."""
+
+    def pause(self) -> None:
+        """End the kernel, so that the device can be quiet."""
+
+    def resume(self) -> None:
+        """Launch it again."""
+
+
 class Device(ABC):
     """A place where memory and kernels live."""
 
@@ -161,6 +173,8 @@ class Device(ABC):
 
     def __init__(self) -> None:
         self.busy: set[Stream] = set()
+        self.residents: list[Resident] = []
+        """Resident kernels that run: they end when they are told to, and not before."""
         self.forked = False
 
     @property
@@ -260,6 +274,15 @@ class Device(ABC):
         self.ensure_usable()
         for stream in tuple(self.busy):
             stream.synchronize()
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """For what waits until nothing runs on the device: resident kernels are paused meanwhile."""
+        with ExitStack() as undo:
+            for resident in tuple(self.residents):
+                resident.pause()
+                undo.callback(resident.resume)
+            yield
 
     def attribute(self, number: int) -> int | None:
         """A CUDA device attribute by number; None where the device does not know it."""

@@ -609,11 +609,15 @@ class CudaDevice(Device):
         self.ensure_usable()
         compiled = compile_kernel(source, name, self.compute_capability, tuple(options))
         d = _driver()
-        with self.current():
+        # the driver loads code when nothing runs, and by default at the first launch only: then a
+        # resident kernel would block that for ever
+        with self.quiet(), self.current():
             module = _check(d.cuModuleLoadData(compiled.code), f"loading {name}")
             kernel = _check(
                 d.cuModuleGetFunction(module, compiled.symbol.encode()), f"finding {name}"
             )
+            if hasattr(d, "cuFuncLoad"):
+                _check(d.cuFuncLoad(kernel), f"loading {name}")
         return CudaFunction(self, module, kernel, name, compiled.parameters, compiled.code)
 
     def launcher(self, function: CudaFunction, grid: tuple[int, int, int],

@@ -147,6 +147,12 @@ __device__ inline uint4 look(const uint4 *at)
 #endif
 }
 
+/* Of what the threads of a warp saw each for itself: the first one's, so that they go one way. */
+__device__ inline unsigned alike(unsigned seen)
+{
+    return __shfl_sync(ALL, seen, 0);
+}
+
 /* 16 bytes in one store. */
 __device__ inline void put(uint4 *at, uint4 v)
 {
@@ -430,12 +436,13 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
                     unsigned before = unsigned(clock64());
                     if (!answer(l, word, i % 2 * WORDS, told == STOP))
                         told = STOP;
-                    if (!told && unsigned(clock64()) - before > SLOW)
-                        told = look(control);
+                    if (i + 1 < ready && !told &&
+                        __any_sync(ALL, unsigned(clock64()) - before > SLOW))
+                        told = alike(look(control));
                 }
                 ready = look_ahead(l, words);
                 if (ready && !told)
-                    told = look(control);
+                    told = alike(look(control));
             } while (ready);
             work = true;
             polls_a_check = POLLS_A_CHECK;
@@ -448,15 +455,15 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
         if (++polls < polls_a_check)
             continue;
         polls = 0;
-        told = heard;
+        told = alike(heard);
         heard = look(control);           /* waited for at the next check only */
         unsigned long long t = now();
-        if (t > end)
+        if (__any_sync(ALL, t > end))
             told = STOP;
         if (work) {
             worked = t;
             work = false;
-        } else if (t - worked > idle_after) {
+        } else if (__any_sync(ALL, t - worked > idle_after)) {
             polls_a_check = 1;
             __nanosleep(idle_sleep);
         }

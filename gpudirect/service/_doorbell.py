@@ -1,0 +1,122 @@
+"""``Doorbell``: one word for a kernel that runs, and one for its answer."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import os
+
+from .. import _native, devices
+from ..arrays import zeros
+from ..devices import Device
+from ..errors import ArgumentError, CallTimeoutError, ClosedError, RevokedError
+
+
+class Doorbell:
+    """A word in device memory that the CPU stores to, and one in host memory that a kernel answers in.
+
+        bell = gd.Doorbell()
+        kernel[1, 1, stream](bell.ptr, bell.answer_ptr)
+        bell.ring(1)
+        bell.wait(1, timeout=1.0)
+
+    The kernel must load its word anew each time (``volatile``), and store what it answers behind a
+    ``__threadfence_system()``. Both words are 0 at first.
+    """
+
+    def __init__(
+        self, *, bits: int = 32, device: Device | str | int | None = None, bridge: str | None = None
+    ) -> None:
+        if bits not in (32, 64):
+            raise ArgumentError(f"bits is {bits!r}; a doorbell's words have 32 or 64")
+        lib = _native.lib
+        self.device = devices.get(device)
+        self.bits = bits
+        self._store = lib.gd_store32 if bits == 32 else lib.gd_store64
+        self._wait = lib.gd_wait32 if bits == 32 else lib.gd_wait64
+        # a line each, so that neither is disturbed by its neighbours
+        self._memory = zeros(64, "u1", device=self.device, bridge=bridge, mapped=True)
+        try:
+            self._host = self.device.host_allocate(64)
+        except BaseException:
+            self._memory.close()
+            raise
+        ctypes.memset(self._host.ptr, 0, 64)
+        self._bell = self._memory.host_ptr
+        self.ptr = self._memory.ptr
+        """Device address of the word that the kernel looks at."""
+        self.answer_ptr = self._host.ptr
+        """Address, for the device and the CPU, of the word that the kernel answers in."""
+
+    def ring(self, value: int) -> None:
+        """Store ``value`` after all earlier stores of this thread, and send it on its way."""
+        lib = _native.lib
+        lib.gd_fence()
+        try:
+            code = self._store(self._bell, value, lib.GD_GUARDED)
+        except (OverflowError, TypeError):
+            raise ArgumentError(
+                f"{value!r} is no whole number of {self.bits} bits, 0 or more"
+            ) from None
+        if code:
+            self._refuse(code)
+        lib.gd_fence()
+
+    def wait(self, value: int, timeout: float | None = None) -> None:
+        """Spin until the answer is ``value``, for at most ``timeout`` seconds; 0 looks once.
+
+        Other Python threads run meanwhile. Raises CallTimeoutError with what is there instead.
+        """
+        if timeout is not None and not timeout >= 0:
+            raise ArgumentError(f"timeout is {timeout!r}: give seconds, 0 or more")
+        if not self._bell:
+            self._refuse(0)
+        if self.device.forked:
+            self.device.ensure_usable()
+        ns = -1 if timeout is None or timeout > 9e9 else int(timeout * 1e9)
+        try:
+            code = self._wait(self.answer_ptr, value, ns)
+        except (OverflowError, TypeError):
+            raise ArgumentError(
+                f"{value!r} is no whole number of {self.bits} bits, 0 or more"
+            ) from None
+        if code:
+            self._refuse(code, f"no answer {value} within {timeout} s; it is {self.answer}")
+
+    @property
+    def answer(self) -> int:
+        """What the answer word holds now."""
+        if not self._bell:
+            self._refuse(0)
+        kind = ctypes.c_uint32 if self.bits == 32 else ctypes.c_uint64
+        return operator.index(kind.from_address(self.answer_ptr).value)
+
+    def _refuse(self, code: int, late: str = "") -> None:
+        import errno
+
+        if not self._bell:
+            raise ClosedError("this doorbell was closed")
+        self.device.ensure_usable()
+        if -code == errno.ETIMEDOUT:
+            raise CallTimeoutError(late)
+        if -code == errno.EFAULT:
+            raise RevokedError("the doorbell's memory was revoked")
+        raise ArgumentError(f"doorbell: {os.strerror(-code)}")
+
+    def close(self) -> None:
+        """Give its memory back. Safe twice. No kernel may look at it any more."""
+        if self._bell:
+            self._bell = 0
+            self._host.free()
+            self._memory.close()
+
+    def __enter__(self) -> Doorbell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"at {self.ptr:#x}" if self._bell else "closed"
+        mark = " (emulated)" if self.device.emulated else ""
+        return f"<Doorbell of {self.bits} bits on {self.device.id}, {state}{mark}>"

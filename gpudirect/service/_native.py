@@ -1,0 +1,21 @@
+"""The quick part, in C (calls.c): what happens in every call."""
+
+from __future__ import annotations
+
+import os
+
+from .. import _native
+
+try:
+    from ._calls import ARGUMENTS_MAX, Call, Caller, Function, bind
+except ImportError as e:
+    raise ImportError(
+        f"gpudirect's C extension is not built ({e}). In a checkout run `make`, or "
+        "`pip install -e .` with a C compiler installed."
+    ) from e
+
+bind(int(_native.ffi.cast("uintptr_t", _native.lib.gd_lane_api())))
+# rings are not inherited: in a child every call takes the slow way, which says so
+os.register_at_fork(after_in_child=lambda: bind(0))
+
+__all__ = ["ARGUMENTS_MAX", "Call", "Caller", "Function"]
