@@ -190,14 +190,14 @@ def double_buffered(work, chunk):
 
 
 def direct(work):
-    packets, summaries = gd.empty(work.nbytes, "u1"), gd.empty(work.n, SUMMARY)
-    result = pinned(work.n, SUMMARY)
+    packets, summaries = gd.empty(work.nbytes, "u1"), pinned(work.n, SUMMARY)
     summarise = gd.kernel(SOURCE, "summarise")
 
     def step():
         work.start()
         work.produce(packets.buffer)
-        summarise[work.n, 256](packets, summaries)
-        return work.checked(summaries.read(result))
+        summarise[work.n, 256](packets, address(summaries))
+        gd.synchronize()
+        return work.checked(summaries)
 
     return step

@@ -184,15 +184,16 @@ def double_buffered(work, chunk):
 
 def direct(work):
     frames = gd.empty((FRAMES, work.height, work.width), "u1")
-    best, result = new(gd.empty, work), new(pinned, work)
+    best = new(pinned, work)
     match = gd.kernel(SOURCE, "match")
 
     def step():
         for t in range(FRAMES):
             work.produce(frames.host[t], t)
             if t:
-                match[shape(work)](frames[t - 1], frames[t], best[t - 1],
+                match[shape(work)](frames[t - 1], frames[t], address(best[t - 1]),
                                    work.width, work.height, work.reach)  # fmt: skip
-        return best.read(result)
+        gd.synchronize()
+        return best
 
     return step

@@ -218,9 +218,10 @@ def why(e: Experiment, r: Row) -> str:
         return f"{verdict}: making the data in the mapping takes {slower:.2f} of page-locked memory"
     if rate > 0.8 * e.store_rate:
         return f"{verdict}: at the limit of one core's stores, {rate:.1f} of {e.store_rate:.1f} GB/s"
+    told = f"{share:.0%}" if share < 0.95 else "nearly all"
     if share > 0.7:
-        return f"{verdict}: the producer is {share:.0%} of the step, and hides the transfer"
-    return f"{verdict}: the producer is {share:.0%} of the step; launches and kernels are the rest"
+        return f"{verdict}: the producer is {told} of the step, and hides the transfer"
+    return f"{verdict}: the producer is {told} of the step; launches and kernels are the rest"
 
 
 def reasons(e: Experiment) -> Table:
