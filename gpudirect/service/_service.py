@@ -190,17 +190,14 @@ class Service(Caller):  # type: ignore[misc]
         except CompileError as e:
             for name in teams:
                 plain = re.escape(name.rpartition("::")[2])
-                if re.search(rf"[\"'‘]{plain}[\"'’].*(undefined|not declared|not a member|no member)"
+                if re.search(rf"[\"']{plain}[\"'].*(undefined|not declared|not a member)"
                              rf"|no member \"{plain}\"", e.log):  # fmt: skip
                     raise KernelNotFoundError(
                         f"the source has no function {name!r}: a `__device__` function of that name "
                         f"is needed\n{e.log}"
                     ) from None
-            raise CompileError(
-                str(e).replace(f"kernel {KERNEL!r}", "the source of the service", 1)
-                .replace(f"the source of the source of the service", "the source of the service", 1),
-                e.log,
-            ) from None
+            message = str(e).replace(f"the source of kernel {KERNEL!r}", "the source", 1)
+            raise CompileError(message.replace(f"kernel {KERNEL!r}", "the source", 1), e.log) from None
         found = signatures(kernel._function.image(), teams)
         for s in found.values():
             if s.size > ARGUMENTS_MAX:
@@ -307,13 +304,19 @@ class Service(Caller):  # type: ignore[misc]
         self._stream = self.device.stream()
         self._stream.resident = True
 
+    def _packets(self) -> tuple[int, int]:
+        """Where the packets are: for the device, and for the CPU."""
+        assert self._memory is not None
+        offset = self._layout()[2]
+        return self._memory.ptr + offset, self._memory.host_ptr + offset
+
     def _launch(self) -> None:
-        relays, relay, packets, _, _, _ = self._layout()
+        relays, relay, *_ = self._layout()
         memory, host, stream = self._memory, self._host, self._stream
         assert memory is not None and host is not None and stream is not None
         self._kernel.launch(
             self.lanes * self.blocks, self.threads,
-            memory.ptr + packets, host.ptr, memory.ptr, memory.ptr + relays, relay, self.slots,
+            self._packets()[0], host.ptr, memory.ptr, memory.ptr + relays, relay, self.slots,
             self.blocks, min(int(self._idle[1] * 1e9), 1_000_000), int(self._idle[0] * 1e9),
             int((self._lifetime or 0) * 1e9),
             stream=stream, cooperative=self.blocks > 1,
@@ -321,20 +324,24 @@ class Service(Caller):  # type: ignore[misc]
         self._marker = stream.marker()
         self._end = None
 
-    def _open_lanes(self) -> None:
-        _, _, packets, arguments, stride, _ = self._layout()
+    def _ring(self, lane: int) -> tuple[int, int, int, int, int]:
+        """(packets, replies, arguments, arguments on the device, stride) of a lane."""
+        _, _, _, arguments, stride, _ = self._layout()
         memory, host = self._memory, self._host
         assert memory is not None and host is not None
-        lanes = tuple(
-            (
-                memory.host_ptr + packets + n * self.slots * PACKET,
-                host.ptr + n * self.slots * REPLY,
-                memory.host_ptr + arguments + n * self.slots * stride if stride else 0,
-                memory.ptr + arguments + n * self.slots * stride if stride else 0,
-                stride,
-            )
-            for n in range(self.lanes)
+        first = lane * self.slots
+        return (
+            self._packets()[1] + first * PACKET,
+            host.ptr + first * REPLY,
+            memory.host_ptr + arguments + first * stride if stride else 0,
+            memory.ptr + arguments + first * stride if stride else 0,
+            stride,
         )
+
+    def _open_lanes(self) -> None:
+        memory = self._memory
+        assert memory is not None
+        lanes = tuple(map(self._ring, range(self.lanes)))
         functions = {
             s.name: Function(
                 s.name, Array, s.number, s.size, s.result.kind, s.result.size,
@@ -507,6 +514,22 @@ class Service(Caller):  # type: ignore[misc]
             f"{self.lanes * self.blocks} block(s) of {self.threads} threads, {state}>"
         )
 
+    def lend(self, lane: int) -> Any:
+        """Hand a lane over to C code: a ``struct gd_lane *`` of cffi (_native/lane.h) to send with.
+
+        The lane must be idle. The service sends nothing through it until it is started anew. The
+        struct is good until ``stop()``.
+        """
+        sent = self._lend(lane)
+        lent = _native.ffi.new("struct gd_lane *")
+        assert self._memory is not None
+        lent.packets, lent.replies, lent.arguments, lent.arguments_device, lent.stride = self._ring(lane)
+        lent.slots, lent.flags = self.slots, self._memory._flags
+        code = _native.lib.gd_lane_init(lent)
+        assert code == 0, f"lane {lane}: {os.strerror(-code)}"
+        lent.sent = lent.taken = sent
+        return lent
+
     # -- many calls ---------------------------------------------------------------------------
 
     def map(
@@ -527,20 +550,19 @@ class Service(Caller):  # type: ignore[misc]
             raise self._unknown(function)
         if not self._opened:
             self._refuse()
-        if lane is None:
-            pending = self.pending
-            lane = pending.index(min(pending))
         return self._mapped(function, iterables, timeout, lane)
 
     def _mapped(
-        self, function: str, iterables: tuple[Iterable[Any], ...], timeout: float | None, lane: int
+        self, function: str, iterables: tuple[Iterable[Any], ...], timeout: float | None, lane: int | None
     ) -> Iterator[Any]:
         ahead: deque[Future] = deque()
         submit, most = self.submit, self.slots
         for arguments in zip(*iterables, strict=False):
             if len(ahead) >= most:
                 yield ahead.popleft().result(timeout)
-            ahead.append(submit(function, *arguments, lane=lane, timeout=timeout))
+            sent = submit(function, *arguments, lane=lane, timeout=timeout)
+            ahead.append(sent)
+            lane = sent.lane
             while ahead and ahead[0].done():
                 yield ahead.popleft().result()
         while ahead:

@@ -264,6 +264,7 @@ typedef struct {
     struct gd_lane ring;
     struct slot *slots;
     uint32_t swept; /* up to this call nobody awaits a reply any more */
+    int lent;       /* to C code that sends calls of its own */
 } Lane;
 
 typedef struct {
@@ -458,13 +459,17 @@ static Lane *take_slot(Caller *self, Function *function, int wanted, int64_t tim
         for (int i = 0; i < self->lane_count; i++) {
             Lane *lane = &self->lanes[i];
 
-            if (wanted >= 0 && i != wanted)
+            if (lane->lent || (wanted >= 0 && i != wanted))
                 continue;
             sweep(lane);
             if (!best || lane->ring.sent - lane->swept < best->ring.sent - best->swept)
                 best = lane;
             if (best->ring.sent == best->swept)
                 break;
+        }
+        if (!best) {
+            PyErr_SetString(PyExc_ValueError, "every lane asked for is lent to C code");
+            return NULL;
         }
         slot = slot_of(best, best->ring.sent + 1);
         if (settle(best, slot))
@@ -823,6 +828,31 @@ static PyObject *Caller_shut(Caller *self, PyObject *failure)
     Py_RETURN_NONE;
 }
 
+static PyObject *Caller_lend(Caller *self, PyObject *number)
+{
+    long i = PyLong_AsLong(number);
+    Lane *lane;
+
+    if (i == -1 && PyErr_Occurred())
+        return NULL;
+    if (closed(self))
+        return NULL;
+    if (i < 0 || i >= self->lane_count) {
+        PyErr_Format(PyExc_ValueError, "lane is %ld; the service has lanes 0 to %d", i,
+                     self->lane_count - 1);
+        return NULL;
+    }
+    lane = &self->lanes[i];
+    sweep(lane);
+    if (lane->lent || lane->swept != lane->ring.sent) {
+        PyErr_Format(PyExc_ValueError, "lane %ld is %s", i,
+                     lane->lent ? "lent already" : "not idle");
+        return NULL;
+    }
+    lane->lent = 1;
+    return PyLong_FromUnsignedLong(lane->ring.sent);
+}
+
 static PyObject *Caller_get_waiting(Caller *self, void *ignored)
 {
     (void)ignored;
@@ -897,6 +927,8 @@ static PyMethodDef Caller_methods[] = {
      "timeout: seconds to wait for room; 0 does not wait. Otherwise as call()."},
     {"_open", (PyCFunction)Caller_open, METH_VARARGS,
      "_open(lanes, slots, flags, store, functions, device, call type)"},
+    {"_lend", (PyCFunction)Caller_lend, METH_O,
+     "_lend(lane): send no more calls through it; the number of the last one."},
     {"_shut", (PyCFunction)Caller_shut, METH_O, "_shut(exception of calls that are still open)"},
     {NULL, NULL, 0, NULL},
 };

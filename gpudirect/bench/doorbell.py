@@ -1,0 +1,327 @@
+"""``doorbell``: a call of a device function through a lane, beside what one would do otherwise.
+
+Timed in C, but for the cases that say Python. One 4-byte load from the mapping is the yardstick:
+no call can be quicker than the way there and back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import gpudirect as gd
+
+from .. import _native
+from ..devices import Device, HostMemory
+from .alloc import device_context
+from .measure import Figure, figure, interleaved
+
+NAME = "doorbell"
+LOAD = "load from the mapping, 4 bytes"
+CALL, PYTHON = "call", "call from Python"
+HOST_RING = "call, packets in host memory"
+LAUNCH = "launch + synchronise"
+GRAPH = "graph launch + synchronise"
+COPIES = "copy in + launch + copy out"
+PIPELINE, BATCHES = "calls pipelined", "results of map() from Python"
+SIZES = (1, 8, 56)
+LANES = (1, 2, 4, 8)
+TIMEOUT = 2_000_000_000  # ns
+LIFETIME = 60.0  # seconds: a run that breaks off leaves nothing behind
+
+SOURCE = """
+__device__ unsigned char f1(unsigned char a) { return a; }
+__device__ unsigned long long f8(unsigned long long a) { return a; }
+__device__ unsigned long long f56(unsigned long long a, unsigned long long b, unsigned long long c,
+                                  unsigned long long d, unsigned long long e, unsigned long long f,
+                                  unsigned long long g) { return a ^ b ^ c ^ d ^ e ^ f ^ g; }
+"""
+KERNEL = """
+__global__ void k1(unsigned char a, unsigned long long *out) { *out = a; }
+__global__ void k8(unsigned long long a, unsigned long long *out) { *out = a; }
+__global__ void k56(unsigned long long a, unsigned long long b, unsigned long long c,
+                    unsigned long long d, unsigned long long e, unsigned long long f,
+                    unsigned long long g, unsigned long long *out) { *out = a ^ b ^ c ^ d ^ e ^ f ^ g; }
+__global__ void from_memory(const unsigned char *in, int n, unsigned long long *out)
+{
+    unsigned long long x = 0;
+    for (int i = 0; i < n; i++)
+        x ^= (unsigned long long)in[i] << i % 8 * 8;
+    *out = x;
+}
+"""
+FUNCTIONS = {1: "f1", 8: "f8", 56: "f56"}
+
+
+class _HostRing(gd.Service):
+    """The same kernel polling packets in page-locked host memory: each poll crosses the link."""
+
+    _ring_memory: HostMemory | None = None
+
+    def _take(self) -> None:
+        super()._take()
+        self._ring_memory = self.device.host_allocate(self.lanes * self.slots * 64)
+        _native.ffi.memmove(
+            _native.ffi.cast("char *", self._ring_memory.ptr), bytes(self._ring_memory.size),
+            self._ring_memory.size,
+        )  # fmt: skip
+
+    def _packets(self) -> tuple[int, int]:
+        assert self._ring_memory is not None
+        return self._ring_memory.ptr, self._ring_memory.ptr
+
+    def _give_back(self) -> None:
+        super()._give_back()
+        if self._ring_memory is not None:
+            self._ring_memory.free()
+            self._ring_memory = None
+
+
+class _Samples:
+    """An array that C fills with nanoseconds."""
+
+    def __init__(self, count: int) -> None:
+        self.values = np.empty(count)
+        self.c = _native.ffi.cast("double *", self.values.ctypes.data)
+
+    def checked(self, code: int, what: str) -> np.ndarray[Any, Any]:
+        if code != len(self.values):
+            raise gd.Error(f"bench doorbell: {what} broke off with {code}")
+        return self.values.copy()
+
+
+def _words(size: int) -> bytes:
+    return bytes(range(1, size + 1))
+
+
+def _arguments(size: int) -> tuple[int, ...]:
+    data = _words(size)
+    return (data[0],) if size == 1 else tuple(np.frombuffer(data, "<u8").tolist())
+
+
+def _calls(service: gd.Service, lane: Any, size: int, count: int) -> np.ndarray[Any, Any]:
+    samples = _Samples(count)
+    number = service.functions[FUNCTIONS[size]].number
+    code = _native.lib.gd_lane_time_calls(
+        lane, number, _words(size), size, count, samples.c, TIMEOUT
+    )
+    return samples.checked(code, f"calls of {size} bytes")
+
+
+def _pipeline(service: gd.Service, lane: Any, size: int, count: int, depth: int) -> float:
+    """ns of a call."""
+    number = service.functions[FUNCTIONS[size]].number
+    total = _native.ffi.new("double *")
+    code = _native.lib.gd_lane_time_pipeline(
+        lane, number, _words(size), size, count, depth, total, TIMEOUT
+    )
+    if code != count:
+        raise gd.Error(f"bench doorbell: pipelined calls of {size} bytes broke off with {code}")
+    return float(total[0]) / count
+
+
+def _together(works: list[Callable[[], Any]]) -> list[Any]:
+    """Run each in a thread of its own, all at once; their results."""
+    results: list[Any] = [None] * len(works)
+    gate = threading.Barrier(len(works))
+
+    def run(i: int, work: Callable[[], Any]) -> None:
+        gate.wait()
+        results[i] = work()
+
+    threads = [threading.Thread(target=run, args=(i, w)) for i, w in enumerate(works)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if None in [r if not isinstance(r, np.ndarray) else 0 for r in results]:
+        raise gd.Error("bench doorbell: a thread broke off")
+    return results
+
+
+class _Launches:
+    """The driver's own ways, as C code calls them one after the other."""
+
+    def __init__(self, device: Device) -> None:
+        from cuda.bindings import driver
+
+        self.d = driver
+        self.stream = device.stream()
+        self.out = gd.zeros(1, "u8", device=device)
+        self.input = gd.zeros(64, "u1", device=device)
+        self.host = device.host_allocate(128)
+        self.keep: list[Any] = []
+        self.kernels = {n: gd.kernel(KERNEL, f"k{n}", device=device) for n in SIZES}
+        self.from_memory = gd.kernel(KERNEL, "from_memory", device=device)
+
+    def _function(self, name: bytes) -> int:
+        code, address, *_ = self.d.cuGetProcAddress(name, 12000, 0)
+        if int(code) or not int(address):
+            raise gd.Error(f"the driver has no {name.decode()}")
+        return int(address)
+
+    def _step(self, name: bytes, *arguments: int) -> dict[str, Any]:
+        return {"function": self._function(name), "arguments": list(arguments)}
+
+    def _launch(self, kernel: gd.Kernel, *arguments: Any) -> dict[str, Any]:
+        import ctypes
+
+        block = kernel.pack(arguments)
+        size = ctypes.c_size_t(len(block))
+        buffer = ctypes.create_string_buffer(block, len(block))
+        # CU_LAUNCH_PARAM_BUFFER_POINTER, _BUFFER_SIZE, _END of cuda.h
+        extra = (ctypes.c_void_p * 5)(
+            1, ctypes.addressof(buffer), 2, ctypes.addressof(size), 0
+        )
+        self.keep += [size, buffer, extra]
+        handle = int(kernel._function._kernel)  # type: ignore[attr-defined]
+        return self._step(b"cuLaunchKernel", handle, 1, 1, 1, 1, 1, 1, 0, self.stream.handle, 0,
+                          ctypes.addressof(extra))  # fmt: skip
+
+    def _wait(self) -> dict[str, Any]:
+        return self._step(b"cuStreamSynchronize", self.stream.handle)
+
+    def launch(self, size: int) -> list[dict[str, Any]]:
+        return [self._launch(self.kernels[size], *_arguments(size), self.out), self._wait()]
+
+    def graph(self, size: int) -> list[dict[str, Any]]:
+        d = self.d
+        mode = d.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        d.cuStreamBeginCapture(self.stream.handle, mode)
+        self.kernels[size][1, 1, self.stream](*_arguments(size), self.out)
+        _, graph = d.cuStreamEndCapture(self.stream.handle)
+        code, ready = d.cuGraphInstantiate(graph, 0)
+        if int(code):
+            raise gd.Error(f"no graph of a launch: {code.name}")
+        self.keep += [graph, ready]
+        return [self._step(b"cuGraphLaunch", int(ready), self.stream.handle), self._wait()]
+
+    def copies(self, size: int) -> list[dict[str, Any]]:
+        stream = self.stream.handle
+        return [
+            self._step(b"cuMemcpyHtoDAsync", self.input.ptr, self.host.ptr, size, stream),
+            self._launch(self.from_memory, self.input, size, self.out),
+            self._step(b"cuMemcpyDtoHAsync", self.host.ptr + 64, self.out.ptr, 8, stream),
+            self._wait(),
+        ]
+
+    def time(self, steps: list[dict[str, Any]], count: int, what: str) -> np.ndarray[Any, Any]:
+        samples = _Samples(count)
+        array = _native.ffi.new("struct gd_step[]", steps)
+        code = _native.lib.gd_time_steps(array, len(steps), count, samples.c)
+        return samples.checked(code, what)
+
+    def close(self) -> None:
+        self.stream.close()
+        self.host.free()
+
+
+def _case(what: str, size: int) -> str:
+    return f"{what}, {size} byte{'s' if size > 1 else ''}"
+
+
+@contextlib.contextmanager
+def _serving(device: Device, lanes: int, kind: type[gd.Service] = gd.Service) -> Iterator[gd.Service]:
+    with kind(SOURCE, list(FUNCTIONS.values()), lanes=lanes, device=device, lifetime=LIFETIME) as service:
+        yield service
+
+
+def run(device: Device, quick: bool = False) -> list[Figure]:
+    """Measure on the default bridge of ``device``."""
+    slow = 100 if device.emulated else 1
+    count = (500 if quick else 10_000) // slow
+    rounds = 2 if quick or device.emulated else 10  # rounds that visit all cases in turn
+    found: dict[tuple[str, int], list[np.ndarray[Any, Any]]] = {}
+    figures: list[Figure] = []
+
+    def add(case: str, size: int, times: np.ndarray[Any, Any]) -> None:
+        found.setdefault((case, size), []).append(times)
+
+    with contextlib.ExitStack() as stack, gd.empty(64, "u4", device=device) as word:
+        launches = None if device.emulated else _Launches(device)
+        service = stack.enter_context(_serving(device, 2))
+        in_host = stack.enter_context(_serving(device, 1, _HostRing))
+        stack.enter_context(device_context(device))
+        if launches is not None:
+            stack.callback(launches.close)
+            ways = {
+                (way, size): steps(size)
+                for way, steps in (
+                    (LAUNCH, launches.launch), (GRAPH, launches.graph), (COPIES, launches.copies)
+                )
+                for size in SIZES
+            }  # fmt: skip
+        lane, host_lane = service.lend(0), in_host.lend(0)
+        for _ in range(rounds):
+            samples = _Samples(max(count // rounds, 1))
+            each = len(samples.values)
+            code = _native.lib.gd_time_loads(word.host_ptr, each, samples.c)
+            add(LOAD, 4, samples.checked(code, "loads"))
+            for size in SIZES:
+                add(_case(CALL, size), size, _calls(service, lane, size, each))
+                add(_case(HOST_RING, size), size, _calls(in_host, host_lane, size, each))
+                python: dict[str, Callable[[], Any]] = {
+                    "python": _python_call(service, FUNCTIONS[size], _arguments(size))
+                }
+                add(_case(PYTHON, size), size, interleaved(python, samples=each)["python"])
+                if launches is not None:
+                    for (way, n), steps in ways.items():
+                        if n == size:
+                            add(_case(way, size), size, launches.time(steps, each, way))
+        figures += [
+            figure(NAME, case, size, np.concatenate(t), group="one call")
+            for (case, size), t in found.items()
+        ]
+        batch = (2_000 if quick else 50_000) // slow
+        for size in SIZES:
+            times = [_pipeline(service, lane, size, batch, service.slots // 2) for _ in range(10)]
+            figures.append(figure(NAME, _case(PIPELINE, size), size, times, batch, "pipelined"))
+        figures.append(_map(service, 8, max(batch // 10, 10)))
+    for lanes in LANES[: 2 if device.emulated else len(LANES)]:
+        figures += _lanes(device, lanes, count, batch)
+    return figures
+
+
+def _python_call(service: gd.Service, name: str, arguments: tuple[int, ...]) -> Callable[[], Any]:
+    call = service.call
+    if len(arguments) == 1:
+        (a,) = arguments
+        return lambda: call(name, a)
+    return lambda: call(name, *arguments)
+
+
+def _map(service: gd.Service, size: int, batch: int) -> Figure:
+    import time
+
+    times = []
+    for _ in range(5):
+        start = time.perf_counter_ns()
+        total = sum(service.map(FUNCTIONS[size], range(batch)))
+        times.append((time.perf_counter_ns() - start) / batch)
+        if total != batch * (batch - 1) // 2:
+            raise gd.Error(f"bench doorbell: map() gave {total}")
+    return figure(NAME, _case(BATCHES, size), size, times, batch, "pipelined")
+
+
+def _lanes(device: Device, lanes: int, count: int, batch: int) -> list[Figure]:
+    """A thread for each lane, all at once."""
+    size = 56
+    with _serving(device, lanes) as service:
+        lent = [service.lend(n) for n in range(lanes)]
+        times = _together([lambda x=x: _calls(service, x, size, count) for x in lent])  # type: ignore[misc]
+        rates = [
+            _together([
+                lambda x=x: _pipeline(service, x, size, batch, service.slots // 2) for x in lent  # type: ignore[misc]
+            ])
+            for _ in range(5)
+        ]  # fmt: skip
+    words = f"{lanes} lane{'s' if lanes > 1 else ''}, a thread each"
+    return [
+        figure(NAME, f"{_case(CALL, size)}, {words}", size, np.concatenate(times), group="lanes"),
+        figure(NAME, f"{_case(PIPELINE, size)}, {words}, time of any", size,
+               [1 / sum(1 / t for t in r) for r in rates], batch, "lanes"),
+    ]  # fmt: skip
