@@ -35,7 +35,7 @@ def library(declarations: str, source: str) -> Any:
              str(path)], capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode:
-            raise gd.CompileError("the C original does not compile", done.stderr)
+            raise gd.CompileError(f"the C code does not compile: {done.stderr[:500]}", done.stderr)
         ffi = FFI()
         ffi.cdef(declarations)
         return ffi.dlopen(f"{folder}/original.so")

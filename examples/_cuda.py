@@ -9,10 +9,12 @@ kernels leave their results.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from cffi import FFI
 
 import gpudirect as gd
 
@@ -157,6 +159,60 @@ class Graph:
     def __del__(self) -> None:
         if getattr(self, "_graph", None) is not None:
             self._driver.cuGraphExecDestroy(self._graph)
+
+
+def calls(kernel: Any, types: str, streams: Any = ()) -> tuple[Any, Any]:
+    """(struct calls, kernel) for C code that makes the driver's calls itself: cuMemcpyHtoDAsync,
+    cuMemcpyDtoHAsync, cuStreamSynchronize and cuLaunchKernel, as ``types`` declares them.
+
+    The struct must be kept. On the emulated device the four lead back here.
+    """
+    ffi = FFI()
+    ffi.cdef(types)
+    device = gd.device()
+    d = _driver(device)
+    if d is not None:
+        flags = d.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT
+        names = b"cuMemcpyHtoDAsync", b"cuMemcpyDtoHAsync", b"cuStreamSynchronize", b"cuLaunchKernel"
+        found = [int(d.cuGetProcAddress(name, 12000, flags)[1]) for name in names]
+        fields = zip(ffi.typeof("struct calls").fields, found, strict=True)
+        filled = {name: ffi.cast(field.type, at) for (name, field), at in fields}
+        handle = int(kernel._function._kernel)
+        return ffi.new("struct calls *", filled), ffi.cast("void *", handle)
+    by_handle = {s.handle: s for s in (device.default_stream, *streams)}
+
+    def stream(handle: Any) -> Any:
+        return by_handle[int(ffi.cast("uintptr_t", handle))]
+
+    def launch(_: Any, *more: Any) -> int:
+        grid, block, handle, arguments = more[:3], more[3:6], more[7], more[8]
+        values = [ffi.cast(f"{'uint64_t' if p.size == 8 else 'int32_t'} *", arguments[i])[0]
+                  for i, p in enumerate(kernel.parameters)]  # fmt: skip
+        kernel[grid, block, stream(handle)](*values)
+        return 0
+
+    def copied(copy: Callable[..., None]) -> Callable[..., int]:
+        def call(to: Any, source: Any, nbytes: int, handle: Any) -> int:
+            to, source = (int(ffi.cast("uintptr_t", p)) for p in (to, source))
+            copy(to, source, nbytes, stream(handle))
+            return 0
+
+        return call
+
+    def wait(handle: Any) -> int:
+        stream(handle).synchronize()
+        return 0
+
+    made = copied(device.copy_in), copied(device.copy_out), wait, launch
+    fields = ffi.typeof("struct calls").fields
+    kept = {name: ffi.callback(field.type, f, error=-1)
+            for (name, field), f in zip(fields, made, strict=True)}  # fmt: skip
+    table = ffi.new("struct calls *", kept)
+    _KEPT[table] = kept
+    return table, ffi.NULL
+
+
+_KEPT: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def host_traffic(version: str, nbytes: int, results: int = 0) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 from ..errors import ArgumentError
 
 NAMES = (
-    "vector_add", "stencil3d", "sad", "tpacf", "spmv_updates", "linked", "daq",
+    "vector_add", "vector_add_c", "stencil3d", "sad", "tpacf", "spmv_updates", "linked", "daq",
     "inference_params", "steering",
 )  # fmt: skip
 FOLDER = Path(__file__).resolve().parents[2] / "examples"

@@ -38,11 +38,22 @@ def _strips(
         axes.set_yticks(range(len(ports)), list(reversed(ports)))
         axes.set_xlim(low / 1.1, high * 1.1)
         plots._decades(axes.xaxis, low / 1.1, high * 1.1, lambda v: f"{v:g}")
+        if high / low < 20:  # finer than decades
+            _ticks(axes.xaxis, [t for t in TICKS if low / 1.1 <= t <= high * 1.1])
         axes.set_xlabel(axis)
         axes.set_title(title)
         figure.legend(fontsize=7.5, frameon=False, loc="outside lower center", ncols=len(versions),
                       columnspacing=1, handletextpad=0.2)  # fmt: skip
         return plots._finished(figure, name, caption, e.emulated)
+
+
+TICKS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5)
+
+
+def _ticks(axis: Any, places: Sequence[float]) -> None:
+    from matplotlib.ticker import FixedLocator
+
+    axis.set_major_locator(FixedLocator(list(places)))
 
 
 def relative(e: Experiment) -> plots.Plot:
