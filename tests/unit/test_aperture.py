@@ -132,9 +132,56 @@ def test_the_next_window_is_mapped_while_one_is_written(emulated, monkeypatch):
 
     with gd.empty(64 * MIB, "u1") as a:
         monkeypatch.setattr(EmulatedBridge, "map", noted)
-        a.write(np.ones(64 * MIB, np.uint8))
+        a.write(np.ones(64 * MIB, np.uint8), via="map")
         assert len(by) == 16 and by[0]
         assert by.count(False) > 4, "nobody works ahead"
+
+
+@pytest.fixture
+def data():
+    """Data that is large enough to be written from both ends."""
+    return np.random.default_rng(7).integers(0, 256, windows.BOTH_ENDS + 12345, np.uint8)
+
+
+def test_a_large_write_goes_from_both_ends(emulated, data, monkeypatch):
+    aperture.set_budget(16 * MIB, gd.device())
+    with gd.zeros(data.nbytes + 1000, "u1", mapped=False) as a:
+        by_dma = []
+        copy_in = a.device.copy_in
+        monkeypatch.setattr(a.device, "copy_in", lambda d, s, n: (by_dma.append(n), copy_in(d, s, n)))
+        a.write(data, 77)
+        assert 0 < sum(by_dma) < data.nbytes, "one of the two did all of it"
+        assert np.array_equal(a.read(offset=77, nbytes=data.nbytes), data)
+        assert not a.read(offset=0, nbytes=77).any()
+        assert not a.read(offset=77 + data.nbytes, nbytes=923).any()
+        assert emulated.use().total <= 16 * MIB
+
+
+def test_an_error_of_the_dma_end_reaches_who_writes(emulated, data, monkeypatch):
+    aperture.set_budget(16 * MIB, gd.device())
+    with gd.zeros(data.nbytes, "u1", mapped=False) as a:
+
+        def broken(*arguments):
+            raise gd.DeviceError("the copy engine is broken", 1)
+
+        with monkeypatch.context() as m:
+            m.setattr(a.device, "copy_in", broken)
+            with pytest.raises(gd.DeviceError, match="broken"):
+                a.write(data)
+        a.write(data)
+        assert np.array_equal(a.read(), data)
+
+
+def test_nothing_goes_by_dma_while_a_kernel_may_be_waiting_for_it(emulated, data, monkeypatch):
+    aperture.set_budget(16 * MIB, gd.device())
+    with gd.zeros(data.nbytes, "u1", mapped=False) as a:
+        stream = a.device.stream()
+        a.device.busy.add(stream)
+        with monkeypatch.context() as m:
+            m.setattr(a.device, "copy_in", lambda *args: pytest.fail("DMA"))
+            a.write(data)
+        stream.close()
+        assert np.array_equal(a.read(), data)
 
 
 def test_a_window_that_is_used_is_never_taken_back(emulated):
