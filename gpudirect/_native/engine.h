@@ -17,8 +17,8 @@ struct gd_engine {
     void (*load)(char *dst, const char *src, size_t n);
 };
 
-extern const struct gd_engine gd_engine_avx512, gd_engine_movdir64b, gd_engine_avx2, gd_engine_sse2,
-    gd_engine_neon; /* where the processor family has them */
+extern const struct gd_engine gd_engine_both, gd_engine_avx512, gd_engine_movdir64b, gd_engine_avx2,
+    gd_engine_sse2, gd_engine_neon; /* where the processor family has them */
 /* In order of preference; NULL ends it. The last one works everywhere. */
 extern const struct gd_engine *const gd_engines[];
 

@@ -146,6 +146,31 @@ __attribute__((target("movdir64b"))) static void movdir64b_store(char *dst, cons
 }
 
 /*
+ * Both: up to here MOVDIR64B takes 2% less, far beyond it up to 25% more, than AVX-512 (Sapphire
+ * Rapids, writing to an H200).
+ */
+#define MOVDIR64B_UP_TO 8192
+
+__attribute__((target("avx512f,avx512bw,movdir64b"))) static void both_store(char *dst,
+                                                                            const char *src,
+                                                                            size_t n)
+{
+    size_t k = lead(dst, n);
+
+    if (n > MOVDIR64B_UP_TO) {
+        avx512_store(dst, src, n);
+        return;
+    }
+    if (k)
+        within_line(dst, src, k);
+    dst += k, src += k, n -= k;
+    for (; n >= LINE; dst += LINE, src += LINE, n -= LINE)
+        _movdir64b(dst, src);
+    if (n)
+        within_line(dst, src, n);
+}
+
+/*
  * Streaming loads. All loads of one line are served by one read over the link as long as they
  * follow each other, so the width matters little beyond that; what counts is how many lines are
  * asked for at once. The first and last line go through a buffer: a load is always aligned, so it
@@ -267,6 +292,12 @@ static void movdir64b_load(char *dst, const char *src, size_t n)
     (has_avx512() ? avx512_load : has_avx2() ? avx2_load : sse41_load)(dst, src, n);
 }
 
+static int has_both(void)
+{
+    return has_avx512() && has_movdir64b();
+}
+
+const struct gd_engine gd_engine_both = {"avx512+movdir64b", has_both, both_store, avx512_load};
 const struct gd_engine gd_engine_avx512 = {"avx512", has_avx512, avx512_store, avx512_load};
 const struct gd_engine gd_engine_movdir64b = {"movdir64b", has_movdir64b, movdir64b_store,
                                               movdir64b_load};

@@ -22,7 +22,7 @@ static const struct gd_engine plain = {"plain", always, plain_store, plain_load}
 
 const struct gd_engine *const gd_engines[] = {
 #if defined(__x86_64__)
-    &gd_engine_avx512, &gd_engine_movdir64b, &gd_engine_avx2, &gd_engine_sse2,
+    &gd_engine_both, &gd_engine_avx512, &gd_engine_movdir64b, &gd_engine_avx2, &gd_engine_sse2,
 #elif defined(__aarch64__)
     &gd_engine_neon,
 #endif

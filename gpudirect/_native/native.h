@@ -65,7 +65,10 @@ int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, siz
 void gd_fence(void); /* every store made so far by this thread leaves for the device */
 int64_t gd_fault_address(void); /* of this thread's last -EFAULT */
 
-/* ---- choice of instructions: "avx512", "movdir64b", "avx2", "sse2", "neon", "plain" ---- */
+/*
+ * ---- choice of instructions ----
+ * "avx512+movdir64b", "avx512", "movdir64b", "avx2", "sse2", "neon", "plain"
+ */
 int gd_isa_count(void);
 const char *gd_isa_name(int index);      /* in order of preference */
 int gd_isa_usable(int index);            /* 1 if this CPU and OS have it */
