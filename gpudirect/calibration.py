@@ -85,11 +85,11 @@ def threshold(measured: Sequence[tuple[int, float, float]]) -> int:
     return found
 
 
-def _medians(calls: Sequence[Callable[[], Any]], budget: float) -> list[float]:
+def _medians(calls: Sequence[Callable[[], Any]], budget: float, pause: float = PAUSE) -> list[float]:
     """Median seconds of each call, all taken in turn. budget: seconds for all of it.
 
-    Before each the CPU is busy for PAUSE, so that copy threads are asleep, as they would be between
-    the copies of a program: back to back they help from much smaller sizes on.
+    Before each the CPU is busy for ``pause``, so that copy threads are asleep, as they would be
+    between the copies of a program: back to back they help from much smaller sizes on.
     """
     clock = time.perf_counter
     took: list[list[float]] = [[] for _ in calls]
@@ -97,7 +97,7 @@ def _medians(calls: Sequence[Callable[[], Any]], budget: float) -> list[float]:
     for i in range(200):
         for times, call in zip(took, calls, strict=True):
             start = clock()
-            while clock() - start < PAUSE:
+            while clock() - start < pause:
                 pass
             start = clock()
             call()
@@ -138,6 +138,7 @@ class _Bench:
         return found
 
     def threads(self, write: bool) -> list[tuple[int, float, float]]:
+        """(bytes, time with one thread, with several), each the product of two situations."""
         lib, found = _native.lib, []
         at, other = self.array.host_ptr, _native.ffi.cast("char *", paths._address(self.pageable))
         for n in sizes(4 << 10, 4 << 20, 2):
@@ -147,8 +148,9 @@ class _Bench:
             else:
                 calls = [lambda f=f: lib.gd_read(other, at, n, f)  # noqa: B023
                          for f in (lib.GD_ONE_THREAD, 0)]  # fmt: skip
-            one, several = _medians(calls, self.budget)
-            found.append((n, one, several))
+            # half of the copies come alone, half in a row with others, which keeps threads awake
+            alone, row = _medians(calls, self.budget), _medians(calls, self.budget, 0)
+            found.append((n, alone[0] * row[0], alone[1] * row[1]))
         return found
 
 

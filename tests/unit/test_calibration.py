@@ -94,7 +94,7 @@ def test_an_interruption_changes_nothing(cache, choice, monkeypatch):
     before = choice.limits
     count = iter(range(100))
 
-    def interrupted(calls, budget):
+    def interrupted(calls, budget, pause=0):
         if next(count) == 8:
             raise KeyboardInterrupt
         return [1.0, 2.0]
