@@ -19,12 +19,12 @@ import numpy as np
 from . import _native, bridges, paths
 from .arrays import empty
 from .devices import Device
-from .limits import DIRECTIONS, NEVER, Limits, file_of, store
+from .limits import DIRECTIONS, NEVER, THRESHOLDS, Limits, file_of, store
 
 SMALLEST, LARGEST = 256, 16 << 20
 STEPS = 4  # sizes measured in each doubling
 PAUSE = 100e-6  # seconds
-TURN_COST = 0.04  # a turn must save as much as 4% at one size, or it is noise
+TURN_COST = 0.2  # a turn must save as much as 20% at one size, or 5% at four, or it is noise
 
 
 def sizes(smallest: int = SMALLEST, largest: int = LARGEST, steps: int = STEPS) -> list[int]:
@@ -137,8 +137,8 @@ class _Bench:
                 break  # it only gets worse: loads at 1 GB/s take long to measure
         return found
 
-    def threads(self, write: bool) -> list[tuple[int, float, float]]:
-        """(bytes, time with one thread, with several), each the product of two situations."""
+    def threads(self, write: bool, pause: float) -> list[tuple[int, float, float]]:
+        """(bytes, time with one thread, with several) for copies that come ``pause`` seconds apart."""
         lib, found = _native.lib, []
         at, other = self.array.host_ptr, _native.ffi.cast("char *", paths._address(self.pageable))
         for n in sizes(4 << 10, 4 << 20, 2):
@@ -148,9 +148,8 @@ class _Bench:
             else:
                 calls = [lambda f=f: lib.gd_read(other, at, n, f)  # noqa: B023
                          for f in (lib.GD_ONE_THREAD, 0)]  # fmt: skip
-            # half of the copies come alone, half in a row with others, which keeps threads awake
-            alone, row = _medians(calls, self.budget), _medians(calls, self.budget, 0)
-            found.append((n, alone[0] * row[0], alone[1] * row[1]))
+            one, several = _medians(calls, self.budget, pause)
+            found.append((n, one, several))
         return found
 
 
@@ -169,10 +168,12 @@ def measure(
     try:
         tell("threads")
         # everything that may use several threads does, while their gain is measured
-        choice.limits = Limits(write_threads=1, read_threads=1)
+        choice.limits = Limits(**dict.fromkeys(THRESHOLDS, 1))  # type: ignore[arg-type]
         found: dict[str, Any] = {
-            "write_threads": threshold(bench.threads(True)),
-            "read_threads": threshold(bench.threads(False)),
+            name: threshold(
+                bench.threads(name.startswith("write"), PAUSE if name.endswith("alone") else 0)
+            )
+            for name in THRESHOLDS
         }
         choice.limits = Limits(**found)
         for name in DIRECTIONS:

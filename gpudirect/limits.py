@@ -26,6 +26,8 @@ PATHS = ("map", "dma")
 NEVER = (1 << 64) - 1  # SIZE_MAX: a turn that does not come
 DIRECTIONS = ("write_pageable", "write_pinned", "read_pageable", "read_pinned")
 
+THRESHOLDS = ("write_threads", "write_threads_alone", "read_threads", "read_threads_alone")
+
 Turns = tuple[int, ...]
 
 
@@ -49,10 +51,14 @@ class Limits:
     """To page-locked memory."""
     threads: int = 0
     """Threads of one large copy; 0: half of the CPUs, 8 at most."""
-    write_threads: int = 384 << 10
-    """From here on several threads write."""
-    read_threads: int = 24 << 10
-    """From here on several threads read."""
+    write_threads: int = 256 << 10
+    """From here on several threads write, where copies follow each other within 50 us."""
+    write_threads_alone: int = 2 << 20
+    """The same for a copy that comes alone: the threads must be woken first."""
+    read_threads: int = 32 << 10
+    """From here on several threads read, where copies follow each other within 50 us."""
+    read_threads_alone: int = 256 << 10
+    """The same for a copy that comes alone."""
     source: str = "built in"
     """Where these came from."""
 
@@ -66,7 +72,7 @@ class Limits:
                 raise ArgumentError(
                     f"{name}={turns}: give at most {_native.lib.GD_TURNS} sizes in bytes, rising"
                 )
-        for name in ("threads", "write_threads", "read_threads"):
+        for name in ("threads", *THRESHOLDS):
             if not 0 <= getattr(self, name) <= NEVER or self.threads > 64:
                 raise ArgumentError(f"{name}={getattr(self, name)}: give bytes, or up to 64 threads")
 

@@ -64,11 +64,14 @@ def start_threads(limits: Limits, near: list[int]) -> None:
     if len(cpus) == len(allowed):
         cpus = []  # no choice, no pinning
     count = limits.threads or max(1, min(8, len(allowed) // 2, len(cpus) or 8))
+    sizes = _native.ffi.new("struct gd_thresholds *", {
+        "write_in_a_row": limits.write_threads, "write_alone": limits.write_threads_alone,
+        "read_in_a_row": limits.read_threads, "read_alone": limits.read_threads_alone,
+    })  # fmt: skip
     for _ in range(1000):
         code = _native.lib.gd_threads_configure(
-            count, _native.ffi.new("int[]", cpus), len(cpus), limits.write_threads,
-            limits.read_threads,
-        )  # fmt: skip
+            count, _native.ffi.new("int[]", cpus), len(cpus), sizes
+        )
         if code != -16:  # EBUSY: a copy runs
             return
         time.sleep(0.001)

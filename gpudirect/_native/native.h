@@ -76,9 +76,16 @@ const char *gd_isa_selected(void);
 int gd_isa_select(const char *name); /* -EINVAL unknown, -ENOTSUP not on this CPU; NULL: best */
 
 /* ---- threads.c: copy threads, started once, on first use above the threshold ---- */
+/*
+ * Bytes from which a copy uses several threads: in a row with others (the last ended less than 50 us
+ * ago, so the threads are awake), or alone (they must be woken first).
+ */
+struct gd_thresholds {
+    size_t read_in_a_row, read_alone, write_in_a_row, write_alone;
+};
 /* cpus: CPUs the threads may run on (near the device), or NULL. -EBUSY while a copy runs. */
-int gd_threads_configure(int count, const int *cpus, int cpu_count, size_t write_threshold,
-                         size_t read_threshold);
+int gd_threads_configure(int count, const int *cpus, int cpu_count,
+                         const struct gd_thresholds *from);
 int gd_threads_count(void);
 
 /* ---- doorbell.c: single words and waiting; an address must be a multiple of the word ---- */

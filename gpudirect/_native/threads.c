@@ -9,7 +9,7 @@
  * compare-and-swap on it, and a job cannot end before every piece taken was reported, so who took
  * one may read pool.job freely and nobody else may.
  *
- * After a job the threads look for the next one for SPIN_NS, then sleep.
+ * After a job the threads look for the next one for GD_THREADS_SPIN, then sleep.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,7 +25,6 @@
 #define LINE 64
 #define MAX_THREADS 64
 #define DEFAULT_THREADS 8       /* at most; 8 loads in flight fill the link, 2 to 4 stores do */
-#define SPIN_NS 50000           /* how long a thread waits awake for the next copy */
 #define SPINS_BEFORE_YIELD 4096 /* the caller, for the last pieces */
 #define STACK_BYTES (256 << 10) /* holds a signal frame with AVX-512 state */
 
@@ -37,8 +36,9 @@
 #define READ_PIECE_MIN (2 << 10)
 #define READ_PIECE_MAX (64 << 10)
 
-size_t gd_threads_write_threshold = 512 << 10;
-size_t gd_threads_read_threshold = 32 << 10;
+size_t gd_threads_in_a_row[2] = {32 << 10, 256 << 10};
+size_t gd_threads_alone[2] = {256 << 10, 2 << 20};
+uint64_t gd_threads_last;
 
 static struct {
     pthread_mutex_t call; /* one job at a time; guards everything down to `generation` */
@@ -172,7 +172,7 @@ static void *helper(void *argument)
         while (!pieces_left() && !outdated(generation)) {
             for (int i = 0; i < 32 && !pieces_left(); i++)
                 relax();
-            if (gd_now() - since > SPIN_NS)
+            if (gd_now() - since > GD_THREADS_SPIN)
                 sleep_until_work(generation);
         }
         if (outdated(generation))
@@ -264,16 +264,17 @@ int gd_threads_run(const struct gd_job *job)
     code = __atomic_load_n(&pool.code, __ATOMIC_RELAXED);
     if (code)
         gd_guard_fault = pool.fault;
+    __atomic_store_n(&gd_threads_last, gd_now(), __ATOMIC_RELAXED);
     pthread_mutex_unlock(&pool.call);
     return code;
 }
 
-int gd_threads_configure(int count, const int *cpus, int cpu_count, size_t write_threshold,
-                         size_t read_threshold)
+int gd_threads_configure(int count, const int *cpus, int cpu_count,
+                         const struct gd_thresholds *from)
 {
     cpu_set_t set;
 
-    if (count < 1 || count > MAX_THREADS || cpu_count < 0 || (cpu_count && !cpus))
+    if (count < 1 || count > MAX_THREADS || cpu_count < 0 || (cpu_count && !cpus) || !from)
         return -EINVAL;
     CPU_ZERO(&set);
     for (int i = 0; i < cpu_count; i++) {
@@ -292,8 +293,10 @@ int gd_threads_configure(int count, const int *cpus, int cpu_count, size_t write
     pool.cpus = set;
     pool.pinned = cpu_count > 0;
     __atomic_store_n(&pool.wanted, count, __ATOMIC_RELAXED);
-    __atomic_store_n(&gd_threads_write_threshold, write_threshold, __ATOMIC_RELAXED);
-    __atomic_store_n(&gd_threads_read_threshold, read_threshold, __ATOMIC_RELAXED);
+    __atomic_store_n(&gd_threads_in_a_row[0], from->read_in_a_row, __ATOMIC_RELAXED);
+    __atomic_store_n(&gd_threads_in_a_row[1], from->write_in_a_row, __ATOMIC_RELAXED);
+    __atomic_store_n(&gd_threads_alone[0], from->read_alone, __ATOMIC_RELAXED);
+    __atomic_store_n(&gd_threads_alone[1], from->write_alone, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&pool.call);
     return 0;
 }

@@ -21,15 +21,31 @@ struct gd_job {
     unsigned flags;
 };
 
-extern size_t gd_threads_write_threshold, gd_threads_read_threshold; /* bytes */
+/*
+ * Bytes from which a copy is worth several threads: where it comes in a row with others, so that the
+ * threads are awake, and where it comes alone, so that they must be woken first. [0]: reads, [1]:
+ * writes.
+ */
+extern size_t gd_threads_in_a_row[2], gd_threads_alone[2];
+extern uint64_t gd_threads_last; /* when the last copy ended that was large enough in a row */
+
+#define GD_THREADS_SPIN 50000 /* ns that a thread waits awake for the next copy */
 
 /* Whether a copy of n bytes is worth more than one thread. */
 static inline int gd_threads_wanted(size_t n, int write)
 {
-    size_t from = write ? __atomic_load_n(&gd_threads_write_threshold, __ATOMIC_RELAXED)
-                        : __atomic_load_n(&gd_threads_read_threshold, __ATOMIC_RELAXED);
+    if (__builtin_expect(n < __atomic_load_n(&gd_threads_in_a_row[!!write], __ATOMIC_RELAXED), 1))
+        return 0;
+    return (n >= __atomic_load_n(&gd_threads_alone[!!write], __ATOMIC_RELAXED) ||
+            gd_now() - __atomic_load_n(&gd_threads_last, __ATOMIC_RELAXED) < GD_THREADS_SPIN) &&
+           gd_threads_count() > 1;
+}
 
-    return __builtin_expect(n >= from, 0) && gd_threads_count() > 1;
+/* To be called at the end of a copy that used one thread: the next one may be in a row with it. */
+static inline void gd_threads_note(size_t n, int write)
+{
+    if (__builtin_expect(n >= __atomic_load_n(&gd_threads_in_a_row[!!write], __ATOMIC_RELAXED), 0))
+        __atomic_store_n(&gd_threads_last, gd_now(), __ATOMIC_RELAXED);
 }
 
 /*

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from .. import devices
 from ..calibration import calibrate
-from ..limits import DIRECTIONS, NEVER, Limits
+from ..limits import DIRECTIONS, NEVER, THRESHOLDS, Limits
 from ._info import size
 
 
@@ -27,9 +27,11 @@ def table(limits: Limits, title: str) -> Table:
         way, memory = name.split("_")
         memory = "page-locked" if memory == "pinned" else memory
         shown.add_row(f"{way}, {memory} memory", words(limits, name))
-    for name in ("write", "read"):
-        least = getattr(limits, f"{name}_threads")
-        shown.add_row(f"{name}, several threads", "never" if least >= NEVER else f"from {size(least)} on")
+    for name in THRESHOLDS:
+        least = getattr(limits, name)
+        way = "alone" if name.endswith("alone") else "in a row"
+        shown.add_row(f"{name.split('_')[0]}, several threads, {way}",
+                      "never" if least >= NEVER else f"from {size(least)} on")  # fmt: skip
     return shown
 
 

@@ -22,6 +22,7 @@
 #define CANARY 0xA5
 #define MARGIN 96
 
+static const struct gd_thresholds always = {1, 1, 1, 1}; /* bytes */
 static size_t page;
 static long cases;
 
@@ -155,7 +156,7 @@ static void guards(struct walled here)
     CHECK(gd_wait32((uintptr_t)at + page, 1, -1) == -EFAULT, "wait");
     CHECK(gd_store32((uintptr_t)at, 7, GD_GUARDED) == 0, "store");
     CHECK(gd_load32((uintptr_t)at, &word, GD_GUARDED) == 0 && word == 7, "%u", word);
-    CHECK(gd_threads_configure(4, NULL, 0, 1, 1) == 0, "threads");
+    CHECK(gd_threads_configure(4, NULL, 0, &always) == 0, "threads");
     for (int i = 0; i < 100; i++) {
         CHECK(gd_write((uintptr_t)at, (char *)here.start, size, GD_GUARDED) == -EFAULT, "threads");
         CHECK(gd_write((uintptr_t)at, (char *)here.start, page, GD_GUARDED) == 0, "threads");
@@ -189,7 +190,7 @@ static void threads(void)
     pthread_t handles[3];
 
     for (int count = 1; count <= 5; count += 2) {
-        CHECK(gd_threads_configure(count, NULL, 0, 1, 1) == 0, "configure");
+        CHECK(gd_threads_configure(count, NULL, 0, &always) == 0, "configure");
         for (size_t i = 0; i < 3; i++)
             CHECK(!pthread_create(&handles[i], NULL, copier, (void *)(i + 1)), "create");
         for (int i = 0; i < 3; i++)
@@ -206,7 +207,7 @@ int main(int argc, char **argv)
     there = walled(16 * 4096);
     here = walled(16 * 4096);
     /* what is looked at first is each instruction set, so: one thread */
-    CHECK(gd_threads_configure(1, NULL, 0, 1, 1) == 0, "configure");
+    CHECK(gd_threads_configure(1, NULL, 0, &always) == 0, "configure");
     for (int i = 0; i < gd_isa_count() && !only_threads; i++) {
         if (!gd_isa_usable(i)) {
             printf("%-10s not on this processor\n", gd_isa_name(i));

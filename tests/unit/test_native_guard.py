@@ -53,9 +53,9 @@ def revoked(request: pytest.FixtureRequest) -> Iterator[Revoked]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    assert lib.gd_threads_configure(4, ffi.NULL, 0, 4096, 4096) == 0
+    assert lib.gd_threads_configure(4, ffi.NULL, 0, ffi.new("struct gd_thresholds *", [4096] * 4)) == 0
     yield
-    assert lib.gd_threads_configure(1, ffi.NULL, 0, 512 << 10, 32 << 10) == 0
+    assert lib.gd_threads_configure(1, ffi.NULL, 0, ffi.new("struct gd_thresholds *", [1 << 20] * 4)) == 0
 
 
 memory = np.full(PAGES * PAGE + 200, 2, np.uint8)

@@ -27,7 +27,8 @@ def configure(
     count: int, cpus: list[int] | None = None, write: int = SMALL, read: int = SMALL
 ) -> int:
     c = ffi.new("int[]", cpus) if cpus else ffi.NULL
-    return int(lib.gd_threads_configure(count, c, len(cpus or ()), write, read))
+    sizes = ffi.new("struct gd_thresholds *", [read, read, write, write])
+    return int(lib.gd_threads_configure(count, c, len(cpus or ()), sizes))
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +137,9 @@ def test_nonsense_is_refused():
     assert configure(65) == -errno.EINVAL
     assert configure(2, [-1]) == -errno.EINVAL
     assert configure(2, [1 << 20]) == -errno.EINVAL
-    assert lib.gd_threads_configure(2, ffi.NULL, 3, SMALL, SMALL) == -errno.EINVAL
+    sizes = ffi.new("struct gd_thresholds *", [SMALL] * 4)
+    assert lib.gd_threads_configure(2, ffi.NULL, 3, sizes) == -errno.EINVAL
+    assert lib.gd_threads_configure(2, ffi.NULL, 0, ffi.NULL) == -errno.EINVAL
 
 
 def test_many_callers_at_once():
@@ -180,7 +183,9 @@ def script(code: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
             code = lib.gd_write(target.ctypes.data, ffi.cast("char *", data.ctypes.data),
                                 data.nbytes, 0)
             assert code == 0 and target.all(), code
-        assert lib.gd_threads_configure(4, ffi.NULL, 0, 4096, 4096) == 0
+        assert lib.gd_threads_configure(
+            4, ffi.NULL, 0, ffi.new("struct gd_thresholds *", [4096] * 4)
+        ) == 0
     """
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
@@ -248,3 +253,23 @@ def test_signals_of_the_program_do_not_land_on_copy_threads():
         print("fine")
     """)
     assert (run.returncode, run.stdout) == (0, "fine\n"), run.stderr
+
+
+def test_copies_in_a_row_use_threads_from_smaller_sizes_on():
+    """One that comes alone would have to wake them; the next, right behind it, finds them awake."""
+    target, source = np.zeros(SMALL, np.uint8), np.ones(SMALL, np.uint8)
+    sizes = ffi.new("struct gd_thresholds *", [SIZE, SIZE, SMALL, SIZE])
+    assert lib.gd_threads_configure(2, ffi.NULL, 0, sizes) == 0
+    assert eventually(lambda: helpers() == 0)
+
+    def write() -> None:
+        pointer = ffi.cast("char *", address(source))
+        assert lib.gd_write(address(target), pointer, SMALL, 0) == 0
+
+    for _ in range(20):
+        time.sleep(0.001)
+        write()
+    assert helpers() == 0, "a copy that came alone started threads"
+    for _ in range(1000):
+        write()
+    assert helpers() == 1, "copies in a row used one thread"
