@@ -132,8 +132,9 @@ class Simulation:
         return self.shown
 
     def __del__(self):
-        self.number.write(np.zeros(1, "u4"))
-        self.stream.synchronize()
+        if hasattr(self, "stream"):  # it was made whole
+            self.number.write(np.zeros(1, "u4"))
+            self.stream.synchronize()
 
 
 def copy(work, host=np.empty):

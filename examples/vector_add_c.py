@@ -29,15 +29,28 @@ struct calls {  // cuMemcpyHtoDAsync, cuMemcpyDtoHAsync, cuStreamSynchronize, cu
 };
 """
 PRODUCE = """
+static inline void some(const float *restrict x, float *restrict a, float *restrict b, int n, int degree)
+{
+    float sum[64];
+    for (int i = 0; i < n; i++)
+        sum[i] = 3 * x[i];
+    for (int k = 1; k < degree; k++)
+        for (int i = 0; i < n; i++)
+            sum[i] = sum[i] * x[i] + 0.5f;
+    for (int i = 0; i < n; i++)
+        a[i] = sum[i];
+    for (int i = 0; i < n; i++)
+        b[i] = x[i] - 0.5f;
+}
+
+// the same machine code for all versions: else the compiler's moods would be measured
+__attribute__((noinline))
 static void produce(const float *x, float *a, float *b, long n, int degree)
 {
-    for (long i = 0; i < n; i++) {
-        float sum = 3 * x[i];
-        for (int k = 1; k < degree; k++)
-            sum = sum * x[i] + 0.5f;
-        a[i] = sum;
-        b[i] = x[i] - 0.5f;
-    }
+    long i = 0;
+    for (; i + 64 <= n; i += 64)
+        some(x + i, a + i, b + i, 64, degree);
+    some(x + i, a + i, b + i, n - i, degree);
 }
 
 int alone(const float *x, float *a, float *b, long n, int degree)
