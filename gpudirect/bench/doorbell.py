@@ -242,11 +242,9 @@ def run(device: Device, quick: bool = False) -> list[Figure]:
         found.setdefault((case, size), []).append(times)
 
     with contextlib.ExitStack() as stack, gd.empty(64, "u4", device=device) as word:
-        launches = None if device.emulated else _Launches(device)
-        service = stack.enter_context(_serving(device, 2))
-        in_host = stack.enter_context(_serving(device, 1, _HostRing))
         stack.enter_context(device_context(device))
-        if launches is not None:
+        launches = None if device.emulated else _Launches(device)
+        if launches is not None:  # before the services: making a graph waits for the device
             stack.callback(launches.close)
             ways = {
                 (way, size): steps(size)
@@ -255,6 +253,8 @@ def run(device: Device, quick: bool = False) -> list[Figure]:
                 )
                 for size in SIZES
             }  # fmt: skip
+        service = stack.enter_context(_serving(device, 2))
+        in_host = stack.enter_context(_serving(device, 1, _HostRing))
         lane, host_lane = service.lend(0), in_host.lend(0)
         for _ in range(rounds):
             samples = _Samples(max(count // rounds, 1))

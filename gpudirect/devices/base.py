@@ -5,6 +5,8 @@ All addresses are plain integers, all sizes are bytes.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -173,8 +175,10 @@ class Device(ABC):
 
     def __init__(self) -> None:
         self.busy: set[Stream] = set()
-        self.residents: list[Resident] = []
+        self.residents: weakref.WeakSet[Resident] = weakref.WeakSet()
         """Resident kernels that run: they end when they are told to, and not before."""
+        self.residents_lock = threading.RLock()
+        """Held while one starts, stops, or makes way."""
         self.forked = False
 
     @property
@@ -277,8 +281,11 @@ class Device(ABC):
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """For what waits until nothing runs on the device: resident kernels are paused meanwhile."""
-        with ExitStack() as undo:
+        """For what waits until nothing runs on the device: resident kernels are paused meanwhile.
+
+        Loading code does, and so do cuMemFree, cuMemFreeHost and cuModuleUnload.
+        """
+        with self.residents_lock, ExitStack() as undo:
             for resident in tuple(self.residents):
                 resident.pause()
                 undo.callback(resident.resume)

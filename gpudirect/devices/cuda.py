@@ -216,7 +216,7 @@ class CudaHostMemory(HostMemory):
     def free(self) -> None:
         ptr, self.ptr = self.ptr, 0
         if ptr and not self._device.forked:
-            with self._device.current():
+            with self._device.quiet(), self._device.current():
                 _driver().cuMemFreeHost(ptr)
 
 

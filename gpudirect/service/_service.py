@@ -9,7 +9,6 @@ import errno
 import math
 import os
 import re
-import threading
 import time
 import weakref
 from collections import deque
@@ -165,7 +164,7 @@ class Service(Caller):  # type: ignore[misc]
         self._lifetime = None if lifetime is None else _seconds(lifetime, "lifetime")
         self._stop_timeout = _seconds(stop_timeout, "stop_timeout")
         self._bridge = bridge
-        self._lock = threading.RLock()
+        self._lock = self.device.residents_lock
         self._poller = Poller(self)
         self._stream: Stream | None = None
         self._marker: Marker | None = None
@@ -284,7 +283,7 @@ class Service(Caller):  # type: ignore[misc]
                 self._take()
                 self._launch()
                 self._open_lanes()
-                self.device.residents.append(self)
+                self.device.residents.add(self)
                 _all.add(self)
                 self._greet()
             except BaseException:
@@ -404,8 +403,7 @@ class Service(Caller):  # type: ignore[misc]
         self._end = failure or why
         self._shut(ServiceError(f"the service is over: {self._end}"))
         self._poller.stop()
-        if self in self.device.residents:
-            self.device.residents.remove(self)
+        self.device.residents.discard(self)
         _all.discard(self)
         if failure is not None:
             raise ServiceError(failure)
@@ -434,9 +432,11 @@ class Service(Caller):  # type: ignore[misc]
         """Raises ServiceError if the kernel has ended. Called by threads that wait for a reply."""
         if self.device.forked:
             self.device.ensure_usable()
-        with self._lock:
-            if not self._opened:
-                self._refuse()
+        if not self._opened:
+            self._refuse()
+        if not self._lock.acquire(blocking=False):
+            return  # something starts, stops or makes way: ask again later
+        try:
             if self._marker is None or not self._marker.done():
                 return
             why = "the resident kernel has ended"
@@ -452,16 +452,16 @@ class Service(Caller):  # type: ignore[misc]
             failure = ServiceError(f"the service is over: {why}")
             failure.__cause__ = cause
             self._shut(failure)
-            if self in self.device.residents:
-                self.device.residents.remove(self)
+            self.device.residents.discard(self)
             raise failure
+        finally:
+            self._lock.release()
 
     # -- what others ask of a resident kernel: Device.quiet() ----------------------------------
 
     def pause(self) -> None:
         """End the kernel between two calls; calls sent from now on wait for ``resume``."""
-        self._lock.acquire()
-        try:
+        with self._lock:
             if not self._opened or self._marker is None:
                 return
             self._tell(PAUSE)
@@ -473,13 +473,10 @@ class Service(Caller):  # type: ignore[misc]
                     "started, or stop the service."
                 )
             self._marker = None  # whoever checks meanwhile sees no end
-        except BaseException:
-            self._lock.release()
-            raise
 
     def resume(self) -> None:
         """Launch the kernel again where it was."""
-        try:
+        with self._lock:
             if not self._opened or self._marker is not None:
                 return
             memory = self._memory
@@ -492,8 +489,6 @@ class Service(Caller):  # type: ignore[misc]
                 memory.write(answered.tobytes(), at + RELAY_ANSWERED)
             self._tell(GO_ON)
             self._launch()
-        finally:
-            self._lock.release()
 
     def __enter__(self) -> Service:
         return self if self._opened else self.start()

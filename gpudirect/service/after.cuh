@@ -382,14 +382,19 @@ __device__ inline bool answer(lane &l, unsigned word, unsigned first, bool stopp
     return function != P2PMOD_FUNCTION_STOP;
 }
 
-/* How many packets from l.next on are there. Word w of packet 2 i + h: words[i], thread 16 h + w. */
-__device__ inline unsigned look_ahead(const lane &l, unsigned *words)
+/*
+ * How many packets from l.next on are there, and what `control` says. Word w of packet 2 i + h:
+ * words[i], thread 16 h + w.
+ */
+__device__ inline unsigned look_ahead(const lane &l, unsigned *words, const unsigned *control,
+                                      unsigned *told)
 {
     unsigned half = threadIdx.x / WORDS, ready = 0;
 
 #pragma unroll
     for (unsigned i = 0; i < LOADS_AHEAD; i++)
         words[i] = look(word_of(l, l.next + 2 * i + half));
+    unsigned says = look(control);       /* comes with the others */
 #pragma unroll
     for (unsigned i = 0; i < LOADS_AHEAD; i++) {
         unsigned gone = ~__ballot_sync(ALL, fits(words[i], l.next + 2 * i + half));
@@ -400,6 +405,8 @@ __device__ inline unsigned look_ahead(const lane &l, unsigned *words)
     for (unsigned i = 0; i < LOADS_AHEAD; i++) /* a load here is not one of the whole warp */
         words[i] = look(word_of(l, l.next + 2 * i + half));
 #endif
+    if (ready && !*told)
+        *told = alike(says);
     return ready;
 }
 
@@ -425,7 +432,7 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
 
     for (;;) {
         unsigned words[LOADS_AHEAD];
-        unsigned ready = told ? look_ahead(l, words) : look_next(l, words);
+        unsigned ready = told ? look_ahead(l, words, control, &told) : look_next(l, words);
         if (ready) {
             do {
 #pragma unroll 1
@@ -440,9 +447,7 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
                         __any_sync(ALL, unsigned(clock64()) - before > SLOW))
                         told = alike(look(control));
                 }
-                ready = look_ahead(l, words);
-                if (ready && !told)
-                    told = alike(look(control));
+                ready = look_ahead(l, words, control, &told);
             } while (ready);
             work = true;
             polls_a_check = POLLS_A_CHECK;

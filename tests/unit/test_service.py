@@ -1,0 +1,772 @@
+"""gpudirect.Service: calls, futures, teams, life and errors, on the emulated device."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpudirect as gd
+from gpudirect import _native
+from gpudirect.devices.base import Ordering
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICE = os.environ.get("GPUDIRECT_TEST_SERVICE_DEVICE", "emulated")
+LIFETIME = 60.0  # seconds: a test that breaks off leaves no kernel behind
+
+SOURCE = """
+struct pair { float a; int b; };
+enum colour : short { RED = 1, BLUE = 300 };
+namespace inner { __device__ int twice(int a) { return 2 * a; } }
+
+__device__ int add(int a, int b) { return a + b; }
+__device__ float scale(float x, const float *a, int n) { return x * a[n]; }
+__device__ void store(float *a, int i, float v) { gd_assert(i >= 0); gd_require(i < 10); a[i] = v; }
+__device__ int positive(int a) { gd_require(a > 0, -1); return a; }
+__device__ int odd(int a) { if (a % 2 == 0) gd_status(300 + a); return a; }
+__device__ unsigned char byte(unsigned char a, bool invert) { return invert ? ~a : a; }
+__device__ bool both(bool a, bool b) { return a && b; }
+__device__ short narrow(signed char a, short b) { return short(a + b); }
+__device__ unsigned long long wide(unsigned long long a) { return a; }
+__device__ long long minus(long long a) { return -a; }
+__device__ double half(double a) { return a / 2; }
+__device__ float product(pair p) { return p.a * p.b; }
+__device__ pair swap(float a, int b) { pair p = {float(b), int(a)}; return p; }
+__device__ int shade(colour c) { return c; }
+__device__ float *next(float *a) { return a + 1; }
+__device__ void nothing() {}
+__device__ unsigned full(unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned f,
+    unsigned g, unsigned h, unsigned i, unsigned j, unsigned k, unsigned l, unsigned m, unsigned n)
+{ return a ^ b ^ c ^ d ^ e ^ f ^ g ^ h ^ i ^ j ^ k ^ l ^ m ^ n; }
+__device__ double many(double a, double b, double c, double d, double e, double f, double g, double h)
+{ return a + 2 * b + 3 * c + 4 * d + 5 * e + 6 * f + 7 * g + 8 * h; }
+struct large { int v[100]; };
+__device__ int last(large l, int i) { return l.v[i]; }
+
+__device__ int linger(long long ns)
+{
+    for (long long t = gd_service::now(); (long long)gd_service::now() - t < ns;)
+        ;
+    return 1;
+}
+__device__ float warp_sum(const float *a, int n)
+{
+    float s = 0;
+    for (int i = gd_rank(); i < n; i += gd_size()) s += a[i];
+    for (int o = 16; o; o /= 2) s += __shfl_xor_sync(0xffffffff, s, o);
+    return s;
+}
+__device__ float block_sum(const float *a, int n)
+{
+    __shared__ float total;
+    if (gd_rank() == 0) total = 0;
+    gd_sync();
+    for (int i = gd_rank(); i < n; i += gd_size()) atomicAdd(&total, a[i]);
+    gd_sync();
+    return total;
+}
+__device__ int grid_sum(int *count, int n)
+{
+    for (int i = gd_rank(); i < n; i += gd_size()) atomicAdd(count, i);
+    gd_sync();
+    return *(volatile int *)count;
+}
+__device__ int grid_fails(int rank) { gd_assert(gd_rank() != rank, 0); return gd_size(); }
+__device__ void fail_in_block(int rank) { gd_assert(gd_rank() != rank); }
+"""
+FUNCTIONS = {
+    **dict.fromkeys(
+        ["add", "inner::twice", "scale", "store", "positive", "odd", "byte", "both", "narrow", "wide",
+         "minus", "half", "product", "swap", "shade", "next", "nothing", "full", "many", "last",
+         "linger"], "thread"),
+    "warp_sum": "warp", "block_sum": "block", "fail_in_block": "block",
+    "grid_sum": "grid", "grid_fails": "grid",
+}  # fmt: skip
+SMALL = "__device__ int add(int a, int b) { return a + b; }"
+LINE = {name: 1 + SOURCE[: SOURCE.index(name + "(")].count("\n") for name in ("store", "positive")}
+
+
+def service(source=SMALL, functions=("add",), **options):
+    return gd.Service(source, functions, device=DEVICE, lifetime=LIFETIME, **options)
+
+
+@pytest.fixture(scope="module")
+def svc():
+    with service(SOURCE, FUNCTIONS, lanes=2, threads=64, blocks=3, slots=16) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def array():
+    with gd.asarray(np.arange(10, dtype="f4"), device=DEVICE) as a:
+        yield a
+
+
+# -- calls -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "result"),
+    [
+        ("add", (3, -4), -1),
+        ("add", (np.int32(3), np.int64(4)), 7),
+        ("add", (True, 2**31 - 2), 2**31 - 1),
+        ("inner::twice", (21,), 42),
+        ("byte", (5, True), 250),
+        ("byte", (255, False), 255),
+        ("both", (True, False), False),
+        ("both", (True, True), True),
+        ("narrow", (-128, -1000), -1128),
+        ("wide", (2**64 - 1,), 2**64 - 1),
+        ("minus", (2**63 - 1,), 1 - 2**63),
+        ("half", (1e300,), 5e299),
+        ("half", (3,), 1.5),
+        ("half", (np.float32(0.5),), 0.25),
+        ("nothing", (), None),
+        ("shade", (300,), 300),
+        ("product", (b"\0\0\x80?\5\0\0\0",), 5.0),
+        ("product", (np.array((1.5, 4), [("a", "f4"), ("b", "i4")]),), 6.0),
+        ("swap", (7.0, 3), np.array((3.0, 7), [("a", "f4"), ("b", "i4")]).tobytes()),
+        ("full", tuple(2**i for i in range(14)), 2**14 - 1),
+        ("many", tuple(float(i) for i in range(8)), 168.0),
+    ],
+)
+def test_arguments_and_results(svc, name, arguments, result):
+    found = svc.call(name, *arguments)
+    assert found == result
+    assert type(found) is type(result)
+
+
+def test_arrays_go_by_reference(svc, array):
+    assert svc.call("scale", 2.5, array, 4) == 10.0
+    assert svc.call("scale", 2.0, array[3:], 1) == 8.0
+    assert svc.call("next", array) == array.ptr + 4
+    assert svc.call("next", None) == 4
+    svc.call("store", array, 9, 77.0)
+    assert array.read()[9] == 77.0
+    array.host[9] = 9.0  # plain stores are fenced by the call
+    assert svc.call("scale", 1.0, array, 9) == 9.0
+
+
+def test_long_arguments_go_through_memory(svc):
+    values = np.arange(100, dtype="i4")
+    assert [svc.call("last", values.tobytes(), i) for i in (0, 50, 99)] == [0, 50, 99]
+
+
+def test_teams(svc, array):
+    assert svc.call("warp_sum", array, 10) == 45.0
+    assert svc.call("block_sum", array, 10) == 45.0
+    with gd.zeros(1, "i4", device=DEVICE) as count:
+        assert svc.call("grid_sum", count, 1000) == 499500
+        assert svc.call("grid_sum", count, 10, lane=1) == 499545
+
+
+def test_signatures_are_the_compilers(svc):
+    assert svc.info.functions["scale"] == "f4 (f4, f4*, i4), by a thread"
+    assert svc.info.functions["grid_sum"] == "i4 (i4*, i4), by a grid"
+    assert svc.functions["last"].size == 404
+
+
+def test_every_slot_is_used_many_times(svc):
+    for i in range(100):
+        assert svc.call("add", i, 1, lane=i % 2) == i + 1
+
+
+# -- futures ---------------------------------------------------------------------------------
+
+
+def test_futures_in_any_order(svc):
+    futures = [svc.submit("add", i, 1) for i in range(100)]  # more than both lanes hold
+    for i in np.random.default_rng(1).permutation(100):
+        assert futures[i].result(timeout=10) == i + 1
+    assert all(f.done() for f in futures)
+    assert not futures[0].cancel() and not futures[0].running()
+    assert svc.pending == (0, 0)
+
+
+def test_results_that_nobody_reads(svc):
+    for i in range(100):
+        svc.submit("add", i, 1)
+    assert svc.call("add", 1, 1) == 2
+
+
+def test_a_future_keeps_its_arrays(svc):
+    a = gd.asarray(np.array([1.0, 2.0], "f4"), device=DEVICE)
+    svc.submit("linger", 30_000_000, lane=0)
+    future = svc.submit("scale", 3.0, a, 1, lane=0)
+    at = a.ptr
+    del a
+    gc.collect()
+    with gd.full(2, 5.0, "f4", device=DEVICE) as other:
+        assert other.ptr != at
+        assert future.result(timeout=10) == 6.0
+
+
+def test_a_failed_call_says_so_by_its_future(svc, array):
+    future = svc.submit("store", array, -1, 1.0)
+    assert isinstance(future.exception(timeout=10), gd.DeviceAssertionError)
+    with pytest.raises(gd.DeviceAssertionError):
+        future.result()
+
+
+def test_map_is_in_order(svc):
+    assert list(svc.map("add", range(200), range(200))) == [2 * i for i in range(200)]
+    assert list(svc.map("add", range(3), range(5))) == [0, 2, 4]
+    first = svc.map("add", iter(range(10**9)), iter(range(10**9)))  # never asked for at once
+    assert [next(first) for _ in range(3)] == [0, 2, 4]
+    with pytest.raises(gd.KernelNotFoundError):
+        svc.map("nope", [1])
+    with pytest.raises(gd.RefusedArgumentError):
+        list(svc.map("positive", [1, 2, -3, 4]))
+
+
+def test_callbacks(svc):
+    seen: list[object] = []
+    event = threading.Event()
+    future = svc.submit("linger", 5_000_000)
+    future.add_done_callback(lambda f: (seen.append(f.result()), event.set()))
+    assert event.wait(10)
+    future.add_done_callback(lambda f: seen.append("late"))
+    assert seen == [1, "late"]
+
+
+def test_await(svc, array):
+    async def main():
+        before = threading.active_count()
+        many = await asyncio.gather(*[one(i) for i in range(200)])
+        assert many == [i + 1 for i in range(200)]
+        assert threading.active_count() <= before + 1  # no thread for each call
+        slow = svc.submit("linger", 200_000_000)
+        ticks = 0
+        task = asyncio.ensure_future(slow_result(slow))
+        while not task.done():
+            ticks += 1
+            await asyncio.sleep(0.001)
+        assert await task == 1 and ticks > 3  # the loop went on
+        with pytest.raises(gd.DeviceAssertionError):
+            await svc.submit("store", array, -1, 1.0)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(slow_result(svc.submit("linger", 50_000_000)), 0.005)
+
+    async def one(i):
+        return await svc.submit("add", i, 1, timeout=10)
+
+    async def slow_result(future):
+        return await future
+
+    asyncio.run(main())
+
+
+def test_threads(svc):
+    def work(k):
+        return all(svc.call("add", i, k) == i + k for i in range(50))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+# -- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_a_function_may_refuse(svc, array):
+    with pytest.raises(gd.DeviceAssertionError, match=f"store: the assertion in line {LINE['store']}") as e:
+        svc.call("store", array, -1, 1.0)
+    assert isinstance(e.value, AssertionError) and e.value.value == LINE["store"]
+    with pytest.raises(gd.RefusedArgumentError, match="positive refused") as e:
+        svc.call("positive", -1)
+    assert isinstance(e.value, ValueError) and isinstance(e.value, gd.ServiceError)
+    with pytest.raises(gd.CallError, match="status 304") as e:
+        svc.call("odd", 4)
+    assert (e.value.function, e.value.status) == ("odd", 304)
+    assert svc.call("odd", 5) == 5  # and is forgotten
+
+
+@pytest.mark.parametrize("rank", [0, 40, 100])
+def test_any_thread_of_a_team_may_refuse(svc, rank):
+    with pytest.raises(gd.DeviceAssertionError):
+        svc.call("grid_fails", rank)
+    assert svc.call("grid_fails", -1) == 192
+    if rank < 64:
+        with pytest.raises(gd.DeviceAssertionError):
+            svc.call("fail_in_block", rank)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("nope", 1), gd.KernelNotFoundError, "no function 'nope'; it has add"),
+        (((),), gd.KernelNotFoundError, "no function"),
+        (("add", 1), gd.ArgumentError, r"add takes 2 argument\(s\).*; 1 given"),
+        (("add", 1, 2, 3), gd.ArgumentError, "3 given"),
+        (("add", 1.5, 2), gd.DTypeError, "argument 1 of add is a signed integer"),
+        (("add", 1, 2**31), gd.DTypeError, "out of the range"),
+        (("byte", -1, True), gd.DTypeError, "out of the range"),
+        (("byte", 256, True), gd.DTypeError, "out of the range"),
+        (("wide", 2**64), gd.DTypeError, "out of the range"),
+        (("wide", -1), gd.DTypeError, "out of the range"),
+        (("half", None), gd.DTypeError, "argument 1 of half"),
+        (("scale", 1.0, np.zeros(3, "f4"), 1), gd.DTypeError, "CPU memory"),
+        (("product", b"1234567"), gd.DTypeError, "7 bytes"),
+        (("product", 1.0), gd.DTypeError, "structured"),
+    ],
+)
+def test_wrong_arguments(svc, arguments, error, words):
+    for how in (svc.call, svc.submit):
+        with pytest.raises(error, match=words):
+            how(*arguments)
+    assert svc.call("add", 1, 1) == 2
+
+
+def test_wrong_arrays(svc):
+    with gd.zeros(3, "i4", device=DEVICE) as integers, pytest.raises(gd.DTypeError, match="i4"):
+        svc.call("scale", 1.0, integers, 1)
+    a = gd.zeros(3, "f4", device=DEVICE)
+    svc.call("scale", 1.0, a, 1)  # goes the quick way from now on
+    a.close()
+    with pytest.raises(gd.ClosedError):
+        svc.call("scale", 1.0, a, 1)
+
+
+def test_wrong_options_of_a_call(svc):
+    with pytest.raises(ValueError, match="lanes 0 to 1"):
+        svc.call("add", 1, 1, lane=2)
+    with pytest.raises(ValueError, match="timeout"):
+        svc.call("add", 1, 1, timeout=-1)
+    with pytest.raises(TypeError, match="timeout and lane"):
+        svc.call("add", 1, 1, when=2)
+    with pytest.raises(TypeError):
+        svc.call()
+
+
+def test_timeouts(svc):
+    with pytest.raises(gd.CallTimeoutError, match=r"linger has not answered within 0\.005 s"):
+        svc.call("linger", 50_000_000, timeout=0.005, lane=0)
+    with pytest.raises(TimeoutError):
+        svc.call("add", 1, 2, timeout=0, lane=0)  # looked once: the one before still runs
+    future = svc.submit("add", 2, 3, lane=0)
+    with pytest.raises(gd.CallTimeoutError):
+        future.result(timeout=0)
+    assert future.result(timeout=10) == 5  # what came too late does not come now
+    assert svc.call("add", 3, 4, timeout=10) == 7
+
+
+def test_a_full_lane_pushes_back(svc):
+    svc.submit("linger", 50_000_000, lane=0)
+    for i in range(15):
+        svc.submit("add", i, 1, lane=0, timeout=0)
+    with pytest.raises(gd.CallTimeoutError, match="all 16 slots"):
+        svc.submit("add", 1, 1, lane=0, timeout=0)
+    start = time.monotonic()
+    assert svc.submit("add", 1, 1, lane=0).result() == 2  # waits for room
+    assert time.monotonic() - start > 0.01
+    assert svc.call("add", 5, 5, lane=1, timeout=10) == 10
+
+
+def test_interrupted():
+    program = """
+        import os, signal, threading, time
+        import gpudirect as gd
+        source = '''__device__ int f(long long ns) { for (long long t = gd_service::now();
+            (long long)gd_service::now() - t < ns;) ; return 7; }'''
+        with gd.Service(source, "f", device="emulated", lifetime=60) as svc:
+            threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+            try:
+                svc.call("f", 600_000_000)
+            except KeyboardInterrupt:
+                print("interrupted", svc.call("f", 1))
+        """
+    assert _run(program).stdout.split() == ["interrupted", "7"]
+
+
+@pytest.mark.parametrize(
+    ("source", "functions", "options", "error", "words"),
+    [
+        ("", ["f"], {}, gd.ArgumentError, "source is empty"),
+        (SMALL, [], {}, gd.ArgumentError, "functions is empty"),
+        (SMALL, 3, {}, gd.ArgumentError, "give names"),
+        (SMALL, {"add": "everybody"}, {}, gd.ArgumentError, "thread, warp, block, grid"),
+        (SMALL, ["add<int>"], {}, gd.ArgumentError, "wrap it"),
+        (SMALL, ["sub"], {}, gd.KernelNotFoundError, "no function 'sub'"),
+        ("__device__ int f(int a) { return b; }", ["f"], {}, gd.CompileError, "does not compile"),
+        ("struct s { long long a, b; }; __device__ s f() { return {}; }", ["f"], {}, gd.CompileError,
+         "does not compile"),
+        ("struct s { char a[5000]; }; __device__ int f(s x) { return 0; }", ["f"], {}, gd.ArgumentError,
+         "5000 bytes"),
+        (SMALL, ["add"], {"lanes": 0}, gd.ArgumentError, "lanes"),
+        (SMALL, ["add"], {"slots": 100}, gd.ArgumentError, "power of two"),
+        (SMALL, ["add"], {"slots": 1}, gd.ArgumentError, "slots"),
+        (SMALL, ["add"], {"threads": 33}, gd.ArgumentError, "multiple of 32"),
+        (SMALL, ["add"], {"blocks": 2}, gd.ArgumentError, "for a grid"),
+        (SMALL, ["add"], {"idle_after": -1}, gd.ArgumentError, "idle_after"),
+        (SMALL, {"add": "grid"}, {"lanes": 64, "blocks": 100}, gd.ServiceError, "6400 blocks of 256"),
+    ],
+)  # fmt: skip
+def test_wrong_services(source, functions, options, error, words):
+    with pytest.raises(error, match=words):
+        service(source, functions, **options)
+
+
+def test_lines_of_compiler_messages_are_those_of_the_source():
+    with pytest.raises(gd.CompileError) as e:
+        service("\n\n__device__ int f(int a) { return b; }", ["f"])
+    assert "kernel.cu:3" in e.value.log or "kernel.cu(3)" in e.value.log
+
+
+def test_a_device_without_order_is_refused(monkeypatch):
+    device = gd.device(DEVICE)
+    monkeypatch.setattr(device, "ordering", Ordering(True, True, "none"), raising=False)
+    with pytest.raises(gd.ServiceError, match="does not promise"):
+        service()
+
+
+# -- its life ----------------------------------------------------------------------------------
+
+
+def test_started_stopped_and_again():
+    svc = service(lanes=2)
+    with pytest.raises(gd.ServiceError, match="not started"):
+        svc.call("add", 1, 1)
+    for _ in range(3):
+        with svc:
+            assert svc.running and svc.call("add", 1, 1) == 2
+            with pytest.raises(gd.ServiceError, match="runs already"):
+                svc.start()
+        svc.stop()
+        assert not svc.running
+        with pytest.raises(gd.ServiceError, match="it was stopped"):
+            svc.call("add", 1, 1)
+        with pytest.raises(gd.ServiceError, match="it was stopped"):
+            svc.map("add", [1], [1])
+    assert svc not in svc.device.residents
+
+
+def test_nothing_is_left_behind():
+    device = gd.device(DEVICE)
+    svc = service()
+    with svc:
+        svc.call("add", 1, 1)
+    gc.collect()
+    gd.trim()
+    free = device.memory()[0]
+    for _ in range(5):
+        with svc:
+            svc.submit("add", 1, 1)
+    gc.collect()
+    gd.trim()
+    assert device.memory()[0] == free
+
+
+def test_stop_with_a_full_ring():
+    with service(SOURCE, ["linger", "add"], slots=16) as svc:
+        first = svc.submit("linger", 20_000_000)
+        rest = [svc.submit("add", i, 1) for i in range(15)]
+        start = time.monotonic()
+        svc.stop()
+        assert time.monotonic() - start < 2
+    assert first.result() == 1
+    for f in rest:  # answered before the stop, or told that it was not run
+        assert isinstance(f.exception(), (gd.ServiceError, type(None)))
+    assert any(isinstance(f.exception(), gd.ServiceError) for f in rest)
+
+
+def test_stop_wakes_threads_that_wait():
+    svc = service(SOURCE, ["linger", "add"]).start()
+    svc.submit("linger", 100_000_000)
+    errors = []
+
+    def work():
+        try:
+            svc.call("add", 1, 1)
+        except gd.ServiceError as e:
+            errors.append(str(e))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.02)
+    svc.stop()
+    thread.join(5)
+    assert not thread.is_alive() and "stopped" in errors[0]
+
+
+def test_a_function_that_does_not_end():
+    program = """
+        import time
+        import gpudirect as gd
+        source = "__device__ int f(volatile int *p) { while (!*p) ; return 7; }"
+        go = gd.zeros(1, "i4", device="emulated")
+        svc = gd.Service(source, "f", device="emulated", stop_timeout=0.1).start()
+        future = svc.submit("f", go)
+        try:
+            svc.stop()
+        except gd.ServiceError as e:
+            print("did not end" in str(e), isinstance(future.exception(), gd.ServiceError))
+        for what in (lambda: svc.call("f", go), svc.start):
+            try:
+                what()
+            except gd.ServiceError:
+                print("refused")
+        """
+    start = time.monotonic()
+    assert _run(program).stdout.split() == ["True", "True", "refused", "refused"]
+    assert time.monotonic() - start < 20
+
+
+def test_a_fault_is_no_hang():
+    program = """
+        import gpudirect as gd
+        source = "__device__ int f(int *p) { return *p; }"
+        svc = gd.Service(source, "f", device="emulated").start()
+        for what in (lambda: svc.call("f", 16), lambda: svc.call("f", 16), svc.start):
+            try:
+                what()
+            except gd.Error as e:
+                print(type(e).__name__)
+        print(svc._end)
+        svc.stop()
+        """
+    lines = _run(program).stdout.splitlines()
+    assert lines[0] == "ServiceError" and set(lines[:3]) <= {"ServiceError", "DeviceLostError"}
+    assert "illegal address" in lines[3]
+
+
+def test_the_end_of_its_lifetime():
+    svc = gd.Service(SMALL, "add", device=DEVICE, lifetime=0.1)
+    with svc:
+        assert svc.call("add", 1, 1) == 2
+        time.sleep(0.3)
+        with pytest.raises(gd.ServiceError, match="lifetime of 0.1 s is over"):
+            svc.call("add", 1, 1)
+        with pytest.raises(gd.ServiceError, match="lifetime"):
+            svc.submit("add", 1, 1)
+    with svc:
+        assert svc.call("add", 2, 2) == 4
+
+
+def test_a_killed_process_leaves_nothing():
+    program = """
+        import os, sys
+        import gpudirect as gd
+        svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", device="emulated")
+        svc.start()
+        print(svc.call("add", 1, 1), svc.device.process.pid, flush=True)
+        os.kill(os.getpid(), 9)
+        """
+    done = _run(program, check=False)
+    assert done.returncode == -signal.SIGKILL
+    result, gpu = map(int, done.stdout.split())
+    assert result == 2
+    end = time.monotonic() + 10
+    while _alive(gpu):
+        assert time.monotonic() < end, "the emulated GPU outlived its process"
+        time.sleep(0.01)
+
+
+def test_a_forgotten_service_ends_with_the_process():
+    program = """
+        import gpudirect as gd
+        svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", device="emulated")
+        print(svc.start().call("add", 1, 1))
+        """
+    start = time.monotonic()
+    assert _run(program).stdout.split() == ["2"]
+    assert time.monotonic() - start < 20
+
+
+def test_a_forgotten_service_is_stopped_when_collected():
+    device = gd.device(DEVICE)
+    before = len(device.residents)
+    svc = service().start()
+    assert len(device.residents) == before + 1
+    svc.submit("add", 1, 1)
+    del svc
+    gc.collect()
+    assert len(device.residents) == before
+
+
+def test_a_child_process_is_refused():
+    program = """
+        import os
+        import gpudirect as gd
+        svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", device="emulated")
+        svc.start()
+        future = svc.submit("add", 1, 1)
+        pid = os.fork()
+        if not pid:
+            for what in (lambda: svc.call("add", 1, 1), lambda: svc.submit("add", 1, 1), svc.start,
+                         svc.stop):
+                try:
+                    what()
+                except gd.ForkError as e:
+                    print("refused", flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(future.result(), svc.call("add", 1, 2))
+        svc.stop()
+        """
+    assert _run(program).stdout.split() == ["refused", "refused", "refused", "2", "3"]
+
+
+# -- beside other work -------------------------------------------------------------------------
+
+
+def test_other_work_goes_on(svc, array):
+    device = gd.device(DEVICE)
+    stamp = f"__global__ void k(int *p) {{ *p = {time.time_ns() % 1000} + 1; }}"
+    kernel = gd.kernel(stamp, "k", device=device)  # pauses the service
+    with gd.zeros(1, "i4", device=device) as a:
+        kernel[1, 1](a)
+        gd.synchronize(device)  # waits for the kernel, not for the service
+        assert a.read()[0] == time.time_ns() * 0 + int(stamp.split("= ")[1].split()[0]) + 1
+    assert svc.call("scale", 1.0, array, 3) == 3.0
+
+
+def test_paused_and_resumed(svc):
+    with svc.device.quiet():
+        future = svc.submit("add", 5, 6)
+        time.sleep(0.01)
+        assert not future.done()
+    assert future.result(timeout=10) == 11
+    assert svc.call("grid_fails", -1) == 192
+
+
+def test_two_services_beside_each_other(svc):
+    with service() as other:
+        assert other.call("add", 1, 2) == 3 and svc.call("add", 3, 4) == 7
+        assert {svc, other} <= set(svc.device.residents)
+    assert svc.call("add", 3, 4) == 7
+
+
+def test_what_it_holds_is_told(svc):
+    info = svc.info
+    assert info.emulated and info.running and info.ordering == "owner"
+    assert (info.lanes, info.slots, info.blocks, info.threads) == (2, 16, 6, 64)
+    assert info.host_bytes == 2 * 16 * 16 and info.device_bytes > 2 * 16 * 64
+    assert 0 < info.share < 1
+    assert "emulated" in repr(svc) and "running" in repr(svc)
+
+
+# -- C code on a lane --------------------------------------------------------------------------
+
+
+def test_a_lane_lent_to_c():
+    lib, ffi = _native.lib, _native.ffi
+    with service(lanes=2, slots=8) as svc:
+        svc.call("add", 1, 1, lane=0)
+        lane = svc.lend(0)
+        with pytest.raises(ValueError, match="lent already"):
+            svc.lend(0)
+        with pytest.raises(ValueError, match="lent"):
+            svc.call("add", 1, 1, lane=0)
+        assert svc.call("add", 1, 1) == 2  # through the other
+        reply, number = ffi.new("struct p2pmod_reply *"), svc.functions["add"].number
+        both = (7).to_bytes(4, "little") + (8).to_bytes(4, "little")
+        assert lib.gd_lane_call(lane, number, both, 8, 10**10, reply) == 0
+        assert (reply.value, reply.status) == (15, 0)
+        assert lib.gd_lane_call(lane, 999, b"", 0, 10**10, reply) == 0
+        assert reply.status == lib.P2PMOD_STATUS_NO_FUNCTION
+        assert lib.gd_lane_call(lane, number, bytes(57), 57, 10**10, reply) < 0  # no room for so many
+        assert lib.gd_lane_call(lane, number, both, 8, 0, reply) in (0, -110)  # looks once
+        while lib.gd_lane_take(lane, 10**10, reply) == 0:
+            pass
+        for _ in range(8):
+            assert lib.gd_lane_submit(lane, number, both, 8) == 0
+        assert lib.gd_lane_submit(lane, number, both, 8) == -11  # full
+        assert [lib.gd_lane_take(lane, 10**10, reply) for _ in range(8)] == [0] * 8
+        assert lib.gd_lane_take(lane, 0, reply) == -11
+        assert lib.gd_lane_call(lane, lib.P2PMOD_FUNCTION_STOP, b"", 0, 10**10, reply) == 0
+        assert reply.status == 0
+        assert svc.call("add", 2, 2) == 4  # the other lane lives
+
+
+@pytest.mark.parametrize("store", ["GD_LANE_LINE", "GD_LANE_WORDS"])
+def test_both_ways_to_store_a_packet(store):
+    lib, ffi = _native.lib, _native.ffi
+    ring = np.zeros(64 * 4 + 64, np.uint8)
+    at = -ring.ctypes.data % 64 + ring.ctypes.data
+    replies = np.zeros(16 * 4 + 16, np.uint8)
+    lane = ffi.new("struct gd_lane *")
+    lane.packets, lane.replies, lane.slots = at, -replies.ctypes.data % 16 + replies.ctypes.data, 4
+    assert lib.gd_lane_init(lane) == 0
+    if store == "GD_LANE_LINE" and lane.store != lib.GD_LANE_LINE:
+        assert "movdir64b" not in Path("/proc/cpuinfo").read_text()
+        return
+    lane.store = getattr(lib, store)
+    lane.sent = lane.taken = 0xFFFF
+    arguments = bytes(range(56))
+    assert lib.gd_lane_send(lane, 0x1234, arguments, 56) == 0
+    packet = ring[at - ring.ctypes.data :][:64].tobytes()  # call 0x10000 is in slot 0
+    assert packet == (0x10000).to_bytes(4, "little") + arguments + (0x12340000).to_bytes(4, "little")
+
+
+def test_a_lane_of_wrong_size_is_refused():
+    lib, ffi = _native.lib, _native.ffi
+    for slots in (0, 1, 3, 100, 65536):
+        lane = ffi.new("struct gd_lane *", {"slots": slots, "packets": 64, "replies": 64})
+        assert lib.gd_lane_init(lane) == -22
+
+
+# -- doorbells ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_doorbell(bits):
+    word = {32: "unsigned", 64: "unsigned long long"}[bits]
+    source = f"""__global__ void echo(volatile {word} *bell, volatile {word} *answer, int rounds)
+    {{ for ({word} i = 1; i <= rounds; i++) {{ while (*bell != i) ; __threadfence_system(); *answer = i; }} }}"""
+    kernel = gd.kernel(source, "echo", device=DEVICE)
+    stream = gd.stream(DEVICE)
+    with gd.Doorbell(bits=bits, device=DEVICE) as bell:
+        assert bell.answer == 0
+        kernel[1, 1, stream](bell.ptr, bell.answer_ptr, 20)
+        for i in range(1, 21):
+            bell.ring(i)
+            bell.wait(i, timeout=10)
+        assert bell.answer == 20
+        stream.synchronize()
+        with pytest.raises(gd.CallTimeoutError, match=r"no answer 7 within 0\.01 s; it is 20"):
+            bell.wait(7, timeout=0.01)
+        with pytest.raises(gd.CallTimeoutError):
+            bell.wait(7, timeout=0)
+        with pytest.raises(gd.ArgumentError, match="whole number"):
+            bell.ring(2**bits)
+        with pytest.raises(gd.ArgumentError, match="timeout"):
+            bell.wait(1, timeout=-1)
+    bell.close()
+    for what in (lambda: bell.ring(1), lambda: bell.wait(1), lambda: bell.answer):
+        with pytest.raises(gd.ClosedError):
+            what()
+    with pytest.raises(gd.ArgumentError):
+        gd.Doorbell(bits=16, device=DEVICE)
+    stream.close()
+
+
+# -- programs of their own -----------------------------------------------------------------------
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
+
+
+def _run(program, check=True):
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stderr
+    return done
