@@ -149,7 +149,7 @@ static int run(const struct gd_job *job)
         if (job->write && !(job->flags & GD_NO_FENCE))
             gd_fence();
     }
-    gd_threads_note(job->n, job->write);
+    gd_threads_note(job->n, job->write, job->flags);
     return 0;
 }
 
@@ -163,7 +163,7 @@ int gd_write(uintptr_t dst, const char *src, size_t n, unsigned flags)
         gd_engine()->store((char *)dst, src, n); /* the short way, for the small ones */
         if (!(flags & GD_NO_FENCE))
             gd_fence();
-        gd_threads_note(n, 1);
+        gd_threads_note(n, 1, flags);
         return 0;
     }
     return run(&(struct gd_job){.piece = write_piece, .engine = gd_engine(), .mapped = dst,
@@ -180,7 +180,7 @@ int gd_read(char *dst, uintptr_t src, size_t n, unsigned flags)
     if (!(flags & GD_GUARDED) && (flags & GD_ONE_THREAD || !gd_threads_wanted(n, 0))) {
         gd_load_fence(); /* the short way, for the small ones */
         gd_engine()->load(dst, (const char *)src, n);
-        gd_threads_note(n, 0);
+        gd_threads_note(n, 0, flags);
         return 0;
     }
     return run(&(struct gd_job){.piece = read_piece, .engine = gd_engine(), .mapped = src,

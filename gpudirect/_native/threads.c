@@ -264,7 +264,7 @@ int gd_threads_run(const struct gd_job *job)
     code = __atomic_load_n(&pool.code, __ATOMIC_RELAXED);
     if (code)
         gd_guard_fault = pool.fault;
-    __atomic_store_n(&gd_threads_last, gd_now(), __ATOMIC_RELAXED);
+    __atomic_store_n(&gd_threads_last, gd_ticks(), __ATOMIC_RELAXED);
     pthread_mutex_unlock(&pool.call);
     return code;
 }

@@ -27,9 +27,36 @@ struct gd_job {
  * writes.
  */
 extern size_t gd_threads_in_a_row[2], gd_threads_alone[2];
-extern uint64_t gd_threads_last; /* when the last copy ended that was large enough in a row */
+extern uint64_t gd_threads_last; /* ticks: when the last copy ended that was large enough in a row */
 
 #define GD_THREADS_SPIN 50000 /* ns that a thread waits awake for the next copy */
+
+/*
+ * A clock of a few ns; clock_gettime takes 200 in some virtual machines, a tenth of a copy that it
+ * would be asked for. GD_THREADS_ROW of its ticks are about GD_THREADS_SPIN.
+ */
+#if defined(__x86_64__)
+#define GD_THREADS_ROW 120000 /* of 2 to 3 GHz */
+static inline uint64_t gd_ticks(void)
+{
+    return __builtin_ia32_rdtsc();
+}
+#elif defined(__aarch64__)
+#define GD_THREADS_ROW (gd_ticks_of("cntfrq_el0") / (1000000000 / GD_THREADS_SPIN))
+#define gd_ticks_of(name)                                                                         \
+    ({                                                                                            \
+        uint64_t value;                                                                           \
+        __asm__ volatile("mrs %0, " name : "=r"(value));                                          \
+        value;                                                                                    \
+    })
+static inline uint64_t gd_ticks(void)
+{
+    return gd_ticks_of("cntvct_el0");
+}
+#else
+#define GD_THREADS_ROW GD_THREADS_SPIN
+#define gd_ticks gd_now
+#endif
 
 /* Whether a copy of n bytes is worth more than one thread. */
 static inline int gd_threads_wanted(size_t n, int write)
@@ -37,15 +64,17 @@ static inline int gd_threads_wanted(size_t n, int write)
     if (__builtin_expect(n < __atomic_load_n(&gd_threads_in_a_row[!!write], __ATOMIC_RELAXED), 1))
         return 0;
     return (n >= __atomic_load_n(&gd_threads_alone[!!write], __ATOMIC_RELAXED) ||
-            gd_now() - __atomic_load_n(&gd_threads_last, __ATOMIC_RELAXED) < GD_THREADS_SPIN) &&
+            gd_ticks() - __atomic_load_n(&gd_threads_last, __ATOMIC_RELAXED) < GD_THREADS_ROW) &&
            gd_threads_count() > 1;
 }
 
 /* To be called at the end of a copy that used one thread: the next one may be in a row with it. */
-static inline void gd_threads_note(size_t n, int write)
+static inline void gd_threads_note(size_t n, int write, unsigned flags)
 {
-    if (__builtin_expect(n >= __atomic_load_n(&gd_threads_in_a_row[!!write], __ATOMIC_RELAXED), 0))
-        __atomic_store_n(&gd_threads_last, gd_now(), __ATOMIC_RELAXED);
+    if (__builtin_expect(!(flags & GD_ONE_THREAD) &&
+                             n >= __atomic_load_n(&gd_threads_in_a_row[!!write], __ATOMIC_RELAXED),
+                         0))
+        __atomic_store_n(&gd_threads_last, gd_ticks(), __ATOMIC_RELAXED);
 }
 
 /*
