@@ -17,7 +17,7 @@ __global__ void add(const float *a, const float *b, float *c, int n)
 FLOW = "CPU to GPU, and as much back"
 SIZES = (1 << 16, 1 << 20, 1 << 23)  # elements
 SMALL = 10_007
-KINDS = ("degree 1", "degree 32")  # of the polynomial that a is made with, cheap to dear
+KINDS = ("degree 1", "degree 32", "degree 256")  # of the polynomial that a is made with, cheap to dear
 TOLERANCE = 1e-6  # the compiler may fuse a product and a sum
 TYPES = """
 struct calls {  // cuMemcpyHtoDAsync, cuMemcpyDtoHAsync, cuStreamSynchronize, cuLaunchKernel

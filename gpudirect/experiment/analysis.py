@@ -103,6 +103,8 @@ class Experiment:
         self.link = {f["case"].removesuffix(": step"): f["size"] / float(f["p50"])
                      for f in found["figures"] if f["bench"] == "link"}  # fmt: skip
         """What was measured of the link: GB/s by name."""
+        self.calls = {f["case"]: float(f["p50"]) for f in found["figures"] if f["bench"] == "calls"}
+        """What calls cost on next to no data: ns by name."""
 
     @property
     def store_rate(self) -> float:
@@ -239,9 +241,11 @@ def reasons(e: Experiment) -> Table:
 
 def link(e: Experiment) -> Table:
     """What the link gave in this run."""
-    table = Table("The link in this run", ("what", "GB/s"))
+    table = Table("The link, and calls on next to no data, in this run", ("what", ""))
     for name, rate in e.link.items():
-        table.add(name, f"{rate:.1f}")
+        table.add(name, f"{rate:.1f} GB/s")
+    for name, t in e.calls.items():
+        table.add(name, short(t))
     return table
 
 

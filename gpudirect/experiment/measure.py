@@ -23,7 +23,7 @@ MOST_CHUNKS = 512  # of one step: smaller ones are far from the best
 LEAST, MOST = 7, 200  # samples of a case
 ROUNDS = 4  # different updates, taken in turn
 
-UPDATE, STEP, PRODUCTION, LINK = "update", "step", "production", "link"
+UPDATE, STEP, PRODUCTION, LINK, CALLS = "update", "step", "production", "link", "calls"
 MEMORIES: dict[str, Callable[..., Any]] = {
     "pinned": lambda shape, dtype: sys.modules["_cuda"].pinned(shape, dtype),
     "mapped": lambda shape, dtype: gd.empty(shape, dtype).host,
@@ -191,7 +191,28 @@ def link(device: Device) -> list[Figure]:
             "DMA from pageable memory": lambda: cuda.upload(a, data),
         }
         taken = interleaved(cases, samples=LEAST, warmup=1)
-    return [figure(LINK, name, size, t, group="link") for name, t in taken.items()]
+    return [figure(LINK, name, size, t, group="link") for name, t in taken.items()] + _calls(device)
+
+
+def _calls(device: Device) -> list[Figure]:
+    """What the calls cost that the versions differ in, on next to no data."""
+    cuda = sys.modules["_cuda"]
+    source = '__global__ void nothing(int *p) {}'
+    nothing = gd.kernel(source, "nothing", device=device)
+    page_locked, data = cuda.pinned(64, "u1"), bytes(64)
+    with gd.empty(64, "u1", device=device) as a:
+
+        def waited_for() -> None:
+            nothing[1, 32](a.ptr)
+            gd.synchronize(device)
+
+        cases: dict[str, Callable[[], Any]] = {
+            "a launch, waited for": waited_for,
+            "cuMemcpyHtoD of 64 bytes": lambda: cuda.upload(a, page_locked),
+            "write of 64 bytes, fenced": lambda: a.write(data),
+        }
+        taken = interleaved(cases, samples=MOST, warmup=LEAST)
+    return [figure(CALLS, name, 0, t, group="calls") for name, t in taken.items()]
 
 
 def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Configuration]:
