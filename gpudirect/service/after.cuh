@@ -261,11 +261,20 @@ __device__ inline void await_grid(unsigned long long calls)
 /* ---- the polling warp ---- */
 
 struct lane {
-    const unsigned *packets;
+    const unsigned *packets;             /* this thread's word of the first packet */
+    const unsigned *at;                  /* of the next one */
     uint4 *replies;
+    uint4 *reply;                        /* to the next one */
     unsigned mask;
     unsigned next;                       /* number of the call awaited */
     unsigned long long grids;            /* calls that the grid has run since */
+
+    __device__ inline void go_to(unsigned number)
+    {
+        next = number;
+        at = packets + (number & mask) * WORDS;
+        reply = replies + (number & mask);
+    }
 };
 
 /* Whether this thread's word of a packet is what call `number` has there. */
@@ -278,14 +287,9 @@ __device__ inline bool fits(unsigned word, unsigned number)
                                 : true;
 }
 
-__device__ inline const unsigned *word_of(const lane &l, unsigned number)
-{
-    return l.packets + (number & l.mask) * WORDS + threadIdx.x % WORDS;
-}
-
-/* Run a function on the arguments in the words that the 16 threads from `first` on hold. */
+/* Run a function on the arguments in the words that the first 16 threads hold. */
 template <unsigned number, unsigned kind, class F>
-__device__ inline unsigned long long serve(F function, lane &l, unsigned word, unsigned first)
+__device__ inline unsigned long long serve(F function, lane &l, unsigned word)
 {
     typedef described<F> d;
     unsigned me = threadIdx.x;
@@ -297,7 +301,7 @@ __device__ inline unsigned long long serve(F function, lane &l, unsigned word, u
         __align__(16) unsigned words[WORDS]; /* in registers: every index is known */
 #pragma unroll
         for (unsigned i = 0; i * 4 < d::size; i++)
-            words[i] = __shfl_sync(ALL, word, first + 1 + i);
+            words[i] = __shfl_sync(ALL, word, 1 + i);
         if (me == 0) {
             value = d::run(function, (const char *)words, typename d::all());
             if (d::writes)
@@ -307,12 +311,12 @@ __device__ inline unsigned long long serve(F function, lane &l, unsigned word, u
     } else {
         unsigned *words = (unsigned *)arguments;
         if (d::size > P2PMOD_PACKET_ARGUMENTS) {
-            unsigned long long there = __shfl_sync(ALL, word, first + 2);
-            there = there << 32 | __shfl_sync(ALL, word, first + 1);
+            unsigned long long there = __shfl_sync(ALL, word, 2);
+            there = there << 32 | __shfl_sync(ALL, word, 1);
             for (unsigned i = me; i * 4 < d::size; i += 32)
                 words[i] = look((const unsigned *)there + i);
-        } else if (me - first - 1 < P2PMOD_PACKET_WORDS) {
-            words[me - first - 1] = word;
+        } else if (me - 1 < P2PMOD_PACKET_WORDS) {
+            words[me - 1] = word;
         }
         __syncwarp();
         if constexpr (kind == THREAD) {
@@ -341,12 +345,10 @@ __device__ inline unsigned long long serve(F function, lane &l, unsigned word, u
     }
 }
 
-/*
- * Answer call l.next, whose 16 words the threads from `first` on hold. False when it ends the lane.
- */
-__device__ inline bool answer(lane &l, unsigned word, unsigned first, bool stopping)
+/* Answer call l.next, whose 16 words the first threads hold. False when it ends the lane. */
+__device__ inline bool answer(lane &l, unsigned word, bool stopping)
 {
-    unsigned function = __shfl_sync(ALL, word, first + WORDS - 1) >> 16;
+    unsigned function = __shfl_sync(ALL, word, WORDS - 1) >> 16;
     unsigned long long value = 0;
     unsigned status = P2PMOD_STATUS_OK;
 
@@ -358,7 +360,7 @@ __device__ inline bool answer(lane &l, unsigned word, unsigned first, bool stopp
         switch (function) {
 #define GD_SERVE(number, name, kind)                                                              \
     case number:                                                                                  \
-        value = serve<number, kind>(&name, l, word, first);                                       \
+        value = serve<number, kind>(&name, l, word);                                              \
         break;
             GD_FUNCTIONS(GD_SERVE)
         case P2PMOD_FUNCTION_NOTHING:
@@ -374,11 +376,10 @@ __device__ inline bool answer(lane &l, unsigned word, unsigned first, bool stopp
             if (status)
                 value = *(volatile unsigned *)&failure[1];
         }
-        put(l.replies + (l.next & l.mask),
-            make_uint4(unsigned(value), unsigned(value >> 32), status, l.next));
+        put(l.reply, make_uint4(unsigned(value), unsigned(value >> 32), status, l.next));
     }
     __syncwarp();
-    l.next++;
+    l.go_to(l.next + 1);
     return function != P2PMOD_FUNCTION_STOP;
 }
 
@@ -393,7 +394,7 @@ __device__ inline unsigned look_ahead(const lane &l, unsigned *words, const unsi
 
 #pragma unroll
     for (unsigned i = 0; i < LOADS_AHEAD; i++)
-        words[i] = look(word_of(l, l.next + 2 * i + half));
+        words[i] = look(l.packets + (l.next + 2 * i + half & l.mask) * WORDS);
     unsigned says = look(control);       /* comes with the others */
 #pragma unroll
     for (unsigned i = 0; i < LOADS_AHEAD; i++) {
@@ -403,7 +404,7 @@ __device__ inline unsigned look_ahead(const lane &l, unsigned *words, const unsi
     }
 #ifdef GPUDIRECT_EMULATED
     for (unsigned i = 0; i < LOADS_AHEAD; i++) /* a load here is not one of the whole warp */
-        words[i] = look(word_of(l, l.next + 2 * i + half));
+        words[i] = look(l.packets + (l.next + 2 * i + half & l.mask) * WORDS);
 #endif
     if (ready && !*told)
         *told = alike(says);
@@ -413,11 +414,11 @@ __device__ inline unsigned look_ahead(const lane &l, unsigned *words, const unsi
 /* Is the next packet there? As look_ahead, with one load. */
 __device__ inline unsigned look_next(const lane &l, unsigned *words)
 {
-    words[0] = look(word_of(l, l.next));
+    words[0] = look(l.at);
     if (!__all_sync(ALL, fits(words[0], l.next)))
         return 0;
 #ifdef GPUDIRECT_EMULATED
-    words[0] = look(word_of(l, l.next));
+    words[0] = look(l.at);
 #endif
     return 1;
 }
@@ -434,20 +435,26 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
         unsigned words[LOADS_AHEAD];
         unsigned ready = told ? look_ahead(l, words, control, &told) : look_next(l, words);
         if (ready) {
+            unsigned before = 0;
             do {
 #pragma unroll 1
                 for (unsigned i = 0; i < ready; i++) {
                     if (told == PAUSE)
                         return told;
                     unsigned word = i < 2 ? words[0] : i < 4 ? words[1] : i < 6 ? words[2] : words[3];
-                    unsigned before = unsigned(clock64());
-                    if (!answer(l, word, i % 2 * WORDS, told == STOP))
+                    if (i % 2)
+                        word = __shfl_down_sync(ALL, word, WORDS);
+                    if (!answer(l, word, told == STOP))
                         told = STOP;
-                    if (i + 1 < ready && !told &&
-                        __any_sync(ALL, unsigned(clock64()) - before > SLOW))
-                        told = alike(look(control));
+                    if (i + 1 < ready && !told) {
+                        unsigned t = unsigned(clock64());
+                        if (__any_sync(ALL, t - before > SLOW))
+                            told = alike(look(control));
+                        before = t;
+                    }
                 }
                 ready = look_ahead(l, words, control, &told);
+                before = unsigned(clock64());
             } while (ready);
             work = true;
             polls_a_check = POLLS_A_CHECK;
@@ -500,8 +507,12 @@ extern "C" __global__ void gd_resident(
         follow();
         return;
     }
-    lane l = {packets + (unsigned long long)number * slots * WORDS,
-              replies + (unsigned long long)number * slots, slots - 1, relayed->answered + 1, 0};
+    lane l;
+    l.packets = packets + (unsigned long long)number * slots * WORDS + threadIdx.x % WORDS;
+    l.replies = replies + (unsigned long long)number * slots;
+    l.mask = slots - 1;
+    l.grids = 0;
+    l.go_to(relayed->answered + 1);
     unsigned long long end = lifetime ? now() + lifetime : ~0ull;
     poll(l, control, idle_after, idle_sleep, end);
     if (threadIdx.x == 0) {

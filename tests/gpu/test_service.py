@@ -1,0 +1,188 @@
+"""What only a GPU can show of services: ten million calls, and the bars. Run by ``make test-gpu``.
+
+GPUDIRECT_SOAK_CALLS sets another number of calls. On GPUDIRECT_DEVICE=emulated the soak runs too,
+with as many calls as are asked for: slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpudirect as gd
+from gpudirect import _native, devices
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+
+DEVICE = os.environ.get("GPUDIRECT_DEVICE") or "cuda"
+CALLS = int(os.environ.get("GPUDIRECT_SOAK_CALLS", 10_000_000))
+WORDS = (*range(1, 15), 20, 64)  # of arguments; the last two go by reference
+SIZES, LIFETIME = 16, 200.0
+
+SOURCE = """
+template <int n> struct words { unsigned v[n]; };
+__device__ unsigned tickets;
+template <int n> __device__ inline unsigned long long answer(const words<n> &w)
+{
+    unsigned hash = 2166136261u;
+    for (int i = 0; i < n; i++) hash = (hash ^ w.v[i]) * 16777619u;
+    return (unsigned long long)(atomicAdd(&tickets, 1u) + 1) << 32 | hash;
+}
+__device__ unsigned reset() { return atomicExch(&tickets, 0u); }
+""" + "\n".join(
+    f"__device__ unsigned long long f{n}(words<{n}> w) {{ return answer(w); }}" for n in WORDS
+)
+
+
+class Soak(ctypes.Structure):
+    _fields_ = (
+        ("api", ctypes.c_void_p), ("lanes", ctypes.c_void_p * 8), ("lane_count", ctypes.c_int),
+        ("words", ctypes.c_uint32 * SIZES), ("function", ctypes.c_uint32 * SIZES),
+        ("seed", ctypes.c_uint64), ("calls", ctypes.c_uint64), ("deadline", ctypes.c_uint64),
+        ("sent", ctypes.c_uint64), ("answered", ctypes.c_uint64), ("stopped", ctypes.c_uint64),
+        ("wrong", ctypes.c_uint64), ("disorder", ctypes.c_uint64), ("tickets", ctypes.c_void_p),
+        ("ticket_bits", ctypes.c_uint64), ("doubled", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def needs_a_gpu():
+    if DEVICE != "emulated" and (reason := devices.cuda_reason()):
+        pytest.fail(f"these tests need a GPU: {reason}")
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    assert compiler, "the soak needs a C compiler: install gcc, or set CC"
+    out = tmp_path_factory.mktemp("soak") / "soak.so"
+    subprocess.run([*compiler.split(), "-O2", "-Wall", "-fPIC", "-shared", "-o", str(out),
+                    str(Path(__file__).parent / "soak.c")], check=True)  # fmt: skip
+    library = ctypes.CDLL(str(out))
+    library.soak_expected_size.restype = ctypes.c_size_t
+    library.soak.argtypes = library.drain.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    return library
+
+
+class Round:
+    """Two threads on two lanes each, from a start of the service to its stop."""
+
+    def __init__(self, driver, service, tickets, calls, seconds, seed):
+        self.driver, self.service = driver, service
+        self.lent = [service.lend(n) for n in range(4)]
+        self.states, self.expected = [], []
+        for t in range(2):
+            s = Soak()
+            s.api = int(_native.ffi.cast("uintptr_t", _native.lib.gd_lane_api()))
+            for i in range(2):
+                s.lanes[i] = int(_native.ffi.cast("uintptr_t", self.lent[2 * t + i]))
+            s.lane_count = 2
+            for i, n in enumerate(WORDS):
+                s.words[i], s.function[i] = n, service.functions[f"f{n}"].number
+            s.seed = 0x9E3779B97F4A7C15 * (seed * 2 + t + 1) & (1 << 64) - 1
+            s.calls = calls
+            s.deadline = _native.lib.gd_now() + int(seconds * 1e9)
+            s.tickets, s.ticket_bits = tickets.ctypes.data, tickets.size * 64
+            self.states.append(s)
+            self.expected.append(ctypes.create_string_buffer(2 * driver.soak_expected_size()))
+
+    def run(self):
+        codes = [None, None]
+
+        def work(t):
+            codes[t] = self.driver.soak(ctypes.addressof(self.states[t]), self.expected[t])
+
+        threads = [threading.Thread(target=work, args=(t,)) for t in range(2)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert codes == [0, 0], f"soak broke off: {codes}"
+
+    def drain(self):
+        for s, e in zip(self.states, self.expected, strict=True):
+            assert self.driver.drain(ctypes.addressof(s), e) == 0
+
+    def total(self, what):
+        return sum(getattr(s, what) for s in self.states)
+
+    def check(self, tickets):
+        assert self.total("wrong") == 0, "a packet was torn, or a reply is another call's"
+        assert self.total("disorder") == 0
+        assert self.total("doubled") == 0
+        assert self.total("sent") == self.total("answered") + self.total("stopped")
+        assert int(np.bitwise_count(tickets).sum()) == self.total("answered")
+
+
+@pytest.fixture(scope="module")
+def service():
+    functions = ["reset", *(f"f{n}" for n in WORDS)]
+    return gd.Service(SOURCE, functions, lanes=5, slots=64, device=DEVICE, lifetime=LIFETIME)
+
+
+def reset(service, made):
+    """The device's count of calls, which must be those that were answered."""
+    assert service.call("reset", lane=4) == made
+
+
+def test_ten_million_calls(driver, service, capsys):
+    tickets = np.zeros(CALLS // 64 + 64, np.uint64)
+    with service:
+        service.call("reset", lane=4)
+        r = Round(driver, service, tickets, CALLS // 2, 250, 1)
+        start = time.monotonic()
+        r.run()
+        r.drain()
+        seconds = time.monotonic() - start
+        r.check(tickets)
+        assert r.total("answered") == CALLS // 2 * 2 and r.total("stopped") == 0
+        reset(service, r.total("answered"))
+    with capsys.disabled():
+        print(f"\n{CALLS} calls by two threads on four lanes, {seconds:.1f} s: all answered once, "
+              "in order, none torn")  # fmt: skip
+
+
+def test_ten_million_calls_with_a_stop_each_second(driver, service, capsys):
+    made = stopped = rounds = 0
+    start = time.monotonic()
+    while made < CALLS:
+        tickets = np.zeros(CALLS // 64 + 64, np.uint64)
+        with service:
+            service.call("reset", lane=4)
+            r = Round(driver, service, tickets, (CALLS - made + 1) // 2, 1.0, rounds + 2)
+            r.run()
+            # the kernel ends with calls open; its replies are looked at before the memory goes
+            service._tell(1)
+            assert service._await_end(5.0)
+            r.drain()
+            r.check(tickets)
+        with service:
+            reset(service, r.total("answered"))
+        made += r.total("answered")
+        stopped += r.total("stopped")
+        rounds += 1
+    assert rounds == 1 or stopped, "no call was open at any stop: the test shows nothing"
+    with capsys.disabled():
+        print(f"\n{made} calls in {rounds} lives of the service, {time.monotonic() - start:.1f} s; "
+              f"{stopped} were told that it had stopped")  # fmt: skip
+
+
+def test_the_soak_can_fail(driver, service):
+    """A reply that belongs to other arguments is seen."""
+    tickets = np.zeros(CALLS // 64 + 64, np.uint64)
+    with service:
+        service.call("reset", lane=4)
+        r = Round(driver, service, tickets, 2000, 60, 3)
+        r.run()
+        for e in r.expected:
+            ctypes.memset(e, 0, 4 * 64)  # the hashes awaited on the first lane of each thread
+        r.drain()
+        assert r.total("wrong") > 0
