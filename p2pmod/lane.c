@@ -154,8 +154,8 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 {
 	struct p2pmod_packet packet = {};
 	unsigned long flags;
-	int err = -EAGAIN;
 	u8 *slot;
+	int err;
 
 	if (bytes > sizeof(packet.words))
 		return -E2BIG;
@@ -167,12 +167,12 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 	slot = &lane->slot[slot_of(lane, lane->next)];
 	if (*slot == SLOT_SENT && answered(lane, lane->next - lane->slots, NULL))
 		*slot = SLOT_FREE;
-	if (p2pmod_revoked(lane->buffer)) {
-		err = -ENODEV;
-	} else if (*slot == SLOT_FREE) {
+	if (*slot == SLOT_FREE) {
 		packet.sequence = lane->next;
 		packet.tag = (u32)function << 16 | (lane->next & 0xffff);
 		err = send(lane, &packet);
+	} else {
+		err = p2pmod_revoked(lane->buffer) ? -ENODEV : -EAGAIN;
 	}
 	if (!err) {
 		*slot = sequence ? SLOT_AWAITED : SLOT_SENT;

@@ -14,16 +14,17 @@ from packages import CACHE, Apt, Unpacked, driver_header, run
 ROOT = Path(__file__).resolve().parents[3]
 VM = ROOT / "tests" / "vm"
 FLAVOURS = ("open", "proprietary")
+CLIENTS = ("p2pmod_quixote", "p2pmod_caller", "p2pmod_priority")
+CLIENT_OPTIONS = ("P2PMOD_TEST=m", "P2PMOD_EXAMPLES=m")
 
 
 @dataclass(frozen=True)
 class Modules:
-    """What a guest loads, in this order."""
+    """What a guest loads, in this order. Clients: modules that use p2pmod."""
 
     nvidia: Path
     p2pmod: Path
-    quixote: Path
-    caller: Path
+    clients: tuple[Path, ...]
     warnings: str
 
 
@@ -49,10 +50,10 @@ def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] 
     (work / "standin/standin.c").write_text(text.replace("../../../p2pmod/", "../p2pmod/"))
     proprietary = ["STANDIN_PROPRIETARY=y"] if flavour == "proprietary" else []
     log = _make(kernel, work, "standin", [*proprietary, *extra], include)
-    log += _make(kernel, work, ".", ["P2PMOD_TEST=m", *extra], include,
+    log += _make(kernel, work, ".", [*CLIENT_OPTIONS, *extra], include,
                  symvers="standin/Module.symvers")  # fmt: skip
-    return Modules(work / "standin/nvidia.ko", work / "p2pmod.ko", work / "p2pmod_quixote.ko",
-                   work / "p2pmod_caller.ko",
+    return Modules(work / "standin/nvidia.ko", work / "p2pmod.ko",
+                   tuple(work / f"{name}.ko" for name in CLIENTS),
                    "\n".join(x for x in log.splitlines() if "warning:" in x))  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def sparse(kernel: Unpacked) -> list[str]:
     work.mkdir(parents=True)
     shutil.copy(ROOT / "Kbuild", work)
     shutil.copytree(ROOT / "p2pmod", work / "p2pmod", ignore=shutil.ignore_patterns("*.o", "*.ko"))
-    log = _make(kernel, work, ".", ["C=2", "CHECK=sparse", "W=1", "P2PMOD_TEST=m",
+    log = _make(kernel, work, ".", ["C=2", "CHECK=sparse", "W=1", *CLIENT_OPTIONS,
                                     "KBUILD_MODPOST_WARN=1"], "")  # fmt: skip
     return [x for x in log.splitlines() if f"{work}/p2pmod" in x and ("warning:" in x or "error:" in x)]
 
@@ -165,7 +166,7 @@ def checkpatch() -> list[str]:
                                                            "const_structs.checkpatch")]  # fmt: skip
         run(["tar", "-xf", archive, "-C", folder, "--strip-components=2", *names])
         shutil.rmtree(folder / "package")
-    files = sorted([*(ROOT / "p2pmod").glob("*.[ch]"), *(ROOT / "p2pmod/test").glob("*.c")])
+    files = sorted([*(ROOT / "p2pmod").glob("*.[ch]"), *(ROOT / "p2pmod").glob("*/*.[ch]")])
     # line length is the project's own
     done = subprocess.run(
         ["perl", script, "--no-tree", "--terse", "--show-types", "--max-line-length=100",

@@ -29,8 +29,8 @@ FUZZ_SECONDS = 2400  # at most
 LOAD = """
 insmod /lab/nvidia.ko version={version} && insmod /lab/p2pmod.ko
 """
-CLIENTS = "insmod /lab/quixote.ko && insmod /lab/caller.ko\n"
-NO_CLIENTS = "rmmod p2pmod_quixote && rmmod p2pmod_caller\n"
+CLIENTS = "".join(f"insmod /lab/{name}.ko || echo not ok 901 {name}\n" for name in build.CLIENTS)
+NO_CLIENTS = "".join(f"rmmod {name}\n" for name in build.CLIENTS)
 UNLOAD = """
 rmmod p2pmod && echo "ok 902 unload_p2pmod" || echo "not ok 902 unload_p2pmod"
 rmmod nvidia && echo "ok 903 unload_driver" || echo "not ok 903 unload_driver"
@@ -82,7 +82,7 @@ class Cell:
 def files_of(modules: build.Modules, tests: Path) -> dict[str, Path]:
     """What a guest of the C tests holds."""
     files = {"/lab/nvidia.ko": modules.nvidia, "/lab/p2pmod.ko": modules.p2pmod,
-             "/lab/quixote.ko": modules.quixote, "/lab/caller.ko": modules.caller}  # fmt: skip
+             **{f"/lab/{client.name}": client for client in modules.clients}}  # fmt: skip
     for program in tests.iterdir():
         if program.name != "done":
             files[f"/lab/{program.name}"] = program
@@ -101,7 +101,7 @@ def guest(kernel: Unpacked, cell: Cell, timeout: float = 400) -> boot.Result:
     modules = build.modules(kernel, cell.flavour, cell.header)
     symvers = kernel.headers / "Module.symvers"
     cell.gpl_only = tuple(
-        s for m in (modules.p2pmod, modules.quixote, modules.caller)
+        s for m in (modules.p2pmod, *modules.clients)
         for s in build.gpl_only_symbols(m, symvers)
     )
     result = boot.boot(kernel, files_of(modules, build.tests()), test_script(cell.version),

@@ -5,6 +5,8 @@
  */
 #include "tap.h"
 
+#include <stdarg.h>
+
 #include "gpu.h"
 #include "resident.h"
 
@@ -910,6 +912,87 @@ TEST(a_process_that_forges_replies_harms_only_itself)
 		poll_reply(s, lane, CALLER_PROCESS, i, &reply);
 	scene_end(s);
 	EXPECT(gpu_pins() == 0 && pages_pinned() == 0);
+}
+
+/* ---- the example: work scheduled by priority ---- */
+
+struct progress {
+	unsigned int queued, flying, answered, failed;
+	int error;
+};
+
+static struct progress progress_of(int fd, const char *name)
+{
+	struct progress p = {};
+	char text[1024] = {}, *line;
+
+	ASSERT(pread(fd, text, sizeof(text) - 1, 0) > 0);
+	line = strstr(text, name);
+	ASSERT(line && sscanf(line + strlen(name), "%u %u %u %u %d", &p.queued, &p.flying,
+			      &p.answered, &p.failed, &p.error) == 5);
+	return p;
+}
+
+static int tell(int fd, const char *format, ...)
+{
+	char text[256];
+	va_list words;
+	int n;
+
+	va_start(words, format);
+	n = vsnprintf(text, sizeof(text), format, words);
+	va_end(words);
+	return write(fd, text, n) == n ? 0 : -1;
+}
+
+TEST(the_example_lets_urgent_calls_pass)
+{
+	struct scene *s = scene_new(1);
+	char *replies = (char *)s->replies + CPU_PAGE;
+	int fd = open("/proc/p2pmod_priority", O_RDWR | O_CLOEXEC), tries = 0;
+	struct progress urgent, bulk, before;
+
+	ASSERT(fd >= 0);
+	EXPECT_ERRNO(ENXIO, tell(fd, "call urgent 1 0 0"));
+	resident_add(&s->resident, 0, s->replies, SLOTS, 1);
+	resident_add(&s->resident, GPU_PAGE / 2, replies, SLOTS, 1);
+	ASSERT(tell(fd, "lane urgent %d %u 0 %d %llu", s->p2p, s->pin.handle, SLOTS,
+		    (unsigned long long)(uintptr_t)s->replies) == 0);
+	ASSERT(tell(fd, "lane bulk %d %u %zu %d %llu", s->p2p, s->pin.handle, GPU_PAGE / 2, SLOTS,
+		    (unsigned long long)(uintptr_t)replies) == 0);
+	EXPECT_ERRNO(EBUSY, tell(fd, "lane bulk %d %u 0 16 0", s->p2p, s->pin.handle));
+	EXPECT_ERRNO(EINVAL, tell(fd, "call nobody 1 0 0"));
+	EXPECT_ERRNO(EINVAL, tell(fd, "call bulk 1 65536 0"));
+	resident_start(&s->resident);
+
+	ASSERT(tell(fd, "call bulk 300 %d 3000", DEVICE_SLEEP) == 0);
+	EXPECT_ERRNO(EBUSY, tell(fd, "call bulk 1 %d 0", DEVICE_SLEEP));
+	usleep(50000);
+	before = progress_of(fd, "bulk");
+	ASSERT(tell(fd, "call urgent 40 %d 500", DEVICE_SLEEP) == 0);
+	do {
+		usleep(200);
+		bulk = progress_of(fd, "bulk"); /* before the urgent ones are known to be answered */
+		urgent = progress_of(fd, "urgent");
+	} while (urgent.answered < 40 && tries++ < 50000);
+	EXPECT(urgent.answered == 40 && urgent.failed == 0);
+	/* the one that was under way, and none since; the GPU would have done several */
+	EXPECT(bulk.queued > 100 && bulk.answered <= before.answered + 2);
+	DIAG("bulk: %u answered before the urgent calls, %u when those were", before.answered,
+	     bulk.answered);
+
+	ASSERT(tell(fd, "call urgent 3 %d 0", DEVICE_FUNCTIONS) == 0); /* no such function */
+	for (tries = 0; progress_of(fd, "urgent").answered < 43 && tries < 50000; tries++)
+		usleep(200);
+	EXPECT(progress_of(fd, "urgent").failed == 3);
+	gpu_free(&s->gpu);
+	for (tries = 0; !progress_of(fd, "bulk").error && tries < 50000; tries++)
+		usleep(200);
+	EXPECT(progress_of(fd, "bulk").error == -ENODEV);
+	EXPECT_ERRNO(ENODEV, tell(fd, "call bulk 1 0 0"));
+	close(fd);
+	scene_end(s);
+	EXPECT(gpu_pins() == 0 && counter("lanes") == 0 && pages_pinned() == 0);
 }
 
 int main(int argc, char **argv)
