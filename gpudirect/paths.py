@@ -29,8 +29,8 @@ class Paths:
         self.struct = _native.ffi.new("struct gd_paths *")
         self.address = int(_native.ffi.cast("uintptr_t", self.struct))
         self._near = device.near_cpus()
-        for name, value in device.copy_functions().items():
-            setattr(self.struct, name, value)
+        self._driver = device.driver_functions()
+        self.struct.driver = self._driver or _native.ffi.NULL
         self.limits = limits
 
     @property
@@ -51,7 +51,7 @@ class Paths:
     @property
     def direct(self) -> bool:
         """Whether C can call the device's copy engine by itself."""
-        return bool(self.struct.copy_in)
+        return self._driver is not None
 
 
 def start_threads(limits: Limits, near: list[int]) -> None:

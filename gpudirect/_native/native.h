@@ -104,6 +104,26 @@ int gd_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, do
                 int64_t timeout);
 uint64_t gd_now(void); /* monotonic clock */
 
+/* ---- driver.c: functions of the device's driver, called without Python in between ---- */
+/* Their addresses, and the context they want to be current; their types are in driver.c. */
+struct gd_driver {
+    uint64_t copy_in, copy_out, settle, attribute, launch;
+    uint64_t current, push, pop, context;
+};
+/* Each returns 0 or the driver's own error (> 0). The caller's context stays as it was. */
+int gd_driver_copy_in(const struct gd_driver *driver, uint64_t to, const char *from, size_t n);
+int gd_driver_copy_out(const struct gd_driver *driver, char *to, uint64_t from, size_t n);
+int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream);
+/* 1 if the memory is page-locked and the driver knows it. */
+int gd_driver_pinned(const struct gd_driver *driver, const void *ordinary);
+/* Fence, and queue a kernel whose argument block is n bytes at `arguments`. */
+struct gd_grid {
+    uint32_t grid[3], block[3];
+    uint32_t shared; /* bytes */
+};
+int gd_driver_launch(const struct gd_driver *driver, uint64_t function, const struct gd_grid *grid,
+                     uint64_t stream, const char *arguments, size_t n);
+
 /* ---- paths.c: through the mapping or by the device's copy engine (DMA) ---- */
 #define GD_TURNS 6
 /*
@@ -115,18 +135,11 @@ struct gd_turns {
 };
 struct gd_paths {
     struct gd_turns write_pageable, write_pinned, read_pageable, read_pinned;
-    /* addresses of the device's functions, all or none (0); their types are in paths.c */
-    uint64_t copy_in, copy_out, settle, current, push, pop, attribute;
-    uint64_t context; /* the device's */
+    const struct gd_driver *driver; /* NULL: no DMA from here, the caller does it */
 };
 /* 0: the mapping is faster for n bytes from or to `ordinary`; 1: DMA. */
 int gd_path(const struct gd_paths *paths, int write, const void *ordinary, size_t n);
-/* 1 if the memory is page-locked and the device knows it. */
-int gd_pinned(const struct gd_paths *paths, const void *ordinary);
-/*
- * Fence, copy, and return when it is done. 0, the device's own error (> 0), or -ENOTSUP without
- * functions.
- */
+/* Fence, copy, and return when it is done. 0, the driver's own error (> 0), or -ENOTSUP. */
 int gd_dma_in(const struct gd_paths *paths, uint64_t to, const char *from, size_t n);
 int gd_dma_out(const struct gd_paths *paths, char *to, uint64_t from, size_t n);
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import ForkError
 
@@ -245,10 +245,10 @@ class Device(ABC):
     def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
         """DMA: device memory to host memory. Without a stream, returns when it is done."""
 
-    def copy_functions(self) -> dict[str, int]:
-        """Addresses of C functions for the copy engine (``struct gd_paths`` of _native/native.h
-        says which) and the context they want; empty where there are none."""
-        return {}
+    def driver_functions(self) -> Any:
+        """Functions of the driver that C may call: a ``struct gd_driver *`` of _native/native.h;
+        None where there are none."""
+        return None
 
     def near_cpus(self) -> list[int]:
         """CPUs of the NUMA node that the device hangs on; empty where the system does not tell."""

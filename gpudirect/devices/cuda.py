@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import _native
 from ..errors import (
     ArgumentError,
     DeviceError,
@@ -258,10 +259,10 @@ class CudaStream(Stream):
 
     def synchronize(self) -> None:
         self.device.ensure_usable()
-        with self.device.current():
-            result = _driver().cuStreamSynchronize(self.handle)
+        code = _native.lib.gd_driver_synchronize(self.device.driver_functions(), self.handle)
         self.device.busy.discard(self)
-        _check(result, "waiting for a stream")
+        if code:
+            _check((_driver().CUresult(code),), "waiting for a stream")
 
     def marker(self) -> CudaMarker:
         return CudaMarker(self)
@@ -281,6 +282,12 @@ class CudaStream(Stream):
         return f"<Stream {self.handle:#x} of {self.device.id}>"
 
 
+@functools.lru_cache(256)
+def _grid(grid: tuple[int, int, int], block: tuple[int, int, int], shared: int) -> Any:
+    """A launch configuration as C wants it."""
+    return _native.ffi.new("struct gd_grid *", (grid, block, shared))
+
+
 class CudaFunction(Function):
     """A loaded kernel."""
 
@@ -292,7 +299,21 @@ class CudaFunction(Function):
         self._code = code
         self._module = module  # keeps the code loaded
         self._kernel = kernel
+        self._address = int(kernel)
         self._shared_allowed = 48 << 10
+
+    def _allow_shared(self, shared: int) -> None:
+        d = _driver()
+        with self.device.current():
+            _check(
+                d.cuFuncSetAttribute(
+                    self._kernel,
+                    d.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared,
+                ),
+                f"allowing {self.name} {shared} bytes of shared memory",
+            )
+        self._shared_allowed = shared
 
     def launch(
         self,
@@ -304,24 +325,23 @@ class CudaFunction(Function):
         *,
         cooperative: bool = False,
     ) -> None:
-        d = _driver()
         device = self.device
         device.ensure_usable()
-        with device.current():
-            if shared > self._shared_allowed:
-                _check(
-                    d.cuFuncSetAttribute(
-                        self._kernel,
-                        d.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                        shared,
-                    ),
-                    f"allowing {self.name} {shared} bytes of shared memory",
-                )
-                self._shared_allowed = shared
-            (code,) = device.launcher(self, grid, block, shared, stream, arguments, cooperative)
+        if shared > self._shared_allowed:
+            self._allow_shared(shared)
+        if cooperative:
+            code = device.launch_cooperative(self._kernel, grid, block, shared, stream, arguments)
+        else:
+            code = _native.lib.gd_driver_launch(
+                device.driver_functions(), self._address, _grid(grid, block, shared), stream.handle,
+                arguments, len(arguments),
+            )  # fmt: skip
         if code:
             try:
-                _check((code,), f"launching {self.name} with grid {grid} and block {block}")
+                _check(
+                    (_driver().CUresult(code),),
+                    f"launching {self.name} with grid {grid} and block {block}",
+                )
             except DeviceLostError:
                 raise
             except DeviceError as e:
@@ -387,6 +407,7 @@ class CudaDevice(Device):
             flush_by_host=bool((self.attribute(RDMA_FLUSH_OPTIONS) or 0) & 1),
             scope=scopes.get(self.attribute(RDMA_WRITES_ORDERING) or 0, "none"),
         )
+        self._functions = self._find_functions()
         self.default_stream = CudaStream(self, 0)
 
     def _allocation_properties(self) -> Any:
@@ -555,18 +576,21 @@ class CudaDevice(Device):
                 self.busy.add(stream)
         _check(result, f"copying {size} bytes from {src:#x}")
 
-    def copy_functions(self) -> dict[str, int]:
+    def driver_functions(self) -> Any:
+        return self._functions
+
+    def _find_functions(self) -> Any:
+        """Addresses of driver functions, for C. Raises DeviceError if one is missing."""
         d = _driver()
         names = {"copy_in": b"cuMemcpyHtoD", "copy_out": b"cuMemcpyDtoH",
                  "settle": b"cuStreamSynchronize", "current": b"cuCtxGetCurrent",
                  "push": b"cuCtxPushCurrent", "pop": b"cuCtxPopCurrent",
-                 "attribute": b"cuPointerGetAttribute"}  # fmt: skip
-        found = {"context": self._context_number}
+                 "attribute": b"cuPointerGetAttribute", "launch": b"cuLaunchKernel"}  # fmt: skip
+        found = _native.ffi.new("struct gd_driver *", {"context": self._context_number})
         for key, name in names.items():
-            result = d.cuGetProcAddress(name, 12000, 0)
-            if int(result[0]) or not int(result[1]):
-                return {}
-            found[key] = int(result[1])
+            # as they were in CUDA 12.0, whose types _native/driver.c knows
+            result = _check(d.cuGetProcAddress(name, 12000, 0), f"finding {name.decode()}")
+            setattr(found, key, int(result[0]))
         return found
 
     def near_cpus(self) -> list[int]:
@@ -620,10 +644,10 @@ class CudaDevice(Device):
                 _check(d.cuFuncLoad(kernel), f"loading {name}")
         return CudaFunction(self, module, kernel, name, compiled.parameters, compiled.code)
 
-    def launcher(self, function: CudaFunction, grid: tuple[int, int, int],
-                 block: tuple[int, int, int], shared: int, stream: Stream, arguments: bytes,
-                 cooperative: bool) -> tuple[Any]:
-        """cuLaunchKernelEx with the argument block as it stands; the driver's result."""
+    def launch_cooperative(self, kernel: Any, grid: tuple[int, int, int],
+                           block: tuple[int, int, int], shared: int, stream: Stream,
+                           arguments: bytes) -> int:
+        """cuLaunchKernelEx with every block resident at once; the driver's code."""
         import ctypes
 
         d = _driver()
@@ -633,10 +657,6 @@ class CudaDevice(Device):
         extra = (ctypes.c_void_p * 5)(
             1, ctypes.cast(buffer, ctypes.c_void_p), 2, ctypes.addressof(size), 0
         )
-        if not cooperative:
-            return d.cuLaunchKernel(
-                function._kernel, *grid, *block, shared, stream.handle, 0, ctypes.addressof(extra)
-            )
         config = d.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = block
@@ -647,7 +667,9 @@ class CudaDevice(Device):
         attribute.value.cooperative = 1
         config.attrs = [attribute]
         config.numAttrs = 1
-        return d.cuLaunchKernelEx(config, function._kernel, 0, ctypes.addressof(extra))
+        with self.current():
+            (code,) = d.cuLaunchKernelEx(config, kernel, 0, ctypes.addressof(extra))
+        return int(code)
 
     def facts(self) -> dict[str, object]:
         d = _driver()

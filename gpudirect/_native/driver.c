@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The device's driver, called through functions whose addresses the device handed over. This file
+ * knows their types (CUDA driver API: cuMemcpyHtoD, cuMemcpyDtoH, cuStreamSynchronize,
+ * cuPointerGetAttribute, cuLaunchKernel, cuCtxGetCurrent, cuCtxPushCurrent, cuCtxPopCurrent) and
+ * nothing else of CUDA.
+ */
+#include "native.h"
+
+typedef int copy_in_function(uint64_t to, const void *from, size_t n);
+typedef int copy_out_function(void *to, uint64_t from, size_t n);
+typedef int settle_function(void *stream);
+typedef int attribute_function(void *value, int which, uint64_t address);
+typedef int launch_function(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                            unsigned by, unsigned bz, unsigned shared, void *stream,
+                            void **parameters, void **extra);
+typedef int current_function(void **context);
+typedef int push_function(void *context);
+typedef int pop_function(void **context);
+
+#define MEMORY_TYPE 2 /* CU_POINTER_ATTRIBUTE_MEMORY_TYPE */
+#define TYPE_HOST 1   /* CU_MEMORYTYPE_HOST; memory that CUDA does not know gives an error */
+/* CU_LAUNCH_PARAM_END, _BUFFER_POINTER, _BUFFER_SIZE */
+#define PARAM_END ((void *)0)
+#define PARAM_BUFFER ((void *)1)
+#define PARAM_SIZE ((void *)2)
+
+#define CALL(name) ((name##_function *)(uintptr_t)driver->name)
+#define POINTER(number) ((void *)(uintptr_t)(number))
+
+static int enter(const struct gd_driver *driver, int *entered)
+{
+    void *now = NULL;
+    int code = CALL(current)(&now);
+
+    *entered = 0;
+    if (code || (uintptr_t)now == driver->context)
+        return code;
+    code = CALL(push)(POINTER(driver->context));
+    *entered = !code;
+    return code;
+}
+
+static void leave(const struct gd_driver *driver, int entered)
+{
+    void *ignored;
+
+    if (entered)
+        CALL(pop)(&ignored);
+}
+
+/* Evaluates the call with the driver's context current. */
+#define WITHIN(CALLED)                                                                            \
+    int entered, code = enter(driver, &entered);                                                  \
+                                                                                                  \
+    if (code)                                                                                     \
+        return code;                                                                              \
+    code = CALLED;                                                                                \
+    leave(driver, entered);                                                                       \
+    return code
+
+int gd_driver_copy_in(const struct gd_driver *driver, uint64_t to, const char *from, size_t n)
+{
+    WITHIN(CALL(copy_in)(to, from, n));
+}
+
+int gd_driver_copy_out(const struct gd_driver *driver, char *to, uint64_t from, size_t n)
+{
+    WITHIN(CALL(copy_out)(to, from, n));
+}
+
+int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream)
+{
+    WITHIN(CALL(settle)(POINTER(stream)));
+}
+
+static int memory_type(const struct gd_driver *driver, const void *ordinary, unsigned *type)
+{
+    WITHIN(CALL(attribute)(type, MEMORY_TYPE, (uintptr_t)ordinary));
+}
+
+int gd_driver_pinned(const struct gd_driver *driver, const void *ordinary)
+{
+    unsigned type = 0;
+
+    return !memory_type(driver, ordinary, &type) && type == TYPE_HOST;
+}
+
+int gd_driver_launch(const struct gd_driver *driver, uint64_t function, const struct gd_grid *grid,
+                     uint64_t stream, const char *arguments, size_t n)
+{
+    void *extra[] = {PARAM_BUFFER, (void *)(uintptr_t)arguments, PARAM_SIZE, &n, PARAM_END};
+    const uint32_t *g = grid->grid, *b = grid->block;
+
+    gd_fence(); /* the kernel sees what was stored before */
+    WITHIN(CALL(launch)(POINTER(function), g[0], g[1], g[2], b[0], b[1], b[2], grid->shared,
+                        POINTER(stream), NULL, extra));
+}
