@@ -45,7 +45,7 @@ test-debug: ## the kernel module on a kernel with KASAN, lockdep and fault injec
 	tests/vm/run debug
 
 lint: $(STAMP) ## ruff and mypy
-	$(BIN)/ruff check gpudirect tests tools
+	$(BIN)/ruff check gpudirect tests tools examples
 	$(BIN)/mypy
 
 module: ## build the kernel module for the running kernel

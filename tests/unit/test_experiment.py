@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +184,30 @@ def test_a_difference_says_how_many_elements_and_which():
     words = measure._difference(np.array([1, 2, 3]), np.array([1, 5, 3]))
     assert "1 of 3 elements, first at 1" in words and "2" in words and "5" in words
     assert "instead of" in measure._difference(np.zeros(2, "f4"), np.zeros(3, "f4"))
+
+
+def tool(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "tools" / name, *arguments],
+                          capture_output=True, text=True)  # fmt: skip
+
+
+def test_the_page_is_what_the_committed_results_and_its_template_give():
+    run = tool("experiment-doc", "--check")
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_page_has_no_figure_typed_by_hand():
+    template = (ROOT / "tools/does-avoiding-dma-pay.md.in").read_text()
+    numbers = set(re.findall(r"(?<![\w$.])\d[\d.]*", template))
+    assert not numbers, numbers
+
+
+def test_the_port_in_the_readme_is_cut_from_the_example():
+    run = tool("readme-port", "--print")
+    assert run.returncode == 0, run.stderr
+    example = (ROOT / "examples/vector_add.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)\n```", run.stdout, re.S)
+    assert len(blocks) == 2 and all(block in example for block in blocks)
+    if "<!-- port:" in (ROOT / "README.md").read_text():
+        run = tool("readme-port", "--check")
+        assert run.returncode == 0, run.stderr
