@@ -20,6 +20,7 @@ from typing import Protocol
 
 from . import _native, aperture, bridges
 from .bridges import Bridge, Mapping, PageRun
+from .bridges.base import Held
 from .config import defaults, env_size
 from .devices import Device, DeviceMemory, Marker
 from .errors import (
@@ -73,7 +74,7 @@ class Backing(Protocol):
 class Block:
     """One physical block and the mapping of it (or none, for memory used through windows)."""
 
-    __slots__ = ("account", "cut", "mapping", "memory", "offset", "used", "windows")
+    __slots__ = ("_held", "account", "cut", "mapping", "memory", "offset", "used", "windows")
 
     def __init__(
         self, memory: DeviceMemory, mapping: Mapping | None, account: aperture.Account
@@ -82,16 +83,25 @@ class Block:
         self.mapping = mapping
         self.account = account
         self.windows: Closeable | None = None  # those mapped on demand (windows.py)
+        self._held: Held | None = None  # what the bridge keeps between windows
         # from a device address to the CPU's: 0 where the mapping is unified
         self.offset = mapping.address - memory.ptr if mapping else 0
         self.used = 0  # pieces in use, of a block that is cut
         self.cut = 0  # bytes of each piece; 0: the block is one piece
+
+    def hold(self, bridge: Bridge) -> None:
+        """Have the bridge keep what mapping takes at first: windows come and go."""
+        if self._held is None and self.mapping is None:
+            with self.account:
+                self._held = self._held or bridge.hold(self.memory)
 
     def release(self) -> None:
         """Unmap, then free: device memory outlives its mapping."""
         try:
             if self.windows is not None:
                 self.windows.close()
+            if self._held is not None:
+                self._held.close()
             if self.mapping is not None:
                 self.mapping.close()
                 self.account.give(aperture.ARRAYS, aperture.charge(0, self.memory.size))

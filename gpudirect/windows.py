@@ -66,6 +66,8 @@ class Part:
             self.host = piece.host + offset
             return
         block, start = piece.memory_at(offset, nbytes)
+        if isinstance(piece, memory.Piece):
+            piece.block.hold(piece.bridge)
         self._mapping = with_room(
             piece.device,
             lambda: self._account.map(WINDOWS, piece.bridge, block, start, nbytes),
@@ -362,6 +364,7 @@ class OnDemand:
     def of(cls, piece: Piece) -> OnDemand:
         block = piece.block
         if block.windows is None:
+            block.hold(piece.bridge)
             with block.account:
                 if block.windows is None:
                     block.windows = cls(block, piece.bridge)

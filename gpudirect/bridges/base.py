@@ -84,6 +84,13 @@ class Mapping(ABC):
         return False
 
 
+class Held(Protocol):
+    """What a bridge keeps of a block between mappings."""
+
+    def close(self) -> None:
+        """Let go of it. Safe twice."""
+
+
 class Bridge(ABC):
     """One way to map device memory. One object a process, made on first use."""
 
@@ -109,6 +116,11 @@ class Bridge(ABC):
             congruent to the offset modulo the page); None lets the system choose.
         Raises NotMappableError, ApertureError or BridgeError; nothing is left mapped then.
         """
+
+    def hold(self, source: Source) -> Held | None:
+        """Keep what mapping the block takes at first, for the mappings that will follow; None
+        where there is nothing to keep. The caller closes it before the block is freed."""
+        return None
 
     def after_fork(self) -> None:  # noqa: B027 - most bridges hold nothing
         """In a child process: close inherited descriptors, forget everything."""

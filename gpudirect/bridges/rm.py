@@ -370,6 +370,21 @@ class RmMapping(Mapping):
         self.bridge._release(self._source)
 
 
+class HeldImport:
+    """An import kept without a mapping: making one takes a millisecond, most of it the export."""
+
+    def __init__(self, bridge: RmBridge, source: Source) -> None:
+        self._bridge = bridge
+        self._client = bridge._client_now()
+        bridge._acquire(source)
+        self._source: Source | None = source
+
+    def close(self) -> None:
+        source, self._source = self._source, None
+        if source is not None and self._bridge._client is self._client:  # not after a fork
+            self._bridge._release(source)
+
+
 class RmBridge(Bridge):
     """Maps any block that can be exported as a file descriptor."""
 
@@ -430,6 +445,9 @@ class RmBridge(Bridge):
     ) -> RmMapping:
         check_span("rm", source, offset, length, caching, ("wc",))
         return RmMapping(self, source, offset, length, at)
+
+    def hold(self, source: Source) -> HeldImport:
+        return HeldImport(self, source)
 
     def after_fork(self) -> None:
         client, self._client = self._client, None
