@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from .. import devices
-from ..bench.figures import Figures
+from ..bench.figures import Figures, load
 from ..errors import ArgumentError
 from ..experiment import analysis, lines, measure, ports, report
 from . import BridgeOption, DeviceOption, choose
@@ -26,13 +26,19 @@ def experiment(
     quick: Annotated[bool, typer.Option(help="Smallest sizes, few samples: does it work?")] = False,
     seconds: Annotated[float, typer.Option(help="Time for each configuration.")] = SECONDS,
     examples: Annotated[Path | None, typer.Option(help="Folder of the ports.")] = None,
+    again: Annotated[
+        Path | None, typer.Option(help="Measure nothing: tables and page of this figures file.")
+    ] = None,
     device: DeviceOption = None,
     bridge: BridgeOption = None,
 ) -> None:
     """Run the ports with copies, double-buffered and direct, and compare times and results."""
-    choose(device, bridge)
     if not 0 <= seconds <= 3600:
         raise ArgumentError(f"--seconds {seconds}: give 0 to 3600")
+    if again is not None:
+        _show(load(again), again.with_suffix(".html") if out is None else out / f"{again.stem}.html")
+        return
+    choose(device, bridge)
     chosen_ports = [ports.load(n, examples) for n in names] if names else ports.available(examples)
     console = Console()
     chosen = devices.get()
@@ -54,11 +60,20 @@ def experiment(
                                for p in chosen_ports}  # fmt: skip
     figures.checks["lines"] = {p.name: lines.count_file(Path(str(p.module.__file__)))
                                for p in chosen_ports}  # fmt: skip
-    for table in analysis.tables(analysis.Experiment(figures.as_dict())):
-        console.print(table.rich())
+    path = None
     if out is not None:
         label = re.sub(r"\W+", "-", chosen.name).strip("-").lower()
         path = out / f"{label}-experiment.json"
         figures.save(path)
-        report.write(figures.as_dict(), path.with_suffix(".html"))
-        console.print(f"figures written to {path}, the page beside it", soft_wrap=True)
+        console.print(f"figures written to {path}", soft_wrap=True)
+    _show(figures.as_dict(), path and path.with_suffix(".html"))
+
+
+def _show(found: dict[str, Any], page: Path | None) -> None:
+    """Print what the figures of an experiment say; with a path, write the page as well."""
+    console = Console()
+    for table in analysis.tables(analysis.Experiment(found)):
+        console.print(table.rich())
+    if page is not None:
+        report.write(found, page)
+        console.print(f"page and plots written to {page.with_suffix('')}...", soft_wrap=True)

@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from .ports import Port, Step, chunked
 SMALLEST_CHUNK, LARGEST_CHUNK = 16 << 10, 16 << 20  # bytes
 MOST_CHUNKS = 512  # of one step: smaller ones are far from the best
 LEAST, MOST = 7, 200  # samples of a case
+KEPT = 40  # of them in a figures file
 ROUNDS = 4  # different updates, taken in turn
 
 UPDATE, STEP, PRODUCTION, LINK, CALLS = "update", "step", "production", "link", "calls"
@@ -162,6 +163,12 @@ def _difference(found: Any, wanted: Any) -> str:
     )
 
 
+def _thin(f: Figure) -> Figure:
+    """The figure with some of its samples: there are a thousand figures in a file."""
+    kept = np.linspace(0, len(f.values) - 1, min(KEPT, len(f.values))).astype(int)
+    return replace(f, values=[f.values[i] for i in kept])
+
+
 def _production(port: Port, work: Any, group: str, seconds: float) -> list[Figure]:
     """What making the data of one step takes, by the memory that it is made in."""
     cases = {f"{PRODUCTION}, {name}": work.alone(empty) for name, empty in MEMORIES.items()}
@@ -228,11 +235,10 @@ def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Co
         name: str, steps: np.ndarray, updates: np.ndarray, purpose: str = "", case: str = ""
     ) -> None:
         label = f"{case or name}{purpose}"
-        figures.append(figure(port.name, f"{label}: {STEP}", work.nbytes, steps, group=group))
+        figures.append(_thin(figure(port.name, f"{label}: {STEP}", work.nbytes, steps, group=group)))
         if port.update:
-            figures.append(
-                figure(port.name, f"{label}: {UPDATE}", work.nbytes, updates, group=group)
-            )
+            found = figure(port.name, f"{label}: {UPDATE}", work.nbytes, updates, group=group)
+            figures.append(_thin(found))
 
     sweep = [chunked(c) for c in tried]
     for name in sweep:

@@ -152,9 +152,11 @@ def _plot(plot: plots.Plot) -> str:
     )
 
 
-def build(found: dict[str, Any]) -> str:
-    """The page of an experiment's figures. Raises ArgumentError if they are of something else."""
+def build(found: dict[str, Any]) -> tuple[str, list[plots.Plot]]:
+    """(the page of an experiment's figures, its plots). Raises ArgumentError if they are of
+    something else."""
     e = Experiment(found)
+    pictures = drawn(e)
     device, machine = e.device, e.machine
     emulated = (
         '<p class="emulated">EMULATED: no GPU was involved. These times say nothing about one.</p>'
@@ -168,22 +170,28 @@ def build(found: dict[str, Any]) -> str:
         "every result was compared with the sequential one.</p>",
         "<ul>" + "".join(f"<li><b>{escape(name)}</b> ({escape(p['flow'])}): {escape(p['title'])}</li>"
                          for name, p in e.ports.items()) + "</ul>",
-        '<div class="plots">' + "\n".join(map(_plot, drawn(e))) + "</div>",
+        '<div class="plots">' + "\n".join(map(_plot, pictures)) + "</div>",
         *(_html(t) for t in reversed(analysis.tables(e))),
         "<h2>The machine</h2>", _facts(found),
     ]  # fmt: skip
     where = f"{device['name']}, {machine['cpu']}, commit {machine['commit']}, {machine['time']}"
     title = "Does avoiding DMA pay?"
-    return Template(TEMPLATE.read_text()).substitute(
+    page = Template(TEMPLATE.read_text()).substitute(
         title=title, heading=title, where=escape(where), emulated=emulated, body="\n".join(parts)
     )
+    return page, pictures
 
 
 def write(found: dict[str, Any], path: Path) -> None:
-    """Write the page. Raises ArgumentError when it cannot be written, with the reason."""
-    page = build(found)
+    """Write the page, and beside it the plots as PNG: ``x.html``, ``x-relative.png``, ...
+
+    Raises ArgumentError when they cannot be written, with the reason.
+    """
+    page, pictures = build(found)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page)
+        for plot in pictures:
+            path.with_name(f"{path.stem}-{plot.name}.png").write_bytes(plot.png)
     except OSError as e:
         raise ArgumentError(f"the page cannot be written to {path}: {e.strerror}") from e

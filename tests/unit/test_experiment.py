@@ -162,6 +162,13 @@ def test_the_command_measures_checks_and_writes_one_page_that_stands_alone(tmp_p
     cases = {f["case"] for f in found["figures"] if f["bench"] == "vector_add"}
     assert {"direct: step", "copy, pageable: step", "copy, pinned: step", "double-buffered: step",
             "sequential: step", "production, mapped: step"} <= cases  # fmt: skip
+    again = CliRunner().invoke(app, ["experiment", "--again", str(tmp_path / "emulated-gpu-experiment.json"),
+                                     "--out", str(tmp_path / "again")])  # fmt: skip
+    assert again.exit_code == 0, again.output
+    names = {"", "-relative", "-chunks", "-updates", "-lines"}
+    assert {f.name for f in (tmp_path / "again").iterdir()} == {
+        f"emulated-gpu-experiment{n}.{'png' if n else 'html'}" for n in names
+    }
     page = (tmp_path / "emulated-gpu-experiment.html").read_text()
     assert "EMULATED: no GPU was involved" in page and page.count("data:image/png") == 4
     assert not re.search(r'(src|href)="(?!data:|#)', page), "the page needs something beside it"
@@ -171,6 +178,8 @@ def test_the_command_measures_checks_and_writes_one_page_that_stands_alone(tmp_p
     (["nothing"], "no port 'nothing'"),
     (["--examples", "/nonexistent", "vector_add"], "come with the repository"),
     (["--seconds", "-1", "vector_add"], "give 0 to 3600"),
+    (["--again", "/nonexistent.json"], "No such file"),
+    (["--again", str(ROOT / "results/nvidia-h200.json")], "not of an experiment"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_in_words(more, words):
     try:
