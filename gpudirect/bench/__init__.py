@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-NAMES = ("alloc", "apiperf", "copybw", "copylat", "engine", "launch", "pingpong", "windows")
+NAMES = ("alloc", "apiperf", "copybw", "copylat", "doorbell", "engine", "launch", "pingpong", "windows")
 """Every benchmark: a module of this package with NAME, NOTE and run(device, quick, tell)."""
 
 

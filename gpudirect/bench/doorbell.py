@@ -1,13 +1,11 @@
-"""``doorbell``: a call of a device function through a lane, beside what one would do otherwise.
-
-Timed in C, but for the cases that say Python. One 4-byte load from the mapping is the yardstick:
-no call can be quicker than the way there and back.
-"""
+"""``doorbell``: a call of a device function through a lane, beside what one would do otherwise."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,16 +17,15 @@ from .. import _native
 from ..devices import Device, HostMemory
 from .alloc import device_context
 from .measure import Figure, figure, interleaved
+from .progress import Tell, silent
 
 NAME = "doorbell"
-LOAD = "load from the mapping, 4 bytes"
-CALL, PYTHON = "call", "call from Python"
-HOST_RING = "call, packets in host memory"
-LAUNCH = "launch + synchronise"
-GRAPH = "graph launch + synchronise"
-COPIES = "copy in + launch + copy out"
-PIPELINE, BATCHES = "calls pipelined", "results of map() from Python"
+NOTE = ("A device function is called by storing a packet to its memory; a resident kernel runs it and "
+        "answers in host memory. N: bytes of arguments. One 4-byte load from the mapping is the yardstick: "
+        "no call is quicker than the way there and back.")  # fmt: skip
+LOAD = "load 4: C"
 SIZES = (1, 8, 56)
+MAIN = 56  # the size that a case without a number has
 LANES = (1, 2, 4, 8)
 TIMEOUT = 2_000_000_000  # ns
 LIFETIME = 60.0  # seconds: a run that breaks off leaves nothing behind
@@ -153,8 +150,9 @@ class _Launches:
         self.stream = device.stream()
         self.out = gd.zeros(1, "u8", device=device)
         self.input = gd.zeros(64, "u1", device=device)
-        self.host = device.host_allocate(128)
-        self.keep: list[Any] = []
+        memory = np.zeros(128, np.uint8)
+        self.host = memory.ctypes.data
+        self.keep: list[Any] = [memory]
         self.kernels = {n: gd.kernel(KERNEL, f"k{n}", device=device) for n in SIZES}
         self.from_memory = gd.kernel(KERNEL, "from_memory", device=device)
 
@@ -167,7 +165,9 @@ class _Launches:
     def _step(self, name: bytes, *arguments: int) -> dict[str, Any]:
         return {"function": self._function(name), "arguments": list(arguments)}
 
-    def _launch(self, kernel: gd.Kernel, *arguments: Any) -> dict[str, Any]:
+    def _launch(
+        self, kernel: gd.Kernel, *arguments: Any, stream: int | None = None
+    ) -> dict[str, Any]:
         import ctypes
 
         block = kernel.pack(arguments)
@@ -179,7 +179,8 @@ class _Launches:
         )
         self.keep += [size, buffer, extra]
         handle = int(kernel._function._kernel)  # type: ignore[attr-defined]
-        return self._step(b"cuLaunchKernel", handle, 1, 1, 1, 1, 1, 1, 0, self.stream.handle, 0,
+        queue = self.stream.handle if stream is None else stream
+        return self._step(b"cuLaunchKernel", handle, 1, 1, 1, 1, 1, 1, 0, queue, 0,
                           ctypes.addressof(extra))  # fmt: skip
 
     def _wait(self) -> dict[str, Any]:
@@ -201,12 +202,13 @@ class _Launches:
         return [self._step(b"cuGraphLaunch", int(ready), self.stream.handle), self._wait()]
 
     def copies(self, size: int) -> list[dict[str, Any]]:
-        stream = self.stream.handle
+        # as one writes it: the driver sends small copies along with its own commands, which is
+        # quicker than asynchronous ones from page-locked memory
+        launch = self._launch(self.from_memory, self.input, size, self.out, stream=0)
         return [
-            self._step(b"cuMemcpyHtoDAsync", self.input.ptr, self.host.ptr, size, stream),
-            self._launch(self.from_memory, self.input, size, self.out),
-            self._step(b"cuMemcpyDtoHAsync", self.host.ptr + 64, self.out.ptr, 8, stream),
-            self._wait(),
+            self._step(b"cuMemcpyHtoD", self.input.ptr, self.host, size),
+            launch,
+            self._step(b"cuMemcpyDtoH", self.host + 64, self.out.ptr, 8),
         ]
 
     def time(self, steps: list[dict[str, Any]], count: int, what: str) -> np.ndarray[Any, Any]:
@@ -217,11 +219,10 @@ class _Launches:
 
     def close(self) -> None:
         self.stream.close()
-        self.host.free()
 
 
 def _case(what: str, size: int) -> str:
-    return f"{what}, {size} byte{'s' if size > 1 else ''}"
+    return f"{what}: C" if size == MAIN else f"{what} {size}: C"
 
 
 @contextlib.contextmanager
@@ -230,11 +231,12 @@ def _serving(device: Device, lanes: int, kind: type[gd.Service] = gd.Service) ->
         yield service
 
 
-def run(device: Device, quick: bool = False) -> list[Figure]:
-    """Measure on the default bridge of ``device``."""
+def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure]:
+    """Measure on the default bridge of ``device``. Raises Error when a call is not answered."""
     slow = 100 if device.emulated else 1
-    count = (500 if quick else 10_000) // slow
-    rounds = 2 if quick or device.emulated else 10  # rounds that visit all cases in turn
+    count = (500 if quick else 20_000) // slow
+    rounds = 2 if quick or device.emulated else 10  # that visit all cases in turn
+    each, batch = max(count // rounds, 1), (2_000 if quick else 50_000) // slow
     found: dict[tuple[str, int], list[np.ndarray[Any, Any]]] = {}
     figures: list[Figure] = []
 
@@ -243,45 +245,43 @@ def run(device: Device, quick: bool = False) -> list[Figure]:
 
     with contextlib.ExitStack() as stack, gd.empty(64, "u4", device=device) as word:
         stack.enter_context(device_context(device))
-        launches = None if device.emulated else _Launches(device)
-        if launches is not None:  # before the services: making a graph waits for the device
+        ways: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        if not device.emulated:  # before the services: making a graph waits for the device
+            launches = _Launches(device)
             stack.callback(launches.close)
-            ways = {
-                (way, size): steps(size)
-                for way, steps in (
-                    (LAUNCH, launches.launch), (GRAPH, launches.graph), (COPIES, launches.copies)
-                )
-                for size in SIZES
-            }  # fmt: skip
+            for size in SIZES:
+                ways["launch + sync", size] = launches.launch(size)
+                ways["graph launch + sync", size] = launches.graph(size)
+                ways["copy + launch + copy", size] = launches.copies(size)
         service = stack.enter_context(_serving(device, 2))
         in_host = stack.enter_context(_serving(device, 1, _HostRing))
         lane, host_lane = service.lend(0), in_host.lend(0)
-        for _ in range(rounds):
-            samples = _Samples(max(count // rounds, 1))
-            each = len(samples.values)
+        for i in range(rounds + 1):
+            tell("single calls", i, rounds + 1)
+            samples = _Samples(each)
             code = _native.lib.gd_time_loads(word.host_ptr, each, samples.c)
             add(LOAD, 4, samples.checked(code, "loads"))
             for size in SIZES:
-                add(_case(CALL, size), size, _calls(service, lane, size, each))
-                add(_case(HOST_RING, size), size, _calls(in_host, host_lane, size, each))
-                python: dict[str, Callable[[], Any]] = {
-                    "python": _python_call(service, FUNCTIONS[size], _arguments(size))
-                }
-                add(_case(PYTHON, size), size, interleaved(python, samples=each)["python"])
-                if launches is not None:
-                    for (way, n), steps in ways.items():
-                        if n == size:
-                            add(_case(way, size), size, launches.time(steps, each, way))
+                add(f"call {size}: C", size, _calls(service, lane, size, each))
+                add(f"call {size}, packets in host memory: C", size,
+                    _calls(in_host, host_lane, size, each))  # fmt: skip
+                call = _python_call(service, FUNCTIONS[size], _arguments(size))
+                add(f"call {size}: Python", size, interleaved({"": call}, samples=each)[""])
+                for way in dict.fromkeys(w for w, _ in ways):
+                    add(_case(way, size), size, launches.time(ways[way, size], each, way))
+            if i == 0:
+                found.clear()  # the clocks have risen
         figures += [
             figure(NAME, case, size, np.concatenate(t), group="one call")
             for (case, size), t in found.items()
         ]
-        batch = (2_000 if quick else 50_000) // slow
-        for size in SIZES:
+        for i, size in enumerate(SIZES):
+            tell("pipelined", i, len(SIZES))
             times = [_pipeline(service, lane, size, batch, service.slots // 2) for _ in range(10)]
-            figures.append(figure(NAME, _case(PIPELINE, size), size, times, batch, "pipelined"))
+            figures.append(figure(NAME, f"pipelined {size}: C", size, times, batch, "pipelined"))
         figures.append(_map(service, 8, max(batch // 10, 10)))
-    for lanes in LANES[: 2 if device.emulated else len(LANES)]:
+    for i, lanes in enumerate(LANES[: 2 if device.emulated else len(LANES)]):
+        tell("lanes", i, len(LANES))
         figures += _lanes(device, lanes, count, batch)
     return figures
 
@@ -291,12 +291,11 @@ def _python_call(service: gd.Service, name: str, arguments: tuple[int, ...]) -> 
     if len(arguments) == 1:
         (a,) = arguments
         return lambda: call(name, a)
-    return lambda: call(name, *arguments)
+    a, b, c, d, e, f, g = arguments
+    return lambda: call(name, a, b, c, d, e, f, g)
 
 
 def _map(service: gd.Service, size: int, batch: int) -> Figure:
-    import time
-
     times = []
     for _ in range(5):
         start = time.perf_counter_ns()
@@ -304,24 +303,26 @@ def _map(service: gd.Service, size: int, batch: int) -> Figure:
         times.append((time.perf_counter_ns() - start) / batch)
         if total != batch * (batch - 1) // 2:
             raise gd.Error(f"bench doorbell: map() gave {total}")
-    return figure(NAME, _case(BATCHES, size), size, times, batch, "pipelined")
+    return figure(NAME, f"pipelined {size}: Python", size, times, batch, "pipelined")
 
 
 def _lanes(device: Device, lanes: int, count: int, batch: int) -> list[Figure]:
-    """A thread for each lane, all at once."""
-    size = 56
+    """A thread for each lane, all at once. Pipelined: the time from one reply to the next of any."""
+    words = f"{MAIN}, {lanes} lane{'s' if lanes > 1 else ''}: C"
     with _serving(device, lanes) as service:
         lent = [service.lend(n) for n in range(lanes)]
-        times = _together([lambda x=x: _calls(service, x, size, count) for x in lent])  # type: ignore[misc]
+        times = _together([
+            functools.partial(_calls, service, lane, MAIN, count) for lane in lent
+        ])  # fmt: skip
         rates = [
             _together([
-                lambda x=x: _pipeline(service, x, size, batch, service.slots // 2) for x in lent  # type: ignore[misc]
+                functools.partial(_pipeline, service, lane, MAIN, batch, service.slots // 2)
+                for lane in lent
             ])
             for _ in range(5)
         ]  # fmt: skip
-    words = f"{lanes} lane{'s' if lanes > 1 else ''}, a thread each"
+    together = [1 / sum(1 / t for t in r) for r in rates]
     return [
-        figure(NAME, f"{_case(CALL, size)}, {words}", size, np.concatenate(times), group="lanes"),
-        figure(NAME, f"{_case(PIPELINE, size)}, {words}, time of any", size,
-               [1 / sum(1 / t for t in r) for r in rates], batch, "lanes"),
-    ]  # fmt: skip
+        figure(NAME, f"call {words}", MAIN, np.concatenate(times), group="lanes"),
+        figure(NAME, f"pipelined {words}", MAIN, together, batch, "lanes"),
+    ]

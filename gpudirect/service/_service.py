@@ -401,11 +401,13 @@ class Service(Caller):  # type: ignore[misc]
                     "this process ends."
                 )
         self._end = failure or why
-        self._shut(ServiceError(f"the service is over: {self._end}"))
+        kept: list[object] = []
+        self._shut(ServiceError(f"the service is over: {self._end}"), kept)
         self._poller.stop()
         self.device.residents.discard(self)
         _all.discard(self)
-        if failure is not None:
+        if failure is not None:  # the function may still use all of it
+            _kept.append((self._memory, self._host, self._stream, kept))
             raise ServiceError(failure)
         self._give_back()
 
@@ -451,7 +453,7 @@ class Service(Caller):  # type: ignore[misc]
             self._end = why
             failure = ServiceError(f"the service is over: {why}")
             failure.__cause__ = cause
-            self._shut(failure)
+            self._shut(failure, [])
             self.device.residents.discard(self)
             raise failure
         finally:
@@ -645,7 +647,7 @@ def _stores() -> tuple[int, str]:
 
 
 _all: weakref.WeakSet[Service] = weakref.WeakSet()
-_kept: list[object] = []  # memory that a thread may still look at
+_kept: list[object] = []  # memory that a thread, or a function that does not end, may still use
 
 
 def _running(device: Device) -> list[Service]:

@@ -428,6 +428,8 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
                                 unsigned idle_sleep, unsigned long long end)
 {
     unsigned told = GO_ON, heard = GO_ON, polls = 0, polls_a_check = POLLS_A_CHECK;
+    unsigned stops = l.mask + 1;         /* calls answered behind a stop: whoever sends on must not
+                                            keep the lane from ending */
     unsigned long long worked = now();
     bool work = false;
 
@@ -439,7 +441,7 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
             do {
 #pragma unroll 1
                 for (unsigned i = 0; i < ready; i++) {
-                    if (told == PAUSE)
+                    if (told && (told == PAUSE || !stops--))
                         return told;
                     unsigned word = i < 2 ? words[0] : i < 4 ? words[1] : i < 6 ? words[2] : words[3];
                     if (i % 2)

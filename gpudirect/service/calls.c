@@ -799,9 +799,16 @@ failed:
     return NULL;
 }
 
-/* No more calls. Futures whose reply is not there fail with the exception; waiting threads notice. */
-static PyObject *Caller_shut(Caller *self, PyObject *failure)
+/*
+ * No more calls. Futures whose reply is not there fail with the exception; waiting threads notice.
+ * The arguments of such calls go to the list `kept`: a function may still run on them.
+ */
+static PyObject *Caller_shut(Caller *self, PyObject *args)
 {
+    PyObject *failure, *kept;
+
+    if (!PyArg_ParseTuple(args, "OO!:_shut", &failure, &PyList_Type, &kept))
+        return NULL;
     self->open = 0;
     for (int i = 0; i < self->lane_count; i++) {
         Lane *lane = &self->lanes[i];
@@ -816,10 +823,16 @@ static PyObject *Caller_shut(Caller *self, PyObject *failure)
                 continue;
             keep = slot->keep;
             slot->keep = NULL;
+            if (slot->owner == ABANDONED && keep && PyList_Append(kept, keep))
+                PyErr_Clear(); /* without memory for a list no harm can be kept off */
             if (slot->owner == FUTURE) {
-                ((Call *)keep)->failure = Py_NewRef(failure);
+                Call *call = (Call *)keep;
+
+                if (call->arguments && PyList_Append(kept, call->arguments))
+                    PyErr_Clear();
+                call->failure = Py_NewRef(failure);
                 slot->owner = NOBODY;
-                finish((Call *)keep, FAILED);
+                finish(call, FAILED);
             }
             slot->owner = NOBODY;
             Py_XDECREF(keep);
@@ -929,7 +942,8 @@ static PyMethodDef Caller_methods[] = {
      "_open(lanes, slots, flags, store, functions, device, call type)"},
     {"_lend", (PyCFunction)Caller_lend, METH_O,
      "_lend(lane): send no more calls through it; the number of the last one."},
-    {"_shut", (PyCFunction)Caller_shut, METH_O, "_shut(exception of calls that are still open)"},
+    {"_shut", (PyCFunction)Caller_shut, METH_VARARGS,
+     "_shut(exception of calls that are still open, list for their arguments)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -14,6 +14,7 @@
 #define SIZES 16
 #define MOST_WORDS 64
 #define TIMEOUT 5000000000 /* ns */
+#define SHORT 1000000
 
 struct soak {
     const struct gd_lane_api *api;
@@ -23,9 +24,10 @@ struct soak {
     uint32_t function[SIZES]; /* that takes so many */
     uint64_t seed;
     uint64_t calls;    /* to be made */
-    uint64_t deadline; /* by gd_now(): then leave, with calls open */
+    volatile uint64_t halt; /* leave, with calls open */
     /* results */
     uint64_t sent, answered, stopped;
+    uint64_t unrun;    /* sent when the kernel had ended */
     uint64_t wrong;    /* another hash than expected, or another status */
     uint64_t disorder; /* a ticket no higher than the one before on its lane */
     uint64_t *tickets; /* a bit for each: which calls the device has run */
@@ -85,7 +87,7 @@ int soak(struct soak *s, struct expected *expected)
 {
     uint32_t words[MOST_WORDS];
 
-    while (s->sent < s->calls && (s->sent % 1024 || s->api->now() < s->deadline)) {
+    while (s->sent < s->calls && !s->halt) {
         int n = (int)(random32(&s->seed) % (uint32_t)s->lane_count), code;
         uint32_t size = random32(&s->seed) % SIZES, hash = 2166136261u;
         struct gd_lane *lane = s->lanes[n];
@@ -96,9 +98,15 @@ int soak(struct soak *s, struct expected *expected)
 
             if (lane->sent == lane->taken)
                 break;
-            code = take(s, lane, e, full ? TIMEOUT : 0);
-            if (code && full)
-                return code;
+            for (int64_t waited = 0;; waited += SHORT) {
+                code = take(s, lane, e, full ? SHORT : 0);
+                if (!code || !full || s->halt)
+                    break;
+                if (waited > TIMEOUT)
+                    return code;
+            }
+            if (code && s->halt)
+                return 0;
         }
         for (uint32_t i = 0; i < s->words[size]; i++) {
             words[i] = random32(&s->seed);
@@ -113,15 +121,22 @@ int soak(struct soak *s, struct expected *expected)
     return 0;
 }
 
-/* Take what is open. */
-int drain(struct soak *s, struct expected *expected)
+/* Take what is open. ended: the kernel has, so what is not there does not come. */
+int drain(struct soak *s, struct expected *expected, int ended)
 {
     for (int n = 0; n < s->lane_count; n++) {
-        while (s->lanes[n]->taken != s->lanes[n]->sent) {
-            int code = take(s, s->lanes[n], &expected[n], TIMEOUT);
+        struct gd_lane *lane = s->lanes[n];
 
-            if (code)
+        while (lane->taken != lane->sent) {
+            int code = take(s, lane, &expected[n], ended ? 0 : TIMEOUT);
+
+            if (code && !ended)
                 return code;
+            if (code) {
+                lane->taken++;
+                s->unrun++;
+                expected[n].stopped = 1; /* later ones are not there either */
+            }
         }
     }
     return 0;
