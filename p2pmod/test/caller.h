@@ -11,6 +11,8 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
+#include "../p2pmod-lane.h"
+
 #define CALLER_NODE "/proc/p2pmod_caller"
 #define CALLER_MAGIC 'c'
 #define CALLER_LANES 4 /* of an open file */

@@ -352,10 +352,11 @@ def debug() -> int:
     seed = int(os.environ.get("GPUDIRECT_FUZZ_SEED", "1605"))
     parts: list[tuple[str, str, float]] = [("C tests", test_script(VERSIONS["1.2"]), 1500)]
     parts.append(("failing allocations", LOAD.format(version=VERSIONS["1.2"])
-                  + "/lab/failnth\n" + UNLOAD, 900))  # fmt: skip
+                  + CLIENTS + "/lab/failnth\n" + NO_CLIENTS + UNLOAD, 900))  # fmt: skip
     if calls:
         parts.append((f"fuzz, seed {seed}, {calls} calls", LOAD.format(version=VERSIONS["1.2"])
-                      + f"/lab/fuzz {seed} {calls} {FUZZ_SECONDS} 4\n" + UNLOAD, 3000))  # fmt: skip
+                      + f"{CLIENTS}/lab/fuzz {seed} {calls} {FUZZ_SECONDS} 4\n{NO_CLIENTS}"
+                      + UNLOAD, 3000))  # fmt: skip
     leaks = ("echo scan > /sys/kernel/debug/kmemleak; sleep 6; echo scan > /sys/kernel/debug/kmemleak; "
              "cat /sys/kernel/debug/kmemleak\n")  # fmt: skip
     for name, script, timeout in parts:

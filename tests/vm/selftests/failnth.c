@@ -5,6 +5,7 @@
  * with fault injection; the log checks that there is nothing to complain about.
  */
 #include "gpu.h"
+#include "test/caller.h"
 
 #define MOST 400 /* allocations of one call */
 
@@ -203,6 +204,128 @@ TEST(pages_and_unpin_with_each_allocation_failing)
 			break;
 	}
 	DIAG("%d allocations failed in turn", n - 1);
+}
+
+struct attaching {
+	int caller;
+	struct caller_attach wanted, got;
+};
+
+static int call_attach(void *argument)
+{
+	struct attaching *a = argument;
+
+	a->got = a->wanted;
+	return ioctl(a->caller, CALLER_ATTACH, &a->got) ? -errno : 0;
+}
+
+static int call_detach(void *argument)
+{
+	struct attaching *a = argument;
+	struct caller_detach d = {.lane = a->got.lane};
+
+	return ioctl(a->caller, CALLER_DETACH, &d) ? -errno : 0;
+}
+
+static int call_submit(void *argument)
+{
+	struct attaching *a = argument;
+	struct caller_submit c = {.lane = a->got.lane, .unasked = 1, .context = CALLER_TASKLET};
+
+	return ioctl(a->caller, CALLER_SUBMIT, &c) ? -errno : 0;
+}
+
+/* What a sweep must leave as it was: pages that are pinned, lanes that are attached. */
+static long held(void)
+{
+	FILE *vmstat, *proc;
+	char name[64];
+	long value, acquired = 0, released = 0, lanes = 0;
+
+	ASSERT(knob("/proc/sys/vm/stat_refresh", "1") == 0);
+	ASSERT((vmstat = fopen("/proc/vmstat", "r")) && (proc = fopen("/proc/driver/p2pmod", "r")));
+	while (fscanf(vmstat, "%63s %ld", name, &value) == 2)
+		if (!strcmp(name, "nr_foll_pin_acquired"))
+			acquired = value;
+		else if (!strcmp(name, "nr_foll_pin_released"))
+			released = value;
+	while (fscanf(proc, "%63s %ld", name, &value) == 2)
+		if (!strcmp(name, "lanes"))
+			lanes = value;
+	fclose(vmstat);
+	fclose(proc);
+	return acquired - released + lanes;
+}
+
+static void attach_sweep(uint32_t slots)
+{
+	struct state s = fresh(0);
+	struct attaching a = {.caller = open(CALLER_NODE, O_RDWR | O_CLOEXEC)};
+	size_t bytes = slots * sizeof(struct p2pmod_reply);
+	long before = held();
+	int n, result;
+	char *replies;
+
+	ASSERT(a.caller >= 0 && call_open(&s) == 0 && call_pin(&s) == 0);
+	for (n = 1; n < MOST; n++) {
+		int reached;
+
+		/* fresh memory each time, so that pinning has to fault it in */
+		replies = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		ASSERT(replies != MAP_FAILED);
+		a.wanted = (struct caller_attach){.fd = s.fd, .handle = s.pin.handle, .packets = 55,
+						  .replies = (uintptr_t)replies, .slots = slots,
+						  .first = 1};
+		reached = with_failure(n, call_attach, &a, &result);
+		if (result == 0)
+			EXPECT(call_detach(&a) == 0);
+		else
+			EXPECT(result == -ENOMEM || result == -EFAULT);
+		EXPECT(held() == before);
+		munmap(replies, bytes);
+		if (!reached)
+			break;
+	}
+	EXPECT(result == 0 && n > 3);
+	DIAG("%d allocations failed in turn", n - 1);
+}
+
+TEST(attach_with_each_allocation_failing)
+{
+	attach_sweep(16);
+}
+
+TEST(attach_of_the_largest_lane_with_each_allocation_failing)
+{
+	attach_sweep(16384); /* many pages of replies, several GPU pages of packets */
+}
+
+TEST(submit_and_detach_with_each_allocation_failing)
+{
+	struct state s = fresh(0);
+	struct attaching a = {.caller = open(CALLER_NODE, O_RDWR | O_CLOEXEC)};
+	void *replies = mmap(NULL, CPU_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int n, result, sent = 0;
+
+	ASSERT(a.caller >= 0 && call_open(&s) == 0 && call_pin(&s) == 0);
+	a.wanted = (struct caller_attach){.fd = s.fd, .handle = s.pin.handle, .packets = 55,
+					  .replies = (uintptr_t)replies, .slots = 256, .first = 1};
+	ASSERT(call_attach(&a) == 0);
+	for (n = 1; n < MOST && with_failure(n, call_submit, &a, &result); n++) {
+		EXPECT(result == 0 || result == -ENOMEM); /* the test module's own allocation */
+		sent += !result;
+	}
+	EXPECT(result == 0);
+	for (n = 1; n < MOST; n++) {
+		int reached = with_failure(n, call_detach, &a, &result);
+
+		EXPECT(result == 0); /* giving back must not need memory */
+		memset(replies, 0, CPU_PAGE);
+		ASSERT(call_attach(&a) == 0);
+		if (!reached)
+			break;
+	}
+	DIAG("%d allocations failed in turn, %d calls sent", n - 1, sent);
 }
 
 int main(int argc, char **argv)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * Random sequences of calls from several processes: pin, unpin, map, unmap, touch, fork, revoke,
- * free, garbage. Nothing is expected of a single call; the kernel's log is the result.
+ * free, attach to lanes, submit, poll, detach, garbage. Nothing is expected of a single call; the
+ * kernel's log is the result.
  *
  *   fuzz [SEED [CALLS [SECONDS [PROCESSES]]]]
  *
@@ -15,6 +16,7 @@
 #include <setjmp.h>
 
 #include "gpu.h"
+#include "test/caller.h"
 
 #define FILES 3
 #define MEMORIES 3
@@ -22,7 +24,7 @@
 #define HANDLES 8
 
 struct shared {
-	uint64_t calls, faults, succeeded;
+	uint64_t calls, faults, succeeded, attached, answered;
 };
 
 static struct shared *shared;
@@ -105,17 +107,113 @@ static int garbage(int fd)
 		     below(16) ? (uintptr_t)bytes : (uintptr_t)draw());
 }
 
+#define REPLY_BYTES (64 * CPU_PAGE)
+
+struct lanes {
+	int caller;
+	uint8_t *replies; /* memory of the process, replaced now and then */
+	struct { uint64_t replies; uint32_t slots, sequence; } lane[CALLER_LANES];
+};
+
+/* What a GPU would answer, or somebody else. */
+static void answer(struct lanes *l, uint32_t lane)
+{
+	uint32_t sequence = below(4) ? l->lane[lane].sequence : draw();
+	uint64_t at = l->lane[lane].replies +
+		      (sequence & (l->lane[lane].slots - 1)) * sizeof(struct p2pmod_reply);
+
+	if (at >= (uintptr_t)l->replies && at < (uintptr_t)l->replies + REPLY_BYTES)
+		((struct p2pmod_reply *)at)->sequence = sequence;
+}
+
+/* One call of the module that uses lanes. */
+static int call_lane(struct lanes *l, int fd, const struct p2pmod_pin *pin)
+{
+	uint32_t lane = below(CALLER_LANES), named = below(16) ? lane : (uint32_t)draw();
+
+	switch (below(16)) {
+	case 0 ... 3: {
+		struct caller_attach a = {
+			.fd = below(16) ? (uint32_t)fd : (uint32_t)below(64),
+			.handle = number(pin->handle),
+			.packets = number(64 * below(256) + (-pin->address & 63)),
+			.slots = number(2u << (below(8) ? below(5) : below(15))), .first = number(1),
+		};
+
+		a.replies = number((uintptr_t)l->replies + 16 * below(REPLY_BYTES / 16 - 64));
+		if (ioctl(l->caller, CALLER_ATTACH, &a))
+			return -1;
+		l->lane[a.lane].replies = a.replies;
+		l->lane[a.lane].slots = a.slots;
+		__atomic_fetch_add(&shared->attached, 1, __ATOMIC_RELAXED);
+		return 0;
+	}
+	case 4: {
+		struct caller_detach d = {.lane = named};
+
+		return ioctl(l->caller, CALLER_DETACH, &d);
+	}
+	case 5 ... 8: {
+		struct caller_submit c = {.lane = named, .context = below(4), .function = draw(),
+					  .bytes = number(below(57)), .unasked = !below(3),
+					  .no_arguments = !below(8)};
+
+		if (ioctl(l->caller, CALLER_SUBMIT, &c))
+			return -1;
+		l->lane[lane].sequence = c.sequence;
+		if (below(2))
+			answer(l, lane);
+		return 0;
+	}
+	case 9 ... 11: {
+		struct caller_reply r = {.lane = named, .context = below(4),
+					 .sequence = number(l->lane[lane].sequence),
+					 .wait = below(2), .timeout_ms = below(3)};
+
+		if (ioctl(l->caller, CALLER_REPLY, &r))
+			return -1;
+		__atomic_fetch_add(&shared->answered, 1, __ATOMIC_RELAXED);
+		return 0;
+	}
+	case 12: {
+		struct caller_run r = {.lane = named, .context = below(4), .calls = below(20),
+				       .ahead = number(1 + below(20)), .seed = draw(),
+				       .timeout_ms = below(5)};
+
+		return ioctl(l->caller, CALLER_RUN, &r);
+	}
+	case 13: /* other pages from here on; lanes keep the old ones */
+		mmap(l->replies, REPLY_BYTES, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		return 0;
+	case 14:
+		if (below(8) == 0) {
+			close(l->caller);
+			l->caller = open(CALLER_NODE, O_RDWR | O_CLOEXEC);
+		}
+		return 0;
+	}
+	answer(l, lane);
+	return 0;
+}
+
 static void process(int number_, uint64_t seed, uint64_t calls, time_t until, int depth)
 {
 	struct { void *at; size_t length; } maps[MAPS] = {};
 	struct p2pmod_pin pins[HANDLES] = {};
 	struct memory memories[MEMORIES] = {};
 	uint64_t addresses[32], i, mine = 0;
+	struct lanes lanes = {};
 	int files[FILES];
 
 	state = seed * 1000003 + number_;
 	for (i = 0; i < FILES; i++)
 		files[i] = open(P2PMOD_NODE, O_RDWR | O_CLOEXEC);
+	lanes.caller = open(CALLER_NODE, O_RDWR | O_CLOEXEC);
+	lanes.replies = mmap(NULL, REPLY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			     -1, 0);
+	if (lanes.caller < 0 || lanes.replies == MAP_FAILED)
+		_exit(1);
 	for (i = 0; i < MEMORIES; i++) {
 		memories[i].fd = -1;
 		allocate(&memories[i]);
@@ -127,7 +225,15 @@ static void process(int number_, uint64_t seed, uint64_t calls, time_t until, in
 		int *fd = &files[slot % FILES], r = 0;
 
 		mine++;
-		switch (below(24)) {
+		switch (below(30)) {
+		case 24 ... 29:
+			/* some on end: a lane does not live long here */
+			for (uint64_t more = below(12); more; more--, mine++) {
+				call_lane(&lanes, *fd, pin);
+				__atomic_fetch_add(&shared->calls, 1, __ATOMIC_RELAXED);
+			}
+			r = call_lane(&lanes, *fd, pin);
+			break;
 		case 0 ... 5: {
 			uint64_t offset = below(m->length ? m->length : 1);
 
@@ -241,9 +347,11 @@ int main(int count, char **words)
 			bad = 1;
 		}
 	bad |= shared->calls < calls;
-	DIAG("seed %llu: %llu calls of %llu, %llu succeeded, %llu accesses faulted",
-	     (unsigned long long)seed, (unsigned long long)shared->calls, (unsigned long long)calls,
-	     (unsigned long long)shared->succeeded, (unsigned long long)shared->faults);
+	DIAG("seed %llu: %llu calls of %llu, %llu succeeded, %llu accesses faulted; %llu lanes attached, "
+	     "%llu replies fetched", (unsigned long long)seed, (unsigned long long)shared->calls,
+	     (unsigned long long)calls, (unsigned long long)shared->succeeded,
+	     (unsigned long long)shared->faults, (unsigned long long)shared->attached,
+	     (unsigned long long)shared->answered);
 	printf("%s 1 fuzz_made_its_calls\n", bad ? "not ok" : "ok");
 	sleep(1); /* revocations on their way */
 	i = gpu_pins() != 0;

@@ -12,7 +12,6 @@
 #include <sched.h>
 
 #include "gpu.h"
-#include "p2pmod-lane.h"
 #include "test/caller.h"
 
 #define LANES_MOST 4
