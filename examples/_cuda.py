@@ -8,6 +8,7 @@ kernels leave their results.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Callable
@@ -49,6 +50,8 @@ class _Pinned:
 
     def __del__(self) -> None:
         if hasattr(self, "memory"):
+            with contextlib.suppress(gd.Error):
+                gd.synchronize()  # a step that failed may have left copies under way
             self.memory.free()
 
 

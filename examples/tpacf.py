@@ -169,9 +169,10 @@ def double_buffered(work, chunk):
                 length = min(m, n - start)
                 free.synchronize()
                 work.produce(buffer[:, :length], s, start)
-                for axis in range(3):
+                parts = [buffer] if length == n else [row[:length] for row in buffer]
+                for axis, part in enumerate(parts):
                     to = points.ptr + 2 * ((3 * s + axis) * n + start)
-                    copy_in(to, address(buffer[axis]), 2 * length, copying)
+                    copy_in(to, address(part), part.nbytes, copying)
                 free.record(copying)
             arrived.record(copying)
             arrived.hold(computing)

@@ -82,6 +82,11 @@ class Row:
         times = self.step if what == "step" else self.update
         return times["direct"] / times[other]
 
+    def beside_best(self, what: str = "step") -> float:
+        """Direct's time over that of the fastest of the others."""
+        times = self.step if what == "step" else self.update
+        return times["direct"] / min(times[v] for v in VERSIONS if v != "direct")
+
     @property
     def name(self) -> str:
         return f"{self.port}, {self.kind}, {self.n}"

@@ -91,8 +91,8 @@ def chunk_curves(e: Experiment) -> plots.Plot:
             axes.plot(x, y, color=plots.COLOURS[i], linestyle=plots.DASHES[i], linewidth=1.6,
                       marker=plots.MARKERS[i % 5], markersize=3.6, label=r.name)  # fmt: skip
         axes.axhline(1.0, color=plots.INK, linewidth=1.2)
-        axes.annotate("direct, no chunks", (max(sizes), 1.0), (0, -10), textcoords="offset points",
-                      fontsize=8.5, ha="right")  # fmt: skip
+        axes.annotate("direct, no chunks", (min(sizes), 1.0), (0, -12), textcoords="offset points",
+                      fontsize=8.5)  # fmt: skip
         axes.set_ylim(0.7, highest * 1.15)
         plots._decades(axes.yaxis, 0.7, highest * 1.15, lambda v: f"{v:g}")
         plots._size_axis(axes, sizes)
@@ -162,7 +162,7 @@ def build(found: dict[str, Any]) -> tuple[str, list[plots.Plot]]:
         '<p class="emulated">EMULATED: no GPU was involved. These times say nothing about one.</p>'
         if e.emulated else ""
     )  # fmt: skip
-    held = sum(v.held for v in analysis.verdicts(e))
+    held, tables = sum(v.held for v in analysis.verdicts(e)), analysis.tables(e)
     parts = [
         f"<p><strong>{held} of {len(analysis.verdicts(e))} claims held in this run.</strong> Each port "
         "is one program: sequential, with copies, double-buffered with the best of the chunk sizes "
@@ -171,7 +171,7 @@ def build(found: dict[str, Any]) -> tuple[str, list[plots.Plot]]:
         "<ul>" + "".join(f"<li><b>{escape(name)}</b> ({escape(p['flow'])}): {escape(p['title'])}</li>"
                          for name, p in e.ports.items()) + "</ul>",
         '<div class="plots">' + "\n".join(map(_plot, pictures)) + "</div>",
-        *(_html(t) for t in reversed(analysis.tables(e))),
+        *map(_html, [tables[-1], *tables[:-1]]),
         "<h2>The machine</h2>", _facts(found),
     ]  # fmt: skip
     where = f"{device['name']}, {machine['cpu']}, commit {machine['commit']}, {machine['time']}"
