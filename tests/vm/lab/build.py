@@ -124,6 +124,14 @@ def sparse(kernel: Unpacked) -> list[str]:
     return [x for x in log.splitlines() if f"{work}/p2pmod" in x and ("warning:" in x or "error:" in x)]
 
 
+def store64(kernel: Unpacked) -> list[str]:
+    """Is the store of 64 bytes, written as bytes, the instruction it should be? A complaint if not."""
+    code = run(["objdump", "-d", "--no-show-raw-insn", modules(kernel, "open", "own").p2pmod])
+    body = code.partition("<p2pmod_lane_submit>:")[2].partition("\n\n")[0]
+    found = re.findall(r"movdir64b (\S+)", body)
+    return [] if found == ["(%rdx),%rax"] else [f"p2pmod_lane_submit has movdir64b {found}"]
+
+
 PLANTED = """#include <linux/module.h>
 #include <linux/mm.h>
 static int __init planted(void)
