@@ -1,4 +1,4 @@
-"""Sequential C code beside its port: compiled by the system's C compiler when it is first needed."""
+"""C code beside a port: compiled by the system's C compiler when it is first needed."""
 
 from __future__ import annotations
 

@@ -128,7 +128,8 @@ class Event:
     def hold(self, stream: Any) -> None:
         """cuStreamWaitEvent: what is queued on ``stream`` from now on waits for it."""
         if self._driver is not None:
-            _check(self._driver.cuStreamWaitEvent(stream.handle, self._event, 0), "cuStreamWaitEvent")
+            found = self._driver.cuStreamWaitEvent(stream.handle, self._event, 0)
+            _check(found, "cuStreamWaitEvent")
         elif self._marker is not None:
             stream.submit(self._marker.wait)
 
@@ -176,8 +177,8 @@ def calls(kernel: Any, types: str, streams: Any = ()) -> tuple[Any, Any]:
     d = _driver(device)
     if d is not None:
         flags = d.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT
-        names = b"cuMemcpyHtoDAsync", b"cuMemcpyDtoHAsync", b"cuStreamSynchronize", b"cuLaunchKernel"
-        found = [int(d.cuGetProcAddress(name, 12000, flags)[1]) for name in names]
+        names = "MemcpyHtoDAsync", "MemcpyDtoHAsync", "StreamSynchronize", "LaunchKernel"
+        found = [int(d.cuGetProcAddress(f"cu{n}".encode(), 12000, flags)[1]) for n in names]
         fields = zip(ffi.typeof("struct calls").fields, found, strict=True)
         filled = {name: ffi.cast(field.type, at) for (name, field), at in fields}
         handle = int(kernel._function._kernel)

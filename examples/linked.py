@@ -60,7 +60,8 @@ class Work:
         free = np.flatnonzero((depth > 0) & (depth % 2 == 0))
         count = min(int(kind.split()[0]), len(free) // 2)
         chosen = rng.permutation(free)[: 2 * count].reshape(2, count)
-        self.edits = [(chosen[r % 2].copy(), rng.integers(0, 1 << 40, count)) for r in range(ROUNDS)]
+        self.edits = [(chosen[r % 2].copy(), rng.integers(0, 1 << 40, count))
+                      for r in range(ROUNDS)]  # fmt: skip
         self.often = chosen.ravel()
         self.queries = self.keys[rng.integers(0, n, QUERIES)]
         self.queries[:count] = self.keys[chosen[0]][:QUERIES]

@@ -22,7 +22,8 @@ __global__ void match(const unsigned char *before, const unsigned char *now, uns
         unsigned sum = 0;
         for (int i = 0; i < 16; i++)
             for (int j = 0; j < 16; j++)
-                sum = __sad(now[(top + i) * width + left + j], before[(y + i) * width + x + j], sum);
+                sum = __sad(now[(top + i) * width + left + j],
+                            before[(y + i) * width + x + j], sum);
         atomicMin(&least, sum * 512 + place);
     }
     __syncthreads();
@@ -54,7 +55,8 @@ class Work:
                                    f"{self.picture.shape} of {self.picture.dtype}")  # fmt: skip
         self.noise = rng.integers(0, 4, (self.height, self.width), "u1")
         self.path = rng.integers(0, 64, (FRAMES, 2))
-        self.path[1:] = np.clip(self.path[0] + np.cumsum(rng.integers(-3, 4, (FRAMES - 1, 2)), 0), 0, 64)
+        moves = np.cumsum(rng.integers(-3, 4, (FRAMES - 1, 2)), 0)
+        self.path[1:] = np.clip(self.path[0] + moves, 0, 64)
         self.blocks = self.width // 16, self.height // 16
         self.nbytes = FRAMES * self.width * self.height
 

@@ -1,4 +1,4 @@
-"""y = A x with a sparse matrix of which the CPU changes some scattered entries before each product."""
+"""y = A x, and before each product the CPU changes scattered entries of the sparse matrix A."""
 
 import numpy as np
 from _cuda import Event, address, copy_in, pinned, upload

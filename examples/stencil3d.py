@@ -39,7 +39,8 @@ class Work:
         self.nbytes = STEPS * 4 * self.cells
         axis = np.linspace(-1, 1, n, dtype="f4")
         self.profile = np.exp(-4 * axis**2)
-        self.plane = (amplitude * np.multiply.outer(self.profile, self.profile)).astype("f4").ravel()
+        plane = amplitude * np.multiply.outer(self.profile, self.profile)
+        self.plane = plane.astype("f4").ravel()
         self.phases = np.empty((max(1, 65536 // n**2), n**2), "f4")
         self.pulse = np.sin(np.arange(STEPS, dtype="f4") + 1).astype("f4")
 

@@ -52,8 +52,9 @@ class Work:
     def __init__(self, n: int, kind: str = KINDS[0], angles: np.ndarray | None = None) -> None:
         rng = np.random.default_rng(5)
         if angles is None:
-            angles = np.stack([rng.uniform(0, 2 * np.pi, (SETS, n)),
-                               np.arcsin(rng.uniform(-1, 1, (SETS, n)))], 1).astype("f4")  # fmt: skip
+            ascension = rng.uniform(0, 2 * np.pi, (SETS, n))
+            declination = np.arcsin(rng.uniform(-1, 1, (SETS, n)))
+            angles = np.stack([ascension, declination], 1).astype("f4")
         if angles.shape != (SETS, 2, n):
             raise gd.ArgumentError(f"angles are {angles.shape}: give {(SETS, 2, n)}")
         if not np.isfinite(angles).all():

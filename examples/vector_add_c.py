@@ -17,7 +17,7 @@ __global__ void add(const float *a, const float *b, float *c, int n)
 FLOW = "CPU to GPU, and as much back"
 SIZES = (1 << 16, 1 << 20, 1 << 23)  # elements
 SMALL = 10_007
-KINDS = ("degree 1", "degree 32", "degree 256")  # of the polynomial that a is made with, cheap to dear
+KINDS = ("degree 1", "degree 32", "degree 256")  # of the polynomial that makes a
 TOLERANCE = 1e-6  # the compiler may fuse a product and a sum
 TYPES = """
 struct calls {  // cuMemcpyHtoDAsync, cuMemcpyDtoHAsync, cuStreamSynchronize, cuLaunchKernel
@@ -29,7 +29,8 @@ struct calls {  // cuMemcpyHtoDAsync, cuMemcpyDtoHAsync, cuStreamSynchronize, cu
 };
 """
 PRODUCE = """
-static inline void some(const float *restrict x, float *restrict a, float *restrict b, int n, int degree)
+static inline void some(const float *restrict x, float *restrict a, float *restrict b, int n,
+                        int degree)
 {
     float sum[64];
     for (int i = 0; i < n; i++)
@@ -113,7 +114,8 @@ int sequential(const float *x, float *a, float *b, float *c, long n, int degree)
 
 def sequential(work):
     a, b, c = (np.empty(work.n, "f4") for _ in "abc")
-    add = function("sequential", "void *x, void *a, void *b, void *c, long n, int degree", SEQUENTIAL)
+    parameters = "void *x, void *a, void *b, void *c, long n, int degree"
+    add = function("sequential", parameters, SEQUENTIAL)
 
     def step():
         add(*map(pointer, (work.signal, a, b, c)), work.n, work.degree)
@@ -147,7 +149,8 @@ def copy(work, host=np.empty):
     gpu, kernel = calls(gd.kernel(SOURCE, "add"), TYPES)
 
     def step():
-        checked(add(gpu, kernel, *map(pointer, (work.signal, a, b, c, device)), work.n, work.degree))
+        checked(add(gpu, kernel, *map(pointer, (work.signal, a, b, c, device)), work.n,
+                    work.degree))  # fmt: skip
         return c
 
     step.keeps = arrays  # their memory is used by address
@@ -156,7 +159,8 @@ def copy(work, host=np.empty):
 
 DOUBLE = """
 int double_buffered(const struct calls *gpu, void *kernel, const float *x, float **a, float **b,
-                    float *c, unsigned long long *device, void **streams, int n, int degree, int size)
+                    float *c, unsigned long long *device, void **streams, int n, int degree,
+                    int size)
 {
     int bad = 0;
     for (int i = 0, start = 0; start < n; i ^= 1, start += size) {

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from .. import devices
+from ..bench import plots
 from ..bench.figures import Figures, load
 from ..errors import ArgumentError
 from ..experiment import analysis, lines, measure, ports, report
@@ -45,6 +46,12 @@ def experiment(
     if chosen.emulated:
         console.print("[bold yellow]Emulated device: these times say nothing about a GPU.[/]")
     figures = Figures(chosen)
+    path = None
+    if out is not None:  # what cannot be written or drawn is known before the minutes are spent
+        plots.matplotlib()
+        label = re.sub(r"\W+", "-", chosen.name).strip("-").lower()
+        path = out / f"{label}-experiment.json"
+        figures.save(path)
     configurations = []
     figures.add(*measure.link(chosen))
     for port in chosen_ports:
@@ -60,10 +67,7 @@ def experiment(
                                for p in chosen_ports}  # fmt: skip
     figures.checks["lines"] = {p.name: lines.count_file(Path(str(p.module.__file__)))
                                for p in chosen_ports}  # fmt: skip
-    path = None
-    if out is not None:
-        label = re.sub(r"\W+", "-", chosen.name).strip("-").lower()
-        path = out / f"{label}-experiment.json"
+    if path is not None:
         figures.save(path)
         console.print(f"figures written to {path}", soft_wrap=True)
     _show(figures.as_dict(), path and path.with_suffix(".html"))

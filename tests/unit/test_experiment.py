@@ -65,10 +65,12 @@ def test_lines_count_code_and_what_only_one_version_needs():
     assert found == {"sequential": 2, "copy": 2, "double_buffered": 6 + 2 + 4, "direct": 1}
 
 
-def test_every_port_counts_its_four_versions():
+def test_direct_needs_no_more_lines_than_copy_and_two_thirds_of_double_buffered():
     for port in ports.available():
         found = lines.count_file(Path(str(port.module.__file__)))
         assert list(found) == list(lines.VERSIONS) and min(found.values()) > 3
+        assert found["direct"] <= found["copy"], port.name
+        assert 3 * found["direct"] <= 2 * found["double_buffered"], port.name
 
 
 def test_chunks_are_powers_of_two_with_one_that_takes_all():
@@ -179,6 +181,7 @@ def test_the_command_measures_checks_and_writes_one_page_that_stands_alone(tmp_p
     (["--examples", "/nonexistent", "vector_add"], "come with the repository"),
     (["--seconds", "-1", "vector_add"], "give 0 to 3600"),
     (["--again", "/nonexistent.json"], "No such file"),
+    (["--out", "/proc/nowhere", "vector_add"], "cannot be written"),
     (["--again", str(ROOT / "results/nvidia-h200.json")], "not of an experiment"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_in_words(more, words):
