@@ -36,6 +36,10 @@ __device__ unsigned long long f8(unsigned long long a) { return a; }
 __device__ unsigned long long f56(unsigned long long a, unsigned long long b, unsigned long long c,
                                   unsigned long long d, unsigned long long e, unsigned long long f,
                                   unsigned long long g) { return a ^ b ^ c ^ d ^ e ^ f ^ g; }
+struct many { unsigned v[64]; };
+__device__ unsigned long long f256(many a) { return a.v[0] ^ a.v[63]; }
+__device__ float reads(const float *a, int i) { return a[i]; }
+__device__ void writes(float *a, int i) { a[i] = i; }
 """
 KERNEL = """
 __global__ void k1(unsigned char a, unsigned long long *out) { *out = a; }
@@ -51,7 +55,8 @@ __global__ void from_memory(const unsigned char *in, int n, unsigned long long *
     *out = x;
 }
 """
-FUNCTIONS = {1: "f1", 8: "f8", 56: "f56"}
+FUNCTIONS = {1: "f1", 8: "f8", 56: "f56", 256: "f256"}
+MEMORY = {"reads an array": "reads", "writes an array": "writes"}
 
 
 class _HostRing(gd.Service):
@@ -92,7 +97,7 @@ class _Samples:
 
 
 def _words(size: int) -> bytes:
-    return bytes(range(1, size + 1))
+    return bytes(i % 255 + 1 for i in range(size))
 
 
 def _arguments(size: int) -> tuple[int, ...]:
@@ -101,12 +106,18 @@ def _arguments(size: int) -> tuple[int, ...]:
 
 
 def _calls(service: gd.Service, lane: Any, size: int, count: int) -> np.ndarray[Any, Any]:
+    return _timed(service, lane, FUNCTIONS[size], _words(size), count)
+
+
+def _timed(
+    service: gd.Service, lane: Any, name: str, arguments: bytes, count: int
+) -> np.ndarray[Any, Any]:
     samples = _Samples(count)
-    number = service.functions[FUNCTIONS[size]].number
+    number = service.functions[name].number
     code = _native.lib.gd_lane_time_calls(
-        lane, number, _words(size), size, count, samples.c, TIMEOUT
+        lane, number, arguments, len(arguments), count, samples.c, TIMEOUT
     )
-    return samples.checked(code, f"calls of {size} bytes")
+    return samples.checked(code, f"calls of {name}")
 
 
 def _pipeline(service: gd.Service, lane: Any, size: int, count: int, depth: int) -> float:
@@ -227,7 +238,8 @@ def _case(what: str, size: int) -> str:
 
 @contextlib.contextmanager
 def _serving(device: Device, lanes: int, kind: type[gd.Service] = gd.Service) -> Iterator[gd.Service]:
-    with kind(SOURCE, list(FUNCTIONS.values()), lanes=lanes, device=device, lifetime=LIFETIME) as service:
+    names = [*FUNCTIONS.values(), *MEMORY.values()]
+    with kind(SOURCE, names, lanes=lanes, device=device, lifetime=LIFETIME) as service:
         yield service
 
 
@@ -243,7 +255,7 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
     def add(case: str, size: int, times: np.ndarray[Any, Any]) -> None:
         found.setdefault((case, size), []).append(times)
 
-    with contextlib.ExitStack() as stack, gd.empty(64, "u4", device=device) as word:
+    with contextlib.ExitStack() as stack, gd.zeros(64, "f4", device=device) as word:
         stack.enter_context(device_context(device))
         ways: dict[tuple[str, int], list[dict[str, Any]]] = {}
         if not device.emulated:  # before the services: making a graph waits for the device
@@ -269,6 +281,10 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
                 add(f"call {size}: Python", size, interleaved({"": call}, samples=each)[""])
                 for way in dict.fromkeys(w for w, _ in ways):
                     add(_case(way, size), size, launches.time(ways[way, size], each, way))
+            add("call 256, by reference: C", 256, _calls(service, lane, 256, each))
+            for words, name in MEMORY.items():
+                arguments = service._pack(name, (word, 3))
+                add(f"call 12, {words}: C", 12, _timed(service, lane, name, arguments, each))
             if i == 0:
                 found.clear()  # the clocks have risen
         figures += [

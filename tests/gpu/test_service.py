@@ -10,6 +10,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -48,8 +49,8 @@ class Soak(ctypes.Structure):
         ("words", ctypes.c_uint32 * SIZES), ("function", ctypes.c_uint32 * SIZES),
         ("seed", ctypes.c_uint64), ("calls", ctypes.c_uint64), ("halt", ctypes.c_uint64),
         ("sent", ctypes.c_uint64), ("answered", ctypes.c_uint64), ("stopped", ctypes.c_uint64),
-        ("unrun", ctypes.c_uint64), ("wrong", ctypes.c_uint64), ("disorder", ctypes.c_uint64), ("tickets", ctypes.c_void_p),
-        ("ticket_bits", ctypes.c_uint64), ("doubled", ctypes.c_uint64),
+        ("unrun", ctypes.c_uint64), ("wrong", ctypes.c_uint64), ("disorder", ctypes.c_uint64),
+        ("tickets", ctypes.c_void_p), ("ticket_bits", ctypes.c_uint64), ("doubled", ctypes.c_uint64),
     )  # fmt: skip
 
 
@@ -189,3 +190,93 @@ def test_the_soak_can_fail(driver, service):
         assert r.total("wrong") > 0
         with pytest.raises(AssertionError):
             reset(service, r.total("answered"))
+
+
+# -- beside other work -------------------------------------------------------------------------
+
+
+def test_what_goes_on_beside_a_service(service, capsys):
+    """Nothing of gpudirect's own waits for the resident kernel to end."""
+    device = gd.device(DEVICE)
+    loaded = gd.kernel("__global__ void before(int *p) { *p = 7; }", "before", device=device)
+    host = np.ones(16 << 20, np.uint8)
+    with gd.zeros(4, "i4", device=device) as a, service:
+        made: list = []
+        works = {
+            "first launch of a loaded kernel": lambda: loaded[1, 1](a),
+            "launch and synchronise": lambda: (loaded[1, 1](a), gd.synchronize(device)),
+            "read, mapped": lambda: a.read(via="map"),
+            "read, DMA": lambda: a.read(via="dma"),
+            "get 16 MiB": lambda: made.append(gd.empty(16 << 20, "u1", device=device, pool=False)),
+            "write 16 MiB, DMA": lambda: made[0].write(host, via="dma"),
+            "give 16 MiB back": lambda: made[0].close(),
+            "zeros": lambda: gd.zeros(1000, device=device).close(),
+            "trim": gd.trim,
+            "page-locked memory": lambda: made.append(device.host_allocate(1 << 20)),
+            "page-locked memory, back": lambda: made[1].free(),
+            "stream": lambda: device.stream().close(),
+            "compile, load and launch": lambda: gd.kernel(
+                f"__global__ void k(int *p) {{ *p = {time.time_ns() % 10**6}; }}", "k", device=device
+            )[1, 1](a),
+            "another service": lambda: gd.Service(
+                "__device__ int f() { return 1; }", "f", device=device, lifetime=LIFETIME
+            ).start().stop(),
+        }  # fmt: skip
+        lines = []
+        for name, work in works.items():
+            start = time.monotonic()
+            work()
+            seconds = time.monotonic() - start
+            service.call("reset", timeout=1.0)
+            lines.append(f"  {name}: {seconds * 1e3:.2f} ms")
+            assert seconds < 10, f"{name} took {seconds:.1f} s"
+    with capsys.disabled():
+        print("\nbeside a service:", *lines, sep="\n")
+
+
+def test_power(capsys):
+    """Lanes that wait take little, whether they sleep between polls or not."""
+    if DEVICE == "emulated":
+        pytest.skip("the emulated device draws no power of its own")
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByPciBusId(gd.device(DEVICE).pci_address.encode())
+
+    def watts():
+        time.sleep(0.7)  # NVML tells an average over part of a second
+        return sum(pynvml.nvmlDeviceGetPowerUsage(handle) for _ in range(20)) / 20e3
+
+    def serving(lanes, after, sleep):
+        with gd.Service("__device__ int f() { return 1; }", "f", device=DEVICE, lifetime=LIFETIME,
+                        lanes=lanes, idle_after=after, idle_sleep=sleep) as svc:  # fmt: skip
+            found, took = watts(), []
+            for _ in range(20):
+                time.sleep(0.005)
+                start = time.perf_counter()
+                svc.call("f")
+                took.append(time.perf_counter() - start)
+            return found, float(np.median(took))
+
+    none = watts()
+    lines = [f"  context open, no kernel: {none:.1f} W"]
+    for lanes in (1, 8, 64):
+        for after, sleep in ((1000.0, 0.0), (0.0, 2e-6), (0.0, 20e-6), (0.0, 1e-3)):
+            found, took = serving(lanes, after, sleep)
+            how = f"sleeps {sleep * 1e6:g} us" if after == 0 else "polls on"
+            lines.append(f"  {lanes} lanes, {how}: {found:.1f} W, a call after 5 ms {took * 1e6:.1f} us")
+            assert found - none < 5 + lanes / 4
+    with capsys.disabled():
+        print("", *lines, sep="\n")
+
+
+def test_the_unit_suite_on_this_device(capsys):
+    suite = Path(__file__).resolve().parents[1] / "unit" / "test_service.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite)],
+        env={**os.environ, "GPUDIRECT_TEST_SERVICE_DEVICE": DEVICE}, capture_output=True, text=True,
+        timeout=240,
+    )  # fmt: skip
+    with capsys.disabled():
+        print("\n" + done.stdout.strip().rpartition("\n")[2])
+    assert done.returncode == 0, done.stdout + done.stderr
