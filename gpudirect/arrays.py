@@ -16,21 +16,20 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import _dlpack, _native, devices, paths, scattered, windows
+from . import _dlpack, _native, devices, ondemand, paths, scattered, windows, writer
+from .arguments import Shape, as_dtype, as_shape, as_source, index, overlap
 from .bridges import PageRun
-from .devices import Device, Stream
+from .devices import Device
 from .errors import (
     ArgumentError,
     ClosedError,
     DTypeError,
     NotMappableError,
     RangeError,
-    RevokedError,
 )
 from .host import HostView
 from .memory import Backing, Registration, check_mapped, heap
 
-Shape = tuple[int, ...]
 ADDRESS_BITS = 63
 
 
@@ -315,7 +314,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
     def view(self, dtype: DTypeLike) -> Array:
         """The same bytes as another dtype."""
         self._open()
-        kind = _dtype(dtype)
+        kind = as_dtype(dtype)
         try:
             return self._like(self._shape_of().view(kind))
         except (TypeError, ValueError) as e:
@@ -329,7 +328,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
     def _write_slow(self, data: Any, offset: int = 0, *, via: str | None = None) -> None:
         piece = self._open()
         check_mapped(piece)
-        source = _source(data, self.dtype)
+        source = as_source(data, self.dtype)
         if source.dtype.hasobject:
             raise DTypeError("object arrays hold addresses of Python objects; they stay on the CPU")
         if source.dtype != self.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
@@ -337,14 +336,14 @@ class Array(_native.Mapped):  # type: ignore[misc]
                 f"data of dtype {source.dtype} would be taken for {self.dtype}: convert it with "
                 f".astype({self.dtype.str!r}), or give its bytes with .view('u1')"
             )
-        offset = _index(offset, "offset")
+        offset = index(offset, "offset")
         if not self.contiguous:
             if offset or source.shape != self.shape:
                 raise ArgumentError(
                     f"a non-contiguous array {self.shape} is written whole, from data of its own "
                     f"shape (given: {source.shape}, offset {offset})"
                 )
-            (paths if piece.host else windows).write_nd(self, source)
+            (paths if piece.host else ondemand).write_nd(self, source)
             return
         if offset < 0 or offset + source.nbytes > self.nbytes:
             raise RangeError(
@@ -352,9 +351,9 @@ class Array(_native.Mapped):  # type: ignore[misc]
                 f"{self.nbytes} bytes"
             )
         if source.nbytes:
-            if piece.host and _overlap(source, piece.host, piece.nbytes):
+            if piece.host and overlap(source, piece.host, piece.nbytes):
                 source = source.view(HostView).fetch()
-            (paths if piece.host else windows).write(self, source, offset, via)
+            (paths if piece.host else ondemand).write(self, source, offset, via)
 
     def _flush_slow(self) -> None:
         self._open()  # raises when closed
@@ -409,13 +408,13 @@ class Array(_native.Mapped):  # type: ignore[misc]
         """
         return windows.Window(self, offset, size, dtype)
 
-    def writer(self, offset: int = 0) -> windows.Writer:
+    def writer(self, offset: int = 0) -> writer.Writer:
         """A file-like object that stores from byte ``offset`` on: write, flush, seek, tell, close.
 
         On an array that is not mapped whole it maps windows on demand, the next one while the
         present one is written.
         """
-        return windows.Writer(self, offset)
+        return writer.Writer(self, offset)
 
     # -- data out ----------------------------------------------------------------------------
 
@@ -434,8 +433,8 @@ class Array(_native.Mapped):  # type: ignore[misc]
         piece = self._open()
         part = offset != 0 or nbytes is not None
         if part:
-            offset = _index(offset, "offset")
-            count = self.nbytes - offset if nbytes is None else _index(nbytes, "nbytes")
+            offset = index(offset, "offset")
+            count = self.nbytes - offset if nbytes is None else index(nbytes, "nbytes")
             if not self.contiguous:
                 raise ArgumentError("a non-contiguous array is read whole; slice it instead")
             if offset < 0 or count < 0 or offset + count > self.nbytes:
@@ -454,7 +453,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
         if synchronize and piece.device.busy:
             piece.device.synchronize()
         if count:
-            way = paths if piece.host else windows
+            way = paths if piece.host else ondemand
             if self.contiguous:
                 way.read(self, out, offset, via)
             else:
@@ -531,66 +530,6 @@ class Array(_native.Mapped):  # type: ignore[misc]
 # -- making arrays ---------------------------------------------------------------------------
 
 
-def _index(value: object, what: str) -> int:
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise DTypeError(f"{what} is {value!r}: give a whole number of bytes") from None
-
-
-def _dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    try:
-        kind = np.dtype(dtype)
-    except TypeError as e:
-        raise DTypeError(f"{dtype!r} is no dtype: {e}") from None
-    if kind.hasobject:
-        raise DTypeError(
-            f"dtype {kind} holds Python objects, which mean nothing on a device; use a structured "
-            "dtype of plain fields"
-        )
-    if kind.subdtype is not None:
-        raise DTypeError(f"dtype {kind} has a shape of its own; put it into the array's shape")
-    if kind.itemsize == 0:
-        raise DTypeError(f"dtype {kind!r} has no bytes; give it a length ('S8', 'U4', 'V16')")
-    return kind
-
-
-def _shape(shape: Any) -> Shape:
-    parts = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
-    try:
-        clean = tuple(operator.index(n) for n in parts)
-    except TypeError:
-        raise DTypeError(f"shape {shape!r} is not made of whole numbers") from None
-    if any(n < 0 for n in clean):
-        raise ArgumentError(f"shape {clean} has a negative extent")
-    return clean
-
-
-def _overlap(source: np.ndarray[Any, Any], start: int, size: int) -> bool:
-    """Whether any byte of ``source`` may lie in ``size`` bytes at ``start``."""
-    low, high = np.lib.array_utils.byte_bounds(source)
-    return low < start + size and start < high
-
-
-def _source(data: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Data to be stored, as a NumPy array without a copy: numbers and lists become ``dtype``."""
-    if isinstance(data, HostView):
-        return data.fetch()  # a mapped source is read in bulk, not load by load
-    if isinstance(data, Array):
-        return data.read()
-    if isinstance(data, (bytes, bytearray)):
-        return np.frombuffer(data, np.uint8)
-    try:
-        if hasattr(data, "dtype") or isinstance(data, memoryview):
-            return np.asarray(data)
-        try:
-            return np.asarray(memoryview(data))
-        except TypeError:
-            return np.asarray(data, dtype)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise DTypeError(f"{type(data).__name__} cannot be stored as {dtype}: {e}") from None
-
-
 def empty(
     shape: int | Sequence[int],
     dtype: DTypeLike = "f4",
@@ -612,8 +551,8 @@ def empty(
     Raises ArgumentError, DTypeError, OutOfMemoryError, ApertureError, DeviceNotFoundError,
     BridgeUnavailableError.
     """
-    kind = _dtype(dtype)
-    extents = (shape,) if type(shape) is int and shape >= 0 else _shape(shape)
+    kind = as_dtype(dtype)
+    extents = (shape,) if type(shape) is int and shape >= 0 else as_shape(shape)
     nbytes = kind.itemsize * math.prod(extents)
     if nbytes >> ADDRESS_BITS:
         raise ArgumentError(f"an array of shape {extents} and {kind} would be {nbytes} bytes")
@@ -678,8 +617,8 @@ def register(
         if strides is not None:
             raise ArgumentError("a non-contiguous object keeps its own shape and dtype")
         total = kind.itemsize * math.prod(extents)
-        kind = kind if dtype is None else _dtype(dtype)
-        extents = (total // kind.itemsize,) if shape is None else _shape(shape)
+        kind = kind if dtype is None else as_dtype(dtype)
+        extents = (total // kind.itemsize,) if shape is None else as_shape(shape)
         if kind.itemsize * math.prod(extents) > total:
             raise RangeError(
                 f"shape {extents} of {kind} needs {kind.itemsize * math.prod(extents)} bytes; the "
@@ -730,7 +669,7 @@ def _describe(memory: Any, nbytes: int | None) -> tuple[int, Shape, Shape | None
         ) from None
     if nbytes is None:
         raise ArgumentError("an address alone is not enough: give nbytes as well")
-    size = _index(nbytes, "nbytes")
+    size = index(nbytes, "nbytes")
     if size <= 0 or ptr <= 0 or (ptr + size) >> ADDRESS_BITS:
         raise ArgumentError(f"{size} bytes at {ptr:#x} are no range of device memory")
     return ptr, (size,), None, np.dtype("u1"), False
@@ -738,8 +677,6 @@ def _describe(memory: Any, nbytes: int | None) -> tuple[int, Shape, Shape | None
 
 __all__ = [
     "Array",
-    "RevokedError",
-    "Stream",
     "asarray",
     "empty",
     "full",

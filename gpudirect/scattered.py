@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _native, memory, paths, windows
+from . import _native, memory, ondemand, paths
+from .arguments import as_source, index, overlap
 from .errors import ArgumentError, DTypeError, RangeError
+from .host import HostView
 
 if TYPE_CHECKING:
     from .arrays import Array
@@ -41,9 +43,7 @@ def _offsets(places: Any) -> np.ndarray[Any, Any]:
 
 
 def _items(array: Array, offsets: np.ndarray[Any, Any], items: Any) -> None:
-    from .arrays import _source
-
-    source = _source(items, array.dtype)
+    source = as_source(items, array.dtype)
     if source.dtype != array.dtype:
         raise DTypeError(f"items of dtype {source.dtype} would be taken for {array.dtype}: convert "
                          f"them with .astype({array.dtype.str!r})")  # fmt: skip
@@ -79,19 +79,14 @@ def _items(array: Array, offsets: np.ndarray[Any, Any], items: Any) -> None:
 
 def _outside(array: Array, source: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The source, copied first if it lies in the memory that is about to be written."""
-    from .arrays import _overlap
-    from .host import HostView
-
     piece = array._open()
-    if piece.host and source.nbytes and _overlap(source, piece.host, piece.nbytes):
+    if piece.host and source.nbytes and overlap(source, piece.host, piece.nbytes):
         return source.view(HostView).fetch()
     return source
 
 
 def _described(array: Array, pieces: Any) -> tuple[np.ndarray[Any, Any], list[Any]]:
     """The table of struct gd_piece, and what keeps the sources alive."""
-    from .arrays import _index
-
     limit = array.nbytes
     sources, table = [], []
     for number, entry in enumerate(pieces):
@@ -101,7 +96,7 @@ def _described(array: Array, pieces: Any) -> tuple[np.ndarray[Any, Any], list[An
             raise DTypeError(
                 f"piece {number} is {entry!r}: give (offset in bytes, bytes-like)"
             ) from None
-        offset = _index(offset, f"the offset of piece {number}")
+        offset = index(offset, f"the offset of piece {number}")
         source, address, size = _piece(array, number, data)
         if offset < 0 or offset + size > limit:
             raise RangeError(
@@ -118,9 +113,7 @@ def _piece(array: Array, number: int, data: Any) -> tuple[object, int, int]:
     if type(data) is bytes or type(data) is bytearray:
         held = _native.ffi.from_buffer(data)
         return held, int(_native.ffi.cast("uintptr_t", held)), len(data)
-    from .arrays import _source
-
-    source = _source(data, array.dtype)
+    source = as_source(data, array.dtype)
     if source.dtype != array.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
         raise DTypeError(
             f"piece {number} of dtype {source.dtype} would be taken for {array.dtype}: convert it "
@@ -148,11 +141,11 @@ def _call(host: int, size: int, table: np.ndarray[Any, Any], flags: int) -> int:
 def _windowed(array: Array, table: np.ndarray[Any, Any]) -> None:
     """Scatter into an array that is not mapped whole: window by window, in order within each."""
     piece: Any = array._open()
-    base = windows._base(array, piece)
+    base = ondemand.base(array, piece)
     table = table[table[:, 1] > 0]
     while len(table):
         at = int(table[0, 0])
-        with windows._entered(piece, base + at, 0) as slot:
+        with ondemand.entered(piece, base + at, 0) as slot:
             first = slot.start - base
             end = first + slot.length
             starts, ends = table[:, 0].astype(np.int64), (table[:, 0] + table[:, 1]).astype(np.int64)

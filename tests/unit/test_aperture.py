@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import gpudirect as gd
-from gpudirect import aperture, windows
+from gpudirect import aperture, ondemand
 from gpudirect.bridges.emulated import EmulatedBridge, EmulatedMapping
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -140,7 +140,7 @@ def test_the_next_window_is_mapped_while_one_is_written(emulated, monkeypatch):
 @pytest.fixture
 def data():
     """Data that is large enough to be written from both ends."""
-    return np.random.default_rng(7).integers(0, 256, windows.BOTH_ENDS + 12345, np.uint8)
+    return np.random.default_rng(7).integers(0, 256, ondemand.BOTH_ENDS + 12345, np.uint8)
 
 
 def test_a_large_write_goes_from_both_ends(emulated, data, monkeypatch):
@@ -385,10 +385,10 @@ def test_exit_with_windows_open_is_quiet():
 
 
 def test_wide_enough_and_no_wider(emulated):
-    for budget, width in ((64 * MIB, 16 * MIB), (1 << 40, windows.WIDEST), (5000, 4096)):
+    for budget, width in ((64 * MIB, 16 * MIB), (1 << 40, ondemand.WIDEST), (5000, 4096)):
         aperture.set_budget(budget, gd.device())
         with gd.empty(2 * MIB, "u1", mapped=False) as a:
-            assert windows.OnDemand.of(a._piece).width == width
+            assert ondemand.OnDemand.of(a._piece).width == width
 
 
 @pytest.mark.parametrize("mapped", [True, False])

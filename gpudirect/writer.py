@@ -1,0 +1,155 @@
+"""A file of device memory, written from start to end."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _native, paths
+from .arguments import as_bytes, index, overlap
+from .errors import ApertureError, ArgumentError, ClosedError, RangeError
+from .ondemand import OnDemand, Slot, base
+
+if TYPE_CHECKING:
+    from .arrays import Array
+
+
+class Writer(io.RawIOBase):
+    """A file-like object that stores into device memory from some byte on. ``Array.writer``.
+
+    Stores leave for the device as they are made. ``flush`` and ``close`` fence them, and a write
+    alone does not: what was written may linger in the CPU's write-combining buffers.
+    """
+
+    _bytes: Array | None = None
+    _slot: Slot | None = None
+
+    def __init__(self, array: Array, offset: int = 0) -> None:
+        super().__init__()
+        array._open()
+        if not array.contiguous:
+            raise ArgumentError("a writer fills consecutive bytes, and this array has strides: "
+                                "make it of the contiguous array behind it")  # fmt: skip
+        self._bytes = array.reshape(-1).view(np.uint8)
+        self._at = 0
+        self._shown = (0, 0, 0)  # the first byte of the window, one past its last, CPU address
+        self._flags = 0
+        self.seek(offset)
+
+    def _open(self) -> Array:
+        if self._bytes is None:
+            raise ClosedError("this writer was closed")
+        return self._bytes
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the start of the array to the next byte written."""
+        self._open()
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go on elsewhere: bytes from the start, from here, or from the end. Returns ``tell()``."""
+        size = self._open().nbytes
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: size}.get(whence)
+        if origin is None:
+            raise ArgumentError(f"whence is {whence!r}: give 0, 1 or 2")
+        at = origin + index(offset, "offset")
+        if not 0 <= at <= size:
+            raise RangeError(f"byte {at} is not inside an array of {size} bytes")
+        self._at = at
+        return at
+
+    def write(self, data: Any, /) -> int:
+        """Store bytes-like ``data`` and go on behind it; how many bytes it has: all are written.
+
+        Raises RangeError if they do not fit, and stores nothing then.
+        """
+        array = self._open()
+        piece = array._open()
+        if type(data) is bytes or type(data) is bytearray:
+            first, end, host = self._shown
+            count = len(data)
+            if first <= self._at and self._at + count <= end:  # the plain case, in a hurry
+                source = _native.ffi.from_buffer(data)
+                code = _native.lib.gd_write(host + self._at - first, source, count, self._flags)
+                paths._done(code, array, "writing to")
+                self._at += count
+                return count
+        raw = as_bytes(data)
+        if raw.nbytes > array.nbytes - self._at:
+            raise RangeError(
+                f"{raw.nbytes} bytes at offset {self._at} do not fit into an array of "
+                f"{array.nbytes} bytes"
+            )
+        if piece.host and raw.nbytes:
+            if overlap(raw, piece.host, piece.nbytes):
+                raw = raw.copy()
+        done = 0
+        while done < raw.nbytes:
+            first, end, host = self._shown
+            if not first <= self._at < end:
+                try:
+                    first, end, host = self._turn(array, raw.nbytes - done)
+                except ApertureError:
+                    paths.write(array, raw[done:], self._at, "dma")
+                    self._at += raw.nbytes - done
+                    break
+            count = min(raw.nbytes - done, end - self._at)
+            code = _native.lib.gd_write(
+                host + self._at - first,
+                _native.ffi.cast("char *", paths._address(raw) + done),
+                count,
+                self._flags,
+            )
+            paths._done(code, array, "writing to")
+            self._at += count
+            done += count
+        return raw.nbytes
+
+    def _turn(self, array: Array, more: int) -> tuple[int, int, int]:
+        """Take the window at the present byte in place of the last one."""
+        piece: Any = array._open()
+        lib = _native.lib
+        if piece.host:
+            self._shown = (0, array.nbytes, array.host_ptr)
+            self._flags = array._flags | lib.GD_NO_FENCE
+            return self._shown
+        self._leave()
+        first_byte = base(array, piece)
+        windows = OnDemand.of(piece)
+        slot = self._slot = windows.enter(first_byte + self._at)
+        windows.follow(piece, slot, first_byte + self._at + more)
+        first = slot.start - first_byte
+        self._shown = (first, min(first + slot.length, array.nbytes), slot.host)
+        self._flags = lib.GD_NO_FENCE | (lib.GD_GUARDED if slot.revocable else 0)
+        return self._shown
+
+    def _leave(self) -> None:
+        slot, self._slot = self._slot, None
+        self._shown = (0, 0, 0)
+        if slot is not None:
+            _native.lib.gd_fence()
+            slot.leave_soon()
+
+    def flush(self) -> None:
+        """Make everything written so far leave for the device."""
+        _native.lib.gd_fence()
+
+    def close(self) -> None:
+        """Flush, and let the array go. Safe twice."""
+        if not self.closed:
+            super().close()
+            self._leave()
+            self._bytes = None
+
+    def __repr__(self) -> str:
+        if self._bytes is None:
+            return "<Writer closed>"
+        return f"<Writer at byte {self._at} of {self._bytes!r}>"
