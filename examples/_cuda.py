@@ -181,7 +181,7 @@ def calls(kernel: Any, types: str, streams: Any = ()) -> tuple[Any, Any]:
         found = [int(d.cuGetProcAddress(f"cu{n}".encode(), 12000, flags)[1]) for n in names]
         fields = zip(ffi.typeof("struct calls").fields, found, strict=True)
         filled = {name: ffi.cast(field.type, at) for (name, field), at in fields}
-        handle = int(kernel._function._kernel)
+        handle = kernel.handle
         return ffi.new("struct calls *", filled), ffi.cast("void *", handle)
     by_handle = {s.handle: s for s in (device.default_stream, *streams)}
 

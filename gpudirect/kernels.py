@@ -68,6 +68,17 @@ class Kernel:
         """What the kernel takes, as its compiler laid it out."""
         return self._function.parameters
 
+    @property
+    def handle(self) -> int:
+        """The driver's handle (CUfunction), for code that launches by itself: a CUDA graph, say.
+
+        Whoever launches that way fences stores first (``a.flush()``). Raises LaunchError on the
+        emulated device, which has none.
+        """
+        if not self._function.handle:
+            raise LaunchError(f"{self.device.id} has no CUDA driver, so {self.name} has no handle")
+        return self._function.handle
+
     def __getitem__(self, how: Any) -> Launcher:
         """``k[grid, block]``, ``k[grid, block, stream]`` or ``k[grid, block, stream, shared]``."""
         if not isinstance(how, tuple) or not 2 <= len(how) <= 4:

@@ -126,6 +126,8 @@ class Function(ABC):
 
     name: str
     parameters: tuple[Parameter, ...]
+    handle: int = 0
+    """The driver's own handle of it (CUfunction); 0 where there is no such thing."""
 
     @abstractmethod
     def launch(

@@ -299,7 +299,7 @@ class CudaFunction(Function):
         self._code = code
         self._module = module  # keeps the code loaded
         self._kernel = kernel
-        self._address = int(kernel)
+        self.handle = int(kernel)
         self._shared_allowed = 48 << 10
 
     def _allow_shared(self, shared: int) -> None:
@@ -333,7 +333,7 @@ class CudaFunction(Function):
             code = device.launch_cooperative(self._kernel, grid, block, shared, stream, arguments)
         else:
             code = _native.lib.gd_driver_launch(
-                device.driver_functions(), self._address, _grid(grid, block, shared), stream.handle,
+                device.driver_functions(), self.handle, _grid(grid, block, shared), stream.handle,
                 arguments, len(arguments),
             )  # fmt: skip
         if code:

@@ -222,3 +222,9 @@ def test_kernels_are_cached_on_disk(tmp_path, monkeypatch):
     assert compile_kernel(SCALE, "sum", (9, 0)) == first and file.stat().st_mtime_ns == stamp
     file.write_bytes(b"rubbish")
     assert compile_kernel(SCALE, "sum", (9, 0)) == first
+
+
+def test_the_emulated_device_has_no_handle_for_the_driver():
+    kernel = gd.kernel("__global__ void f(int *p) { p[0] = 1; }", "f")
+    with pytest.raises(gd.LaunchError, match="no CUDA driver"):
+        _ = kernel.handle
