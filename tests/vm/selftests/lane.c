@@ -628,8 +628,8 @@ TEST(revoking_with_calls_in_flight_from_every_context)
 			ASSERT(standin_control(s->gpu.fd, STANDIN_REVOKE, 0) == 0);
 		else
 			ASSERT(standin_control(s->gpu.fd, STANDIN_REVOKE, 1 + round % 5) == 0);
-		if (round % 3 == 2)
-			usleep(50000); /* it came from another thread */
+		while (gpu_pins()) /* from another thread; the driver counts down after the callback */
+			usleep(1000);
 		/* from here on the memory is not the kernel's to touch */
 		before = malloc(s->gpu.length);
 		memcpy(before, (char *)s->gpu.view, s->gpu.length);
@@ -641,12 +641,13 @@ TEST(revoking_with_calls_in_flight_from_every_context)
 		}
 		for (int i = 0; i < 3; i++)
 			EXPECT_ERRNO(ENODEV, submit(s, lanes[0], contexts[i], DEVICE_FOLD, 0, &sequence));
-		EXPECT(memcmp(before, (char *)s->gpu.view, s->gpu.length) == 0);
+		if (!EXPECT(memcmp(before, (char *)s->gpu.view, s->gpu.length) == 0))
+			DIAG("round %d", round);
 		free(before);
 		scene_end(s);
 	}
 	DIAG("%d runs ended by revoking, %d calls answered before", ended, answered);
-	EXPECT(answered > 1000);
+	EXPECT(answered > 100);
 	EXPECT(gpu_pins() == 0 && counter("lanes") == 0 && pages_pinned() == 0);
 }
 
@@ -950,7 +951,7 @@ TEST(the_example_lets_urgent_calls_pass)
 	struct scene *s = scene_new(1);
 	char *replies = (char *)s->replies + CPU_PAGE;
 	int fd = open("/proc/p2pmod_priority", O_RDWR | O_CLOEXEC), tries = 0;
-	struct progress urgent, bulk, before;
+	struct progress urgent, bulk = {}, before, now;
 
 	ASSERT(fd >= 0);
 	EXPECT_ERRNO(ENXIO, tell(fd, "call urgent 1 0 0"));
@@ -965,24 +966,27 @@ TEST(the_example_lets_urgent_calls_pass)
 	EXPECT_ERRNO(EINVAL, tell(fd, "call bulk 1 65536 0"));
 	resident_start(&s->resident);
 
-	ASSERT(tell(fd, "call bulk 300 %d 3000", DEVICE_SLEEP) == 0);
+	ASSERT(tell(fd, "call bulk 1000 %d 3000", DEVICE_SLEEP) == 0);
 	EXPECT_ERRNO(EBUSY, tell(fd, "call bulk 1 %d 0", DEVICE_SLEEP));
 	usleep(50000);
+	ASSERT(tell(fd, "call urgent 100 %d 1000", DEVICE_SLEEP) == 0);
 	before = progress_of(fd, "bulk");
-	ASSERT(tell(fd, "call urgent 40 %d 500", DEVICE_SLEEP) == 0);
 	do {
-		usleep(200);
-		bulk = progress_of(fd, "bulk"); /* before the urgent ones are known to be answered */
+		now = progress_of(fd, "bulk");
 		urgent = progress_of(fd, "urgent");
-	} while (urgent.answered < 40 && tries++ < 50000);
-	EXPECT(urgent.answered == 40 && urgent.failed == 0);
-	/* the one that was under way, and none since; the GPU would have done several */
-	EXPECT(bulk.queued > 100 && bulk.answered <= before.answered + 2);
-	DIAG("bulk: %u answered before the urgent calls, %u when those were", before.answered,
+		if (urgent.answered < 100) /* then they were not done when bulk was looked at */
+			bulk = now;
+		usleep(200);
+	} while (urgent.answered < 100 && tries++ < 50000);
+	EXPECT(urgent.answered == 100 && urgent.failed == 0);
+	/* the one that was under way, and none since; the GPU would have done dozens */
+	EXPECT(bulk.queued > 0 && bulk.answered >= before.answered);
+	EXPECT(bulk.answered <= before.answered + 1);
+	DIAG("bulk: %u answered when the urgent calls came, %u when those were", before.answered,
 	     bulk.answered);
 
 	ASSERT(tell(fd, "call urgent 3 %d 0", DEVICE_FUNCTIONS) == 0); /* no such function */
-	for (tries = 0; progress_of(fd, "urgent").answered < 43 && tries < 50000; tries++)
+	for (tries = 0; progress_of(fd, "urgent").answered < 103 && tries < 50000; tries++)
 		usleep(200);
 	EXPECT(progress_of(fd, "urgent").failed == 3);
 	gpu_free(&s->gpu);
