@@ -166,6 +166,13 @@ __device__ inline void put(uint4 *at, uint4 v)
 
 /* ---- teams ---- */
 
+/*
+ * Packets that were seen, a row of 64 bytes each: word w is in column w - 1, so that arguments are
+ * aligned; the last column is not used. Then the arguments of a call by reference, or of one that
+ * blocks run.
+ */
+constexpr unsigned TAG = WORDS - 2;      /* its column */
+__shared__ uint4 rows[LOADS_AHEAD * 2][P2PMOD_PACKET_BYTES / 16];
 __shared__ uint4 arguments[ARGUMENT_WORDS / 4];
 __shared__ unsigned ordered;             /* the function that the block's warps run next */
 
@@ -266,6 +273,7 @@ struct lane {
     uint4 *replies;
     uint4 *reply;                        /* to the next one */
     unsigned mask;
+    unsigned row;                        /* address of rows[0] */
     unsigned next;                       /* number of the call awaited */
     unsigned long long grids;            /* calls that the grid has run since */
 
@@ -287,68 +295,88 @@ __device__ inline bool fits(unsigned word, unsigned number)
                                 : true;
 }
 
-/* Run a function on the arguments in the words that the first 16 threads hold. */
+/* The address of the first row as shared memory has it, kept in a register. */
+__device__ inline unsigned first_row()
+{
+#ifdef GPUDIRECT_EMULATED
+    return 0;
+#else
+    unsigned at = unsigned(__cvta_generic_to_shared(rows));
+    asm volatile("" : "+r"(at));         /* or it is made anew at each use, which takes longer */
+    return at;
+#endif
+}
+
+/* 16 bytes of a row. */
+__device__ inline uint4 from_row(unsigned at)
+{
+#ifdef GPUDIRECT_EMULATED
+    return __ldcv((const uint4 *)((const char *)rows + at));
+#else
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+    return v;
+#endif
+}
+
+/* Run a function on the arguments in a row. */
 template <unsigned number, unsigned kind, class F>
-__device__ inline unsigned long long serve(F function, lane &l, unsigned word)
+__device__ inline unsigned long long serve(F function, lane &l, unsigned row)
 {
     typedef described<F> d;
+    constexpr bool far = d::size > P2PMOD_PACKET_ARGUMENTS;
+    constexpr unsigned quarters = (d::size + 15) / 16;
     unsigned me = threadIdx.x;
     unsigned long long value = 0;
 
     if (me == 0)
         team = kind;
-    if constexpr (kind == THREAD && d::size <= P2PMOD_PACKET_ARGUMENTS) {
-        __align__(16) unsigned words[WORDS]; /* in registers: every index is known */
-#pragma unroll
-        for (unsigned i = 0; i * 4 < d::size; i++)
-            words[i] = __shfl_sync(ALL, word, 1 + i);
-        if (me == 0) {
-            value = d::run(function, (const char *)words, typename d::all());
-            if (d::writes)
-                release();
-        }
-        return value;
-    } else {
-        unsigned *words = (unsigned *)arguments;
-        if (d::size > P2PMOD_PACKET_ARGUMENTS) {
-            unsigned long long there = __shfl_sync(ALL, word, 2);
-            there = there << 32 | __shfl_sync(ALL, word, 1);
-            for (unsigned i = me; i * 4 < d::size; i += 32)
-                words[i] = look((const unsigned *)there + i);
-        } else if (me - 1 < P2PMOD_PACKET_WORDS) {
-            words[me - 1] = word;
-        }
+    if constexpr (far) {
+        uint4 start = from_row(row);
+        const unsigned *there = (const unsigned *)((unsigned long long)start.y << 32 | start.x);
+        for (unsigned i = me; i * 4 < d::size; i += 32)
+            ((unsigned *)arguments)[i] = look(there + i);
         __syncwarp();
-        if constexpr (kind == THREAD) {
-            if (me == 0)
-                value = d::run(function, (const char *)arguments, typename d::all());
-            if (d::writes && me == 0)
-                release();
-        } else if constexpr (kind == WARP) {
-            value = d::run(function, (const char *)arguments, typename d::all());
-            if (d::writes)
-                release();
-        } else {
-            if (me == 0)
-                ordered = number;
-            if (kind == GRID && blocks > 1)
-                wake_grid(number);
-            __syncthreads();
-            value = run(number);
-            release();
-            __syncthreads();
-            if (kind == GRID && blocks > 1 && me == 0)
-                await_grid(++l.grids);
-        }
+    } else if constexpr (kind == BLOCK || kind == GRID) {
+        if (me < quarters)
+            arguments[me] = from_row(row + 16 * me);
         __syncwarp();
-        return value;
     }
+    if constexpr (kind == THREAD || kind == WARP) {
+        if (kind == WARP)
+            __syncwarp();
+        if (kind == WARP || me == 0) {
+            if constexpr (far) {
+                value = d::run(function, (const char *)arguments, typename d::all());
+            } else {
+                uint4 near[quarters + 1];  /* in registers: every index is known */
+#pragma unroll
+                for (unsigned i = 0; i < quarters; i++)
+                    near[i] = from_row(row + 16 * i);
+                value = d::run(function, (const char *)near, typename d::all());
+            }
+            if (d::writes)
+                release();
+        }
+    } else {
+        if (me == 0)
+            ordered = number;
+        if (kind == GRID && blocks > 1)
+            wake_grid(number);
+        __syncthreads();
+        value = run(number);
+        release();
+        __syncthreads();
+        if (kind == GRID && blocks > 1 && me == 0)
+            await_grid(++l.grids);
+    }
+    return value;
 }
 
-/* Answer call l.next, whose 16 words the first threads hold. False when it ends the lane. */
-__device__ inline bool answer(lane &l, unsigned word, bool stopping)
+/* Answer call l.next, which wants this function. False when it ends the lane. */
+__device__ inline bool answer(lane &l, unsigned function, unsigned row, bool stopping)
 {
-    unsigned function = __shfl_sync(ALL, word, WORDS - 1) >> 16;
     unsigned long long value = 0;
     unsigned status = P2PMOD_STATUS_OK;
 
@@ -360,16 +388,16 @@ __device__ inline bool answer(lane &l, unsigned word, bool stopping)
         switch (function) {
 #define GD_SERVE(number, name, kind)                                                              \
     case number:                                                                                  \
-        value = serve<number, kind>(&name, l, word);                                              \
+        value = serve<number, kind>(&name, l, row);                                               \
         break;
             GD_FUNCTIONS(GD_SERVE)
-        case P2PMOD_FUNCTION_NOTHING:
-        case P2PMOD_FUNCTION_STOP:
-            break;
         default:
-            status = P2PMOD_STATUS_NO_FUNCTION;
+            if (function < P2PMOD_FUNCTION_NOTHING)
+                status = P2PMOD_STATUS_NO_FUNCTION;
         }
     }
+    if (GD_FAILS)
+        __syncwarp();
     if (threadIdx.x == 0) {
         if (GD_FAILS && !status) {
             status = *(volatile unsigned *)&failure[0];
@@ -383,18 +411,23 @@ __device__ inline bool answer(lane &l, unsigned word, bool stopping)
     return function != P2PMOD_FUNCTION_STOP;
 }
 
-/*
- * How many packets from l.next on are there, and what `control` says. Word w of packet 2 i + h:
- * words[i], thread 16 h + w.
- */
-__device__ inline unsigned look_ahead(const lane &l, unsigned *words, const unsigned *control,
-                                      unsigned *told)
+/* Keep a word of a packet, where it is one of a row's. */
+__device__ inline void keep(unsigned row, unsigned word)
 {
-    unsigned half = threadIdx.x / WORDS, ready = 0;
+    unsigned which = threadIdx.x % WORDS;
+
+    if (which)
+        ((unsigned *)rows[row])[which - 1] = word;
+}
+
+/* How many packets from l.next on are there, in as many rows; and what `control` says. */
+__device__ inline unsigned look_ahead(const lane &l, const unsigned *control, unsigned *told)
+{
+    unsigned words[LOADS_AHEAD], half = threadIdx.x / WORDS, ready = 0;
 
 #pragma unroll
     for (unsigned i = 0; i < LOADS_AHEAD; i++)
-        words[i] = look(l.packets + (l.next + 2 * i + half & l.mask) * WORDS);
+        words[i] = look(l.packets + ((l.next + 2 * i + half) & l.mask) * WORDS);
     unsigned says = look(control);       /* comes with the others */
 #pragma unroll
     for (unsigned i = 0; i < LOADS_AHEAD; i++) {
@@ -402,78 +435,95 @@ __device__ inline unsigned look_ahead(const lane &l, unsigned *words, const unsi
         if (ready == 2 * i)
             ready += !gone ? 2 : !(gone & 0xffff);
     }
-#ifdef GPUDIRECT_EMULATED
-    for (unsigned i = 0; i < LOADS_AHEAD; i++) /* a load here is not one of the whole warp */
-        words[i] = look(l.packets + (l.next + 2 * i + half & l.mask) * WORDS);
+#pragma unroll
+    for (unsigned i = 0; i < LOADS_AHEAD; i++) {
+#ifdef GPUDIRECT_EMULATED                /* a load there is not one of the whole warp */
+        words[i] = look(l.packets + ((l.next + 2 * i + half) & l.mask) * WORDS);
 #endif
+        keep(2 * i + half, words[i]);
+    }
+    __syncwarp();
     if (ready && !*told)
         *told = alike(says);
     return ready;
 }
 
-/* Is the next packet there? As look_ahead, with one load. */
-__device__ inline unsigned look_next(const lane &l, unsigned *words)
+/* Whether much time has passed. All threads of the warp go one way. */
+__device__ inline bool slow(unsigned since)
 {
-    words[0] = look(l.at);
-    if (!__all_sync(ALL, fits(words[0], l.next)))
-        return 0;
-#ifdef GPUDIRECT_EMULATED
-    words[0] = look(l.at);
+    bool much = unsigned(clock64()) - since > SLOW;
+#ifdef GPUDIRECT_EMULATED                /* where each has a clock of its own */
+    much = __any_sync(ALL, much);
 #endif
-    return 1;
+    return much;
 }
 
-/* Poll a lane until the service is stopped or paused, or its time is over: what `control` said. */
-__device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long long idle_after,
-                                unsigned idle_sleep, unsigned long long end)
+/*
+ * Answer what is there, several at a time, as long as there is more. What `control` says. After a
+ * stop as many calls as the ring holds are told of it: whoever sends on must not keep the lane from
+ * ending.
+ */
+__device__ inline unsigned answer_ahead(lane &l, const unsigned *control, unsigned told)
 {
-    unsigned told = GO_ON, heard = GO_ON, polls = 0, polls_a_check = POLLS_A_CHECK;
-    unsigned stops = l.mask + 1;         /* calls answered behind a stop: whoever sends on must not
-                                            keep the lane from ending */
+    unsigned stops = l.mask + 1;
+
+    for (;;) {
+        unsigned ready = look_ahead(l, control, &told), since = unsigned(clock64());
+
+        if (!ready)
+            return told;
+#pragma unroll 1
+        for (unsigned i = 0; i < ready; i++) {
+            if (told && (told == PAUSE || !stops--))
+                return told;
+            unsigned function = ((const volatile unsigned *)rows[i])[TAG] >> 16;
+            if (!answer(l, function, l.row + i * P2PMOD_PACKET_BYTES, told == STOP))
+                told = STOP;
+            else if (!told && i + 1 < ready && slow(since))
+                told = alike(look(control));
+        }
+    }
+}
+
+/* Poll a lane until the service is stopped or paused, or its time is over. */
+__device__ inline void poll(lane &l, const unsigned *control, unsigned long long idle_after,
+                            unsigned idle_sleep, unsigned long long end)
+{
+    unsigned heard = GO_ON, polls = 0, polls_a_check = POLLS_A_CHECK;
     unsigned long long worked = now();
     bool work = false;
 
     for (;;) {
-        unsigned words[LOADS_AHEAD];
-        unsigned ready = told ? look_ahead(l, words, control, &told) : look_next(l, words);
-        if (ready) {
-            unsigned before = 0;
-            do {
-#pragma unroll 1
-                for (unsigned i = 0; i < ready; i++) {
-                    if (told && (told == PAUSE || !stops--))
-                        return told;
-                    unsigned word = i < 2 ? words[0] : i < 4 ? words[1] : i < 6 ? words[2] : words[3];
-                    if (i % 2)
-                        word = __shfl_down_sync(ALL, word, WORDS);
-                    if (!answer(l, word, told == STOP))
-                        told = STOP;
-                    if (i + 1 < ready && !told) {
-                        unsigned t = unsigned(clock64());
-                        if (__any_sync(ALL, t - before > SLOW))
-                            told = alike(look(control));
-                        before = t;
-                    }
-                }
-                ready = look_ahead(l, words, control, &told);
-                before = unsigned(clock64());
-            } while (ready);
+        /* what can be done before it is known whether the packet is there */
+        unsigned word = look(l.at), function = __shfl_sync(ALL, word, WORDS - 1) >> 16;
+        keep(0, word);
+        if (__all_sync(ALL, fits(word, l.next))) {
+#ifdef GPUDIRECT_EMULATED
+            word = look(l.at);
+            function = __shfl_sync(ALL, word, WORDS - 1) >> 16;
+            keep(0, word);
+#endif
+            __syncwarp();
+            unsigned told = answer(l, function, l.row, false) ? GO_ON : STOP;
+            told = answer_ahead(l, control, told);
+            if (told)
+                return;
             work = true;
             polls_a_check = POLLS_A_CHECK;
         }
-        if (told)
-            return told;
 #ifdef GPUDIRECT_EMULATED
         __nanosleep(2000);
 #endif
         if (++polls < polls_a_check)
             continue;
         polls = 0;
-        told = alike(heard);
-        heard = look(control);           /* waited for at the next check only */
         unsigned long long t = now();
-        if (__any_sync(ALL, t > end))
-            told = STOP;
+        if (unsigned told = __any_sync(ALL, t > end) ? STOP : alike(heard)) {
+            if (told == STOP)
+                answer_ahead(l, control, told);
+            return;
+        }
+        heard = look(control);           /* waited for at the next check only */
         if (work) {
             worked = t;
             work = false;
@@ -513,6 +563,7 @@ extern "C" __global__ void gd_resident(
     l.packets = packets + (unsigned long long)number * slots * WORDS + threadIdx.x % WORDS;
     l.replies = replies + (unsigned long long)number * slots;
     l.mask = slots - 1;
+    l.row = first_row();
     l.grids = 0;
     l.go_to(relayed->answered + 1);
     unsigned long long end = lifetime ? now() + lifetime : ~0ull;
