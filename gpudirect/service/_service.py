@@ -81,7 +81,7 @@ class ServiceInfo:
     idle_sleep: float
     """Seconds of that sleep, at least; the device makes it up to twice as long."""
     lifetime: float | None
-    """Seconds after which the kernel ends by itself."""
+    """Seconds after which the kernel ends by itself, as soon as there is nothing to do."""
 
 
 def _count(value: Any, what: str, low: int, high: int) -> int:
@@ -117,7 +117,7 @@ class Service(Caller):  # type: ignore[misc]
     threads: of a block, a multiple of 32; default 32 where only threads and warps run functions,
         else 256. blocks: of each lane, for functions of a grid; default 8 where there are any.
     idle_after, idle_sleep: seconds without a call until a lane sleeps between polls, and how long.
-    lifetime: seconds after which the kernel ends by itself, whatever becomes of this process.
+    lifetime: seconds after which the kernel ends by itself, as soon as there is nothing to do.
     stop_timeout: seconds that ``stop`` waits for a function that does not end.
 
     It runs from ``start()`` (or ``with``) to ``stop()``; then it can be started again. Meanwhile it
@@ -170,6 +170,7 @@ class Service(Caller):  # type: ignore[misc]
         self._marker: Marker | None = None
         self._memory: Array | None = None
         self._host: HostMemory | None = None
+        self._stopping = False
         self._end: str | None = "it was not started: call start(), or use it in a with statement"
         self._kernel, self.functions = self._compile(source, teams, tuple(options))
         self._packers = {
@@ -321,7 +322,7 @@ class Service(Caller):  # type: ignore[misc]
             stream=stream, cooperative=self.blocks > 1,
         )  # fmt: skip
         self._marker = stream.marker()
-        self._end = None
+        self._end, self._stopping = None, False
 
     def _ring(self, lane: int) -> tuple[int, int, int, int, int]:
         """(packets, replies, arguments, arguments on the device, stride) of a lane."""
@@ -392,6 +393,7 @@ class Service(Caller):  # type: ignore[misc]
     def _halt(self, why: str) -> None:
         """End the kernel, fail what is open, give everything back."""
         failure: str | None = None
+        self._stopping = True
         if self._marker is not None:
             self._tell(STOP)
             if not self._await_end(self._stop_timeout):
@@ -615,7 +617,10 @@ class Service(Caller):  # type: ignore[misc]
                 status, value,
             )  # fmt: skip
         if status == lib.P2PMOD_STATUS_STOPPED:
-            return ServiceError(f"{name} was not run: the service was stopped before")
+            why = "the service was stopped before"
+            if not self._stopping and self._lifetime is not None:
+                why = f"the service's lifetime of {self._lifetime} s is over"
+            return ServiceError(f"{name} was not run: {why}")
         if status == lib.P2PMOD_STATUS_NO_FUNCTION:
             return CallError(f"the resident kernel knows no function {name}", name, status, value)
         return CallError(f"{name} returned status {status} in line {value} of the source", name,
