@@ -94,10 +94,14 @@ class Room:
 class EmulatedMemory(DeviceMemory):
     """A block of emulated device memory."""
 
-    def __init__(self, device: EmulatedDevice, ptr: int, size: int, fd: int) -> None:
+    def __init__(
+        self, device: EmulatedDevice, ptr: int, size: int, fd: int, *, host: bool = False
+    ) -> None:
         self.device: EmulatedDevice = device
         self.ptr = ptr
         self.size = size
+        self.host = host
+        """Ordinary memory, not the device's: a memfd even where a stand-in driver is there."""
         self.pci_address = device.pci_address
         self._fd = fd
         self._view = 0  # this process's private mapping, for emulated DMA
@@ -161,7 +165,7 @@ class EmulatedHostMemory(HostMemory):
     """Shared memory that both processes map at one address."""
 
     def __init__(self, device: EmulatedDevice, size: int) -> None:
-        self._block = device.allocate(size)
+        self._block = device.allocate(size, host=True)
         self.ptr = self._block.ptr
         self.size = size
         address = _native.lib.gd_map(
@@ -341,7 +345,7 @@ class EmulatedDevice(Device):
                 f"{self.id} is lost since a kernel failed: {self.lost}. Start a new process to go on."
             )
 
-    def allocate(self, size: int) -> EmulatedMemory:
+    def allocate(self, size: int, *, host: bool = False) -> EmulatedMemory:
         self.ensure_usable()
         size = -(-size // GRANULARITY) * GRANULARITY
         with self.lock:
@@ -356,7 +360,8 @@ class EmulatedDevice(Device):
                 raise OutOfMemoryError(f"{self.id}: no device address left for {size} bytes")
             with contextlib.ExitStack() as undo:
                 undo.callback(self._addresses.give, ptr, size)
-                fd = self._stand_in.allocate(size, ptr) if self._stand_in else self._memfd(size)
+                stand_in = None if host else self._stand_in
+                fd = stand_in.allocate(size, ptr) if stand_in else self._memfd(size)
                 undo.callback(os.close, fd)
                 reserved = _native.lib.gd_reserve(ptr, size, 0)
                 if reserved < 0:
@@ -365,7 +370,7 @@ class EmulatedDevice(Device):
                 self.process.map(ptr, size, fd, 0)
                 undo.pop_all()
             self._used += size
-            block = EmulatedMemory(self, ptr, size, fd)
+            block = EmulatedMemory(self, ptr, size, fd, host=host)
             self._blocks[ptr] = block
             bisect.insort(self._starts, ptr)
         return block
@@ -384,7 +389,7 @@ class EmulatedDevice(Device):
             self._used -= block.size
             with contextlib.suppress(DeviceError):  # a lost device has unmapped everything
                 self.process.unmap(block.ptr, block.size)
-            if self._stand_in:
+            if self._stand_in and not block.host:
                 self._stand_in.free(fd)
             _native.lib.gd_unmap(block.ptr, block.size)
             self._addresses.give(block.ptr, block.size)
