@@ -196,12 +196,10 @@ static int send_one(struct run *run)
 	case 0:
 		function = DEVICE_REFUSE;
 		flight->status = P2PMOD_STATUS_ARGUMENT;
-		flight->value = 0;
 		break;
 	case 1:
 		function = DEVICE_FUNCTIONS + draw(run) % 1000;
 		flight->status = P2PMOD_STATUS_NO_FUNCTION;
-		flight->value = 0;
 		break;
 	case 2:
 		function = P2PMOD_FUNCTION_NOTHING;
@@ -221,8 +219,9 @@ static int fetch_one(struct run *run)
 	struct p2pmod_reply reply;
 	int err = p2pmod_lane_poll(run->lane, flight->sequence, &reply);
 
+	/* where a call failed, the value says more of how: a line, perhaps */
 	if (!err && (reply.sequence != flight->sequence || reply.status != flight->status ||
-		     reply.value != flight->value))
+		     (!reply.status && reply.value != flight->value)))
 		run->told->wrong++;
 	return err;
 }

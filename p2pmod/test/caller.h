@@ -83,7 +83,7 @@ struct caller_run {
 /* ---- the device functions ---- */
 
 #define DEVICE_FOLD 0   /* word 0: number of words after it, up to 13; folds them into a value */
-#define DEVICE_REFUSE 1 /* answers P2PMOD_STATUS_ARGUMENT, and 0 */
+#define DEVICE_REFUSE 1 /* answers P2PMOD_STATUS_ARGUMENT */
 #define DEVICE_SLEEP 2  /* word 0: microseconds; answers 0 */
 #define DEVICE_WRITE 3  /* word 0: offset of a word in the buffer; word 1: what is stored there */
 #define DEVICE_FUNCTIONS 4

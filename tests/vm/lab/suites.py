@@ -276,7 +276,7 @@ def quick() -> int:
     show(cell)
     passed, failed = cell.passed, len(cell.failed) + len(cell.splats) + (not cell.finished)
     print("# the Python suite, inside the guest", flush=True)
-    result = python_suite(kernel, f"tests/bridges tests/unit {NOT_HERE}")
+    result = python_suite(kernel, f"tests/bridges tests/vm/guest tests/unit {NOT_HERE}")
     tail = [line for line in result.text.splitlines() if " passed" in line or " failed" in line]
     for line in result.text.splitlines():
         if line.startswith(("FAILED", "ERROR", "E  ")):
@@ -330,6 +330,7 @@ def python_suite(kernel: Unpacked, what: str) -> boot.Result:
     script = (
         MOUNT.format(modules=" ".join(f"/drivers/{f.name}" for f in drivers), scratch=scratch)
         + LOAD.format(version=VERSIONS["1.2"])
+        + CLIENTS
         + f"chroot /host /bin/sh -c 'cd {ROOT} && env {setting} {python} -m pytest -q --color=no -p "
         f"no:cacheprovider --timeout 900 {what}; echo suite-exit-$?'\n"
         "cat /proc/driver/p2pmod\n"

@@ -1,0 +1,137 @@
+"""In a guest of the lab: a Service's functions, called from inside the Linux kernel.
+
+The resident kernel runs on the emulated device, whose memory is the stand-in driver's; the test module
+p2pmod_caller attaches to one of its lanes through /dev/p2pmod, and checks every reply.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import cffi
+import pytest
+
+import gpudirect as gd
+from gpudirect import _native
+
+ROOT = Path(__file__).resolve().parents[3]
+HEADER = (ROOT / "p2pmod/test/caller.h").read_text()
+CONTEXTS = ("process", "timer", "tasklet")
+SLOTS = 64
+
+ffi = cffi.FFI()
+STRUCTS = "\n".join(re.findall(r"^struct \w+ \{.*?^\};", HEADER, re.MULTILINE | re.DOTALL))
+ffi.cdef(re.sub(r"\b__u(\d+)\b", r"uint\1_t", STRUCTS))
+
+SOURCE = """
+struct words { unsigned n, w[13]; };
+__device__ unsigned long long fold(words a)
+{
+    unsigned long long value = 0xcbf29ce484222325ull;
+    value = (value ^ a.n) * 0x100000001b3ull;
+    for (unsigned i = 0; i < a.n && i < 13; i++)
+        value = (value ^ a.w[i]) * 0x100000001b3ull;
+    return value;
+}
+__device__ void refuse() { gd_require(false); }
+__device__ void rest() {}
+__device__ void store(unsigned *at, unsigned value) { *at = value; }
+"""
+
+
+def number(command: str) -> int:
+    """An ioctl's number, from the header."""
+    nr, name = re.search(rf"#define {command} _IOWR\(CALLER_MAGIC, (\w+), (struct \w+)\)", HEADER).groups()
+    return 3 << 30 | ffi.sizeof(name) << 16 | ord("c") << 8 | int(nr, 0)
+
+
+class Caller:
+    """The test module, seen from here."""
+
+    def __init__(self) -> None:
+        self.fd = os.open("/proc/p2pmod_caller", os.O_RDWR)
+        self.p2pmod = os.open("/dev/p2pmod", os.O_RDWR)
+
+    def __call__(self, command: str, **fields: int):
+        argument = ffi.new(f"struct caller_{command} *", fields)
+        fcntl.ioctl(self.fd, number(f"CALLER_{command.upper()}"), ffi.buffer(argument), True)
+        return argument
+
+    def pin(self, ptr: int, length: int) -> int:
+        pin = _native.ffi.new("struct p2pmod_pin *")
+        pin.size = _native.ffi.sizeof("struct p2pmod_pin")
+        pin.address, pin.length = ptr, length
+        fcntl.ioctl(self.p2pmod, _native.lib.P2PMOD_PIN, _native.ffi.buffer(pin), True)
+        return pin.handle
+
+    def attach(self, service: gd.Service, lane: int) -> int:
+        """The lane's number at the module. The service itself has made one call on each."""
+        packets = service._packets()[0] + lane * SLOTS * 64
+        handle = self.pin(packets, SLOTS * 64)
+        replies = service._ring(lane)[1]
+        return self("attach", fd=self.p2pmod, handle=handle, replies=replies, slots=SLOTS, first=2).lane
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self.p2pmod)
+
+
+@pytest.fixture
+def caller():
+    gd.use(device="emulated", bridge="p2pmod")
+    caller = Caller()
+    yield caller
+    caller.close()
+    gd.use()
+
+
+def service(lanes: int) -> gd.Service:
+    return gd.Service(SOURCE, ["fold", "refuse", "rest", "store"], lanes=lanes, slots=SLOTS)
+
+
+def test_the_kernel_calls_a_services_functions_in_every_context(caller):
+    with service(1) as svc:
+        lane = caller.attach(svc, 0)
+        for i, name in enumerate(CONTEXTS):
+            run = caller("run", lane=lane, context=i, calls=300, ahead=32, seed=i, timeout_ms=120_000)
+            assert (run.answered, run.wrong) == (300, 0), name
+
+
+def test_the_kernel_and_the_process_call_side_by_side(caller):
+    counted = gd.zeros(1, "u4")
+    with service(2) as svc:
+        lane = caller.attach(svc, 1)
+        runs = []
+        threads = [
+            threading.Thread(target=lambda i=i: runs.append(
+                caller("run", lane=lane, context=i, calls=200, ahead=8, seed=9, timeout_ms=120_000)))
+            for i in range(3)
+        ]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        for i in range(100):
+            svc.call("store", counted, i, lane=0)
+        for thread in threads:
+            thread.join()
+        assert [(r.answered, r.wrong) for r in runs] == [(200, 0)] * 3
+    assert counted.read()[0] == 99
+
+
+def test_a_stopped_service_is_enodev_to_the_kernel(caller):
+    svc = service(1).start()
+    lane = caller.attach(svc, 0)
+    assert caller("run", lane=lane, calls=20, ahead=4, timeout_ms=60_000).answered == 20
+    svc.stop()
+    gd.trim()  # the memory of the rings goes back to the driver
+    for context in range(3):
+        end = time.monotonic() + 10
+        with pytest.raises(OSError) as raised:
+            while time.monotonic() < end:
+                caller("submit", lane=lane, context=context, unasked=1)
+        assert raised.value.errno == errno.ENODEV
