@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -236,11 +236,9 @@ def _case(what: str, size: int) -> str:
     return f"{what}: C" if size == MAIN else f"{what} {size}: C"
 
 
-@contextlib.contextmanager
-def _serving(device: Device, lanes: int, kind: type[gd.Service] = gd.Service) -> Iterator[gd.Service]:
+def _service(device: Device, lanes: int, kind: type[gd.Service] = gd.Service) -> gd.Service:
     names = [*FUNCTIONS.values(), *MEMORY.values()]
-    with kind(SOURCE, names, lanes=lanes, device=device, lifetime=LIFETIME) as service:
-        yield service
+    return kind(SOURCE, names, lanes=lanes, device=device, lifetime=LIFETIME)
 
 
 def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure]:
@@ -258,48 +256,55 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
     with contextlib.ExitStack() as stack, gd.zeros(64, "f4", device=device) as word:
         stack.enter_context(device_context(device))
         ways: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        if not device.emulated:  # before the services: making a graph waits for the device
+        if not device.emulated:
             launches = _Launches(device)
             stack.callback(launches.close)
             for size in SIZES:
                 ways["launch + sync", size] = launches.launch(size)
                 ways["graph launch + sync", size] = launches.graph(size)
                 ways["copy + launch + copy", size] = launches.copies(size)
-        service = stack.enter_context(_serving(device, 2))
-        in_host = stack.enter_context(_serving(device, 1, _HostRing))
-        lane, host_lane = service.lend(0), in_host.lend(0)
+        service, in_host = _service(device, 2), _service(device, 1, _HostRing)
         for i in range(rounds + 1):
             tell("single calls", i, rounds + 1)
-            samples = _Samples(each)
-            code = _native.lib.gd_time_loads(word.host_ptr, each, samples.c)
-            add(LOAD, 4, samples.checked(code, "loads"))
-            for size in SIZES:
-                add(f"call {size}: C", size, _calls(service, lane, size, each))
-                add(f"call {size}, packets in host memory: C", size,
-                    _calls(in_host, host_lane, size, each))  # fmt: skip
-                call = _python_call(service, FUNCTIONS[size], _arguments(size))
-                add(f"call {size}: Python", size, interleaved({"": call}, samples=each)[""])
-                for way in dict.fromkeys(w for w, _ in ways):
-                    add(_case(way, size), size, launches.time(ways[way, size], each, way))
-            add("call 256, by reference: C", 256, _calls(service, lane, 256, each))
-            for words, name in MEMORY.items():
-                arguments = service._pack(name, (word, 3))
-                add(f"call 12, {words}: C", 12, _timed(service, lane, name, arguments, each))
+            for (way, size), steps in ways.items():  # while no kernel is resident
+                add(_case(way, size), size, launches.time(steps, each, way))
+            with service, in_host:
+                _single_calls(service, in_host, word, each, add)
             if i == 0:
                 found.clear()  # the clocks have risen
         figures += [
             figure(NAME, case, size, np.concatenate(t), group="one call")
             for (case, size), t in found.items()
         ]
-        for i, size in enumerate(SIZES):
-            tell("pipelined", i, len(SIZES))
-            times = [_pipeline(service, lane, size, batch, service.slots // 2) for _ in range(10)]
-            figures.append(figure(NAME, f"pipelined {size}: C", size, times, batch, "pipelined"))
-        figures.append(_map(service, 8, max(batch // 10, 10)))
+        with service:
+            lane = service.lend(0)
+            for i, size in enumerate(SIZES):
+                tell("pipelined", i, len(SIZES))
+                times = [_pipeline(service, lane, size, batch, service.slots // 2) for _ in range(10)]
+                figures.append(figure(NAME, f"pipelined {size}: C", size, times, batch, "pipelined"))
+            figures.append(_map(service, 8, max(batch // 10, 10)))
     for i, lanes in enumerate(LANES[: 2 if device.emulated else len(LANES)]):
         tell("lanes", i, len(LANES))
         figures += _lanes(device, lanes, count, batch)
     return figures
+
+
+def _single_calls(service: gd.Service, in_host: gd.Service, word: gd.Array, count: int,
+                  add: Callable[[str, int, np.ndarray[Any, Any]], None]) -> None:  # fmt: skip
+    """One call after the other, by every way through a lane."""
+    lane, host_lane = service.lend(0), in_host.lend(0)
+    samples = _Samples(count)
+    code = _native.lib.gd_time_loads(word.host_ptr, count, samples.c)
+    add(LOAD, 4, samples.checked(code, "loads"))
+    for size in SIZES:
+        add(f"call {size}: C", size, _calls(service, lane, size, count))
+        add(f"call {size}, packets in host memory: C", size, _calls(in_host, host_lane, size, count))
+        call = _python_call(service, FUNCTIONS[size], _arguments(size))
+        add(f"call {size}: Python", size, interleaved({"": call}, samples=count)[""])
+    add("call 256, by reference: C", 256, _calls(service, lane, 256, count))
+    for words, name in MEMORY.items():
+        arguments = service._pack(name, (word, 3))
+        add(f"call 12, {words}: C", 12, _timed(service, lane, name, arguments, count))
 
 
 def _python_call(service: gd.Service, name: str, arguments: tuple[int, ...]) -> Callable[[], Any]:
@@ -325,7 +330,7 @@ def _map(service: gd.Service, size: int, batch: int) -> Figure:
 def _lanes(device: Device, lanes: int, count: int, batch: int) -> list[Figure]:
     """A thread for each lane, all at once. Pipelined: the time from one reply to the next of any."""
     words = f"{MAIN}, {lanes} lane{'s' if lanes > 1 else ''}: C"
-    with _serving(device, lanes) as service:
+    with _service(device, lanes) as service:
         lent = [service.lend(n) for n in range(lanes)]
         times = _together([
             functools.partial(_calls, service, lane, MAIN, count) for lane in lent
