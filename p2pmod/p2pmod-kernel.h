@@ -60,7 +60,7 @@ int p2pmod_window_read(struct p2pmod_window *window, u64 offset, void *data, siz
 /*
  * A lane: calls of device functions that a resident kernel answers (p2pmod-lane.h). The process that
  * started that kernel tells the calling module where the lane is; the module attaches while it runs
- * on behalf of that process (in an ioctl of its own, say), and then calls from any context.
+ * on behalf of that process (in an ioctl of its own, say), and then calls from any context but NMI.
  *
  * What comes back is what the process's memory holds: check a value before it is used.
  */
@@ -89,8 +89,8 @@ struct p2pmod_lane_description {
  *   -EINVAL   the number of slots, or an alignment
  *   -ERANGE   the packets are not inside the buffer
  *   -EFAULT   the replies are not writable memory of the calling process
- *   -EBUSY    another lane is attached there, or the replies do not fit @first: a call before it is
- *             not answered
+ *   -EBUSY    another lane of the buffer is attached there, or the replies do not fit @first: a
+ *             call before it is not answered
  *   -ENODEV   the buffer was revoked
  *   -ENOSPC   the parameter max_lanes is reached
  *   -ENOMEM
@@ -99,8 +99,9 @@ struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
 				       const struct p2pmod_lane_description *description);
 
 /*
- * Detach, with or without calls in flight: the GPU may still answer them. May sleep. That nobody
- * else uses the lane any more is for the caller to see to. Returns the number of the next call.
+ * Detach, with or without calls in flight: the GPU may still answer them. May sleep; not from a
+ * listener. That nobody else uses the lane any more is for the caller to see to. Returns the number
+ * of the next call.
  */
 u32 p2pmod_lane_detach(struct p2pmod_lane *lane);
 

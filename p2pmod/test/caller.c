@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
- * Test of lanes: calls device functions from process context, from a timer and from a tasklet. See
- * caller.h.
+ * Test of lanes: calls device functions from process context, from a timer, from a tasklet and from
+ * an interrupt. See caller.h.
  */
 #include <linux/completion.h>
 #include <linux/delay.h>
@@ -11,6 +11,7 @@
 #include <linux/proc_fs.h>
 #include <linux/rwsem.h>
 #include <linux/slab.h>
+#include <linux/smp.h>
 #include <linux/timer.h>
 #include <linux/uaccess.h>
 
@@ -31,7 +32,7 @@ struct job {
 	struct completion done;
 	bool (*step)(struct job *job); /* does not sleep; true: it is done */
 	u32 context;
-	bool stop;
+	bool stop, over;
 };
 
 static void job_step(struct job *job)
@@ -54,6 +55,29 @@ static void job_tasklet(struct tasklet_struct *tasklet)
 	job_step(container_of(tasklet, struct job, tasklet));
 }
 
+static void job_interrupt(void *data)
+{
+	struct job *job = data;
+
+	job->over = job->step(job);
+}
+
+/* Whether the job is over. */
+static bool step_now(struct job *job)
+{
+	int cpu, here = raw_smp_processor_id();
+
+	if (job->context == CALLER_PROCESS)
+		return job->step(job);
+	for_each_online_cpu(cpu)
+		if (cpu != here) /* there it is an interrupt; here it would be a mere call */
+			break;
+	if (cpu >= nr_cpu_ids)
+		return job->step(job);
+	smp_call_function_single(cpu, job_interrupt, job, 1);
+	return job->over;
+}
+
 /* Repeat a step in a context until it is done, or for some time. */
 static int job_run(struct job *job, u32 context, u32 timeout_ms)
 {
@@ -63,7 +87,8 @@ static int job_run(struct job *job, u32 context, u32 timeout_ms)
 	job->context = context;
 	switch (context) {
 	case CALLER_PROCESS:
-		while (!job->step(job)) {
+	case CALLER_INTERRUPT:
+		while (!step_now(job)) {
 			if (time_after(jiffies, end) || fatal_signal_pending(current))
 				return -ETIMEDOUT;
 			usleep_range(20, 100);

@@ -21,6 +21,7 @@
 #define CALLER_PROCESS 0
 #define CALLER_TIMER 1
 #define CALLER_TASKLET 2
+#define CALLER_INTERRUPT 3 /* of another CPU */
 
 struct caller_attach {
 	__u32 fd;      /* of /dev/p2pmod */

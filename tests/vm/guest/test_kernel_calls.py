@@ -22,7 +22,7 @@ from gpudirect import _native
 
 ROOT = Path(__file__).resolve().parents[3]
 HEADER = (ROOT / "p2pmod/test/caller.h").read_text()
-CONTEXTS = ("process", "timer", "tasklet")
+CONTEXTS = ("process", "timer", "tasklet", "interrupt")
 SLOTS = 64
 
 ffi = cffi.FFI()
@@ -111,7 +111,7 @@ def test_the_kernel_and_the_process_call_side_by_side(caller):
         threads = [
             threading.Thread(target=lambda i=i: runs.append(
                 caller("run", lane=lane, context=i, calls=200, ahead=8, seed=9, timeout_ms=120_000)))
-            for i in range(3)
+            for i in range(4)
         ]  # fmt: skip
         for thread in threads:
             thread.start()
@@ -119,7 +119,7 @@ def test_the_kernel_and_the_process_call_side_by_side(caller):
             svc.call("store", counted, i, lane=0)
         for thread in threads:
             thread.join()
-        assert [(r.answered, r.wrong) for r in runs] == [(200, 0)] * 3
+        assert [(r.answered, r.wrong) for r in runs] == [(200, 0)] * 4
     assert counted.read()[0] == 99
 
 
@@ -129,7 +129,7 @@ def test_a_stopped_service_is_enodev_to_the_kernel(caller):
     assert caller("run", lane=lane, calls=20, ahead=4, timeout_ms=60_000).answered == 20
     svc.stop()
     gd.trim()  # the memory of the rings goes back to the driver
-    for context in range(3):
+    for context in range(4):
         end = time.monotonic() + 10
         with pytest.raises(OSError) as raised:
             while time.monotonic() < end:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +20,21 @@ CLIENTS = ("p2pmod_quixote", "p2pmod_caller", "p2pmod_priority")
 CLIENT_OPTIONS = ("P2PMOD_TEST=m", "P2PMOD_EXAMPLES=m")
 
 
+def work_folder(name: str) -> Path:
+    """An empty folder of this run's own: several may go on at once. Gone with the process."""
+    base = CACHE / "work"
+    for old in base.glob("*"):  # of runs that were killed
+        if not Path("/proc", old.name).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    mine = base / str(os.getpid())
+    if not mine.exists():
+        atexit.register(shutil.rmtree, mine, ignore_errors=True)
+    folder = mine / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
 @dataclass(frozen=True)
 class Modules:
     """What a guest loads, in this order. Clients: modules that use p2pmod."""
@@ -30,9 +47,7 @@ class Modules:
 
 def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] = ()) -> Modules:
     """Build for a kernel beside one flavour of the driver, with one of its headers ("own": ours)."""
-    work = CACHE / "work" / f"{kernel.series}-{flavour}-{header}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work = work_folder(f"{kernel.series}-{flavour}-{header}")
     for name in ("Kbuild", "p2pmod"):
         source = ROOT / name
         if source.is_dir():
@@ -114,9 +129,7 @@ def gpl_only_symbols(module: Path, symvers: Path) -> list[str]:
 
 def sparse(kernel: Unpacked) -> list[str]:
     """What sparse says of the module."""
-    work = CACHE / "work" / f"sparse-{kernel.series}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work = work_folder(f"sparse-{kernel.series}")
     shutil.copy(ROOT / "Kbuild", work)
     shutil.copytree(ROOT / "p2pmod", work / "p2pmod", ignore=shutil.ignore_patterns("*.o", "*.ko"))
     log = _make(kernel, work, ".", ["C=2", "CHECK=sparse", "W=1", *CLIENT_OPTIONS,
@@ -145,9 +158,7 @@ MODULE_LICENSE("Dual MIT/GPL");
 
 def planted_symbol(kernel: Unpacked) -> list[str]:
     """Does the symbol check find what it is there to find? A complaint if not."""
-    work = CACHE / "work" / f"planted-{kernel.series}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work = work_folder(f"planted-{kernel.series}")
     (work / "planted.c").write_text(PLANTED)
     (work / "Kbuild").write_text("obj-m := planted.o\n")
     _make(kernel, work, ".", [], "")

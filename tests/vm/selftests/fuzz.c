@@ -154,7 +154,7 @@ static int call_lane(struct lanes *l, int fd, const struct p2pmod_pin *pin)
 		return ioctl(l->caller, CALLER_DETACH, &d);
 	}
 	case 5 ... 8: {
-		struct caller_submit c = {.lane = named, .context = below(4), .function = draw(),
+		struct caller_submit c = {.lane = named, .context = below(5), .function = draw(),
 					  .bytes = number(below(57)), .unasked = !below(3),
 					  .no_arguments = !below(8)};
 
@@ -166,7 +166,7 @@ static int call_lane(struct lanes *l, int fd, const struct p2pmod_pin *pin)
 		return 0;
 	}
 	case 9 ... 11: {
-		struct caller_reply r = {.lane = named, .context = below(4),
+		struct caller_reply r = {.lane = named, .context = below(5),
 					 .sequence = number(l->lane[lane].sequence),
 					 .wait = below(2), .timeout_ms = below(3)};
 
@@ -176,7 +176,7 @@ static int call_lane(struct lanes *l, int fd, const struct p2pmod_pin *pin)
 		return 0;
 	}
 	case 12: {
-		struct caller_run r = {.lane = named, .context = below(4), .calls = below(20),
+		struct caller_run r = {.lane = named, .context = below(5), .calls = below(20),
 				       .ahead = number(1 + below(20)), .seed = draw(),
 				       .timeout_ms = below(5)};
 

@@ -12,7 +12,9 @@
 
 #define SLOTS 16
 
-static const uint32_t contexts[] = {CALLER_PROCESS, CALLER_TIMER, CALLER_TASKLET};
+static const uint32_t contexts[] = {CALLER_PROCESS, CALLER_TIMER, CALLER_TASKLET,
+				    CALLER_INTERRUPT};
+#define CONTEXTS 4
 
 /* One of everything: memory, its pin, a resident kernel, a file of the calling module. */
 struct scene {
@@ -191,7 +193,7 @@ TEST(a_call_is_answered_in_each_context)
 	struct caller_reply reply;
 
 	resident_start(&s->resident);
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < CONTEXTS; i++) {
 		ASSERT(submit(s, lane, contexts[i], DEVICE_FOLD, 0, &sequence) == 0);
 		EXPECT(sequence == 1 + (uint32_t)i);
 		ASSERT(wait_reply(s, lane, sequence, 10000, &reply) == 0);
@@ -204,7 +206,7 @@ TEST(a_call_is_answered_in_each_context)
 
 TEST(thousands_of_calls_from_each_context_wrap_the_ring)
 {
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < CONTEXTS; i++) {
 		struct scene *s = scene_new(2);
 		/* across the boundary of two scattered GPU pages */
 		uint32_t lane = lane_new(s, GPU_PAGE - 5 * 64, SLOTS, 1);
@@ -223,22 +225,22 @@ TEST(all_contexts_call_on_two_lanes_at_once)
 {
 	struct scene *s = scene_new(2);
 	uint32_t lanes[2] = {lane_new(s, 64, 8, 1), lane_new(s, 64 + 8 * 64, 64, 1)};
-	struct runner runners[6] = {};
+	struct runner runners[2 * CONTEXTS] = {};
 
 	resident_start(&s->resident);
-	for (int i = 0; i < 6; i++)
-		runner_start(&runners[i], s->caller, run_of(lanes[i / 3], contexts[i % 3], 700, 20 + i));
-	for (int i = 0; i < 6; i++) {
+	for (int i = 0; i < 2 * CONTEXTS; i++)
+		runner_start(&runners[i], s->caller, run_of(lanes[i / CONTEXTS], contexts[i % CONTEXTS], 700, 20 + i));
+	for (int i = 0; i < 2 * CONTEXTS; i++) {
 		EXPECT(runner_end(&runners[i]) == 0);
 		EXPECT(runners[i].run.answered == 700 && runners[i].run.wrong == 0);
 	}
-	EXPECT(s->resident.ring[0].taken == 2100 && s->resident.ring[1].taken == 2100);
+	EXPECT(s->resident.ring[0].taken == CONTEXTS * 700 && s->resident.ring[1].taken == CONTEXTS * 700);
 	scene_end(s);
 }
 
 TEST(sequences_wrap_in_each_context)
 {
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < CONTEXTS; i++) {
 		struct scene *s = scene_new(1);
 		uint32_t first = UINT32_MAX - 300 + i, lane = lane_new(s, 128, SLOTS, first);
 		struct caller_run run = run_of(lane, contexts[i], 1000, 64);
@@ -297,7 +299,7 @@ TEST(arguments_arrive_to_the_byte_and_the_rest_is_zero)
 
 	resident_start(&s->resident);
 	for (uint32_t bytes = 0; bytes <= P2PMOD_PACKET_ARGUMENTS; bytes++) {
-		struct caller_submit c = {.lane = lane, .context = contexts[bytes % 3], .bytes = bytes};
+		struct caller_submit c = {.lane = lane, .context = contexts[bytes % CONTEXTS], .bytes = bytes};
 		uint32_t words[16] = {};
 		struct caller_reply reply;
 
@@ -340,8 +342,8 @@ TEST(a_full_ring_says_so_until_a_reply_is_fetched)
 	s->resident.mute = 1;
 	resident_start(&s->resident);
 	for (int i = 0; i < SLOTS; i++)
-		ASSERT(submit(s, lane, contexts[i % 3], P2PMOD_FUNCTION_NOTHING, 0, &sequence[i]) == 0);
-	for (int i = 0; i < 3; i++) {
+		ASSERT(submit(s, lane, contexts[i % CONTEXTS], P2PMOD_FUNCTION_NOTHING, 0, &sequence[i]) == 0);
+	for (int i = 0; i < CONTEXTS; i++) {
 		EXPECT_ERRNO(EAGAIN, submit(s, lane, contexts[i], P2PMOD_FUNCTION_NOTHING, 0, &more));
 		EXPECT_ERRNO(EINPROGRESS, poll_reply(s, lane, contexts[i], sequence[i], &reply));
 	}
@@ -350,7 +352,7 @@ TEST(a_full_ring_says_so_until_a_reply_is_fetched)
 	/* all are answered, but the first one's reply is still wanted */
 	EXPECT_ERRNO(EAGAIN, submit(s, lane, CALLER_PROCESS, P2PMOD_FUNCTION_NOTHING, 0, &more));
 	for (int i = 0; i < SLOTS - 1; i++)
-		EXPECT(poll_reply(s, lane, contexts[i % 3], sequence[i], &reply) == 0);
+		EXPECT(poll_reply(s, lane, contexts[i % CONTEXTS], sequence[i], &reply) == 0);
 	EXPECT(submit(s, lane, CALLER_PROCESS, P2PMOD_FUNCTION_NOTHING, 0, &more) == 0);
 	EXPECT(more == SLOTS + 1);
 	scene_end(s);
@@ -366,7 +368,7 @@ TEST(calls_that_nobody_asks_for_free_their_slot_when_answered)
 	s->resident.mute = 1;
 	resident_start(&s->resident);
 	for (int i = 0; i < SLOTS; i++)
-		ASSERT(submit(s, lane, contexts[i % 3], P2PMOD_FUNCTION_NOTHING, 0, NULL) == 0);
+		ASSERT(submit(s, lane, contexts[i % CONTEXTS], P2PMOD_FUNCTION_NOTHING, 0, NULL) == 0);
 	EXPECT_ERRNO(EAGAIN, submit(s, lane, CALLER_TASKLET, P2PMOD_FUNCTION_NOTHING, 0, NULL));
 	EXPECT_ERRNO(ENOENT, poll_reply(s, lane, CALLER_PROCESS, 3, &reply));
 	s->resident.mute = 0;
@@ -568,7 +570,7 @@ TEST(submitting_checks_every_argument_in_each_context)
 	static const uint32_t sizes[] = {57, 64, 65, 4096, INT32_MAX, UINT32_MAX};
 	struct caller_submit c;
 
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < CONTEXTS; i++) {
 		for (int k = 0; k < 6; k++) {
 			c = (struct caller_submit){.lane = lane, .context = contexts[i],
 						   .bytes = sizes[k]};
@@ -597,7 +599,7 @@ TEST(a_reply_is_asked_for_by_its_number_only)
 	resident_start(&s->resident);
 	ASSERT(submit(s, lane, CALLER_PROCESS, DEVICE_FOLD, 0, &sequence) == 0 && sequence == 1);
 	for (int i = 0; i < 7; i++) {
-		EXPECT_ERRNO(ENOENT, poll_reply(s, lane, contexts[i % 3], wrong[i], &reply));
+		EXPECT_ERRNO(ENOENT, poll_reply(s, lane, contexts[i % CONTEXTS], wrong[i], &reply));
 		EXPECT_ERRNO(ENOENT, wait_reply(s, lane, wrong[i], 1000, &reply));
 	}
 	EXPECT(wait_reply(s, lane, 1, 10000, &reply) == 0);
@@ -613,14 +615,14 @@ TEST(revoking_with_calls_in_flight_from_every_context)
 	for (int round = 0; round < 60; round++) {
 		struct scene *s = scene_new(2);
 		uint32_t lanes[2] = {lane_new(s, 0, SLOTS, 1), lane_new(s, GPU_PAGE - 64, SLOTS, 1)};
-		struct runner runners[6] = {};
+		struct runner runners[2 * CONTEXTS] = {};
 		uint32_t sequence;
 		char *before;
 
 		resident_start(&s->resident);
-		for (int i = 0; i < 6; i++)
+		for (int i = 0; i < 2 * CONTEXTS; i++)
 			runner_start(&runners[i], s->caller,
-				     run_of(lanes[i / 3], contexts[i % 3], 100000000, 5 + round));
+				     run_of(lanes[i / CONTEXTS], contexts[i % CONTEXTS], 100000000, 5 + round));
 		usleep(1000 + round * 300);
 		if (round % 3 == 0)
 			gpu_free(&s->gpu);
@@ -633,13 +635,13 @@ TEST(revoking_with_calls_in_flight_from_every_context)
 		/* from here on the memory is not the kernel's to touch */
 		before = malloc(s->gpu.length);
 		memcpy(before, (char *)s->gpu.view, s->gpu.length);
-		for (int i = 0; i < 6; i++) {
+		for (int i = 0; i < 2 * CONTEXTS; i++) {
 			EXPECT(runner_end(&runners[i]) == ENODEV);
 			EXPECT(runners[i].run.wrong == 0);
 			answered += runners[i].run.answered;
 			ended++;
 		}
-		for (int i = 0; i < 3; i++)
+		for (int i = 0; i < CONTEXTS; i++)
 			EXPECT_ERRNO(ENODEV, submit(s, lanes[0], contexts[i], DEVICE_FOLD, 0, &sequence));
 		if (!EXPECT(memcmp(before, (char *)s->gpu.view, s->gpu.length) == 0))
 			DIAG("round %d", round);
@@ -713,7 +715,7 @@ TEST(detaching_with_calls_in_flight_and_attaching_again)
 		s->resident.mute = round % 2;
 		resident_start(&s->resident);
 		for (int i = 0; i < sent; i++)
-			ASSERT(submit(s, lane, contexts[i % 3], DEVICE_SLEEP, 100, &sequence) == 0);
+			ASSERT(submit(s, lane, contexts[i % CONTEXTS], DEVICE_SLEEP, 100, &sequence) == 0);
 		ASSERT(ioctl(s->caller, CALLER_DETACH, &d) == 0);
 		EXPECT(d.next == first + sent);
 		EXPECT_ERRNO(ENOENT, submit(s, lane, CALLER_PROCESS, DEVICE_FOLD, 0, &sequence));
@@ -729,7 +731,7 @@ TEST(detaching_with_calls_in_flight_and_attaching_again)
 			ASSERT(errno == EBUSY && tries++ < 10000);
 			usleep(500);
 		}
-		run = run_of(a.lane, contexts[round % 3], 50, 30);
+		run = run_of(a.lane, contexts[round % CONTEXTS], 50, 30);
 		EXPECT(ioctl(s->caller, CALLER_RUN, &run) == 0 && run.wrong == 0);
 		scene_end(s);
 		first += 3;
@@ -774,7 +776,7 @@ TEST(replies_unmapped_and_gone_are_waited_for_in_vain)
 	munmap(s->replies, s->reply_bytes);
 	for (int i = 0; i < 50; i++) /* the pages must not have become anybody else's */
 		memset(reply_memory(64 * CPU_PAGE), 1, 64 * CPU_PAGE);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < CONTEXTS; i++)
 		EXPECT_ERRNO(EINPROGRESS, poll_reply(s, lane, contexts[i], sequence, &reply));
 	EXPECT_ERRNO(ETIMEDOUT, wait_reply(s, lane, sequence, 50, &reply));
 	s->replies = reply_memory(s->reply_bytes);
@@ -834,7 +836,7 @@ TEST(the_process_exits_while_attached)
 			close(gone[1]);
 			ASSERT(read(gone[0], &byte, 1) == 0); /* until the owner is reaped */
 			code = 0;
-			for (int i = 0; i < 3; i++) {
+			for (int i = 0; i < CONTEXTS; i++) {
 				if (!submit(s, lane, contexts[i], DEVICE_FOLD, 0, &sequence) ||
 				    errno != ENODEV)
 					code |= 1;
@@ -869,10 +871,10 @@ TEST(the_process_is_killed_with_calls_in_flight)
 		if (!child) {
 			struct scene *s = scene_new(1);
 			uint32_t lane = lane_new(s, 0, SLOTS, 1);
-			struct runner runners[3];
+			struct runner runners[CONTEXTS];
 
 			resident_start(&s->resident);
-			for (int i = 0; i < 3; i++)
+			for (int i = 0; i < CONTEXTS; i++)
 				runner_start(&runners[i], s->caller,
 					     run_of(lane, contexts[i], 100000000, 20));
 			pause();
@@ -890,12 +892,12 @@ TEST(a_process_that_forges_replies_harms_only_itself)
 	struct scene *s = scene_new(1);
 	uint32_t lane = lane_new(s, 0, SLOTS, 1);
 	volatile uint32_t *words = s->replies;
-	struct runner runners[3] = {};
+	struct runner runners[CONTEXTS] = {};
 	uint64_t until = now_ns() + 2000000000ull, x = 1605;
 	struct caller_reply reply;
 
 	resident_start(&s->resident);
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < CONTEXTS; i++) {
 		struct caller_run run = run_of(lane, contexts[i], 100000000, 20);
 
 		run.timeout_ms = 2500;
@@ -905,7 +907,7 @@ TEST(a_process_that_forges_replies_harms_only_itself)
 		x = x * 6364136223846793005ull + 1442695040888963407ull;
 		words[(x >> 33) % (SLOTS * 4)] = (x >> 40) % 3000;
 	}
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < CONTEXTS; i++) {
 		EXPECT(runner_end(&runners[i]) == ETIMEDOUT);
 		EXPECT(runners[i].run.answered <= runners[i].run.sent);
 	}
