@@ -205,13 +205,13 @@ static int window_copy(struct p2pmod_window *window, u64 offset, void *data, siz
 			memcpy_toio(page + (at & (GPU_PAGE - 1)), data, piece);
 		else
 			memcpy_fromio(data, page + (at & (GPU_PAGE - 1)), piece);
+		if (write)
+			wmb(); /* out of the write-combining buffers before revoking may go on */
 		read_unlock_irqrestore(&buffer->access, flags);
 		offset += piece;
 		data += piece;
 		n -= piece;
 	}
-	if (write)
-		wmb(); /* out of the write-combining buffers */
 	return 0;
 }
 

@@ -91,7 +91,7 @@ EXPORT_SYMBOL(p2pmod_lane_poll);
 int p2pmod_lane_wait(struct p2pmod_lane *lane, u32 sequence, unsigned long timeout,
 		     struct p2pmod_reply *reply)
 {
-	unsigned long end = jiffies + min(timeout, MAX_JIFFY_OFFSET);
+	unsigned long end = jiffies + min_t(unsigned long, timeout, MAX_JIFFY_OFFSET);
 	unsigned int pause = PAUSE_FIRST, spins = 0;
 	bool late;
 	int err;
@@ -123,14 +123,14 @@ static void store_packet(u8 __iomem *to, const struct p2pmod_packet *packet)
 	if (compat_has_store64()) {
 		wmb(); /* what the call refers to goes first */
 		compat_store64(to, packet);
-		return;
+	} else {
+		memcpy_toio(to + offsetof(struct p2pmod_packet, words), packet->words,
+			    sizeof(packet->words));
+		wmb(); /* that, and what the call refers to, before the two words that make it valid */
+		__raw_writel(packet->tag, to + offsetof(struct p2pmod_packet, tag));
+		__raw_writel(packet->sequence, to + offsetof(struct p2pmod_packet, sequence));
 	}
-	memcpy_toio(to + offsetof(struct p2pmod_packet, words), packet->words,
-		    sizeof(packet->words));
-	wmb(); /* these, and what the call refers to, go before the two words that make it valid */
-	__raw_writel(packet->tag, to + offsetof(struct p2pmod_packet, tag));
-	__raw_writel(packet->sequence, to + offsetof(struct p2pmod_packet, sequence));
-	wmb(); /* out of the write-combining buffer */
+	wmb(); /* nothing waits in the CPU's buffers when the lock is let go: revoking relies on it */
 }
 
 /* Interrupts are off: the lane's lock is held. */

@@ -58,9 +58,10 @@ int p2pmod_window_write(struct p2pmod_window *window, u64 offset, const void *da
 int p2pmod_window_read(struct p2pmod_window *window, u64 offset, void *data, size_t n);
 
 /*
- * A lane: calls of device functions that a resident kernel answers (p2pmod-lane.h). The process that
- * started that kernel tells the calling module where the lane is; the module attaches while it runs
- * on behalf of that process (in an ioctl of its own, say), and then calls from any context but NMI.
+ * A lane: calls of device functions that a resident kernel answers (p2pmod-lane.h). The process
+ * that started that kernel tells the calling module where the lane is; the module attaches while it
+ * runs on behalf of that process (in an ioctl of its own, say), and then calls from any context but
+ * NMI.
  *
  * What comes back is what the process's memory holds: check a value before it is used.
  */
@@ -74,8 +75,8 @@ int p2pmod_window_read(struct p2pmod_window *window, u64 offset, void *data, siz
  *	cuMemHostRegister). Its pages stay pinned until the lane is detached, even if the process
  *	unmaps them; they are not charged to its RLIMIT_MEMLOCK.
  * @slots: of each ring
- * @first: number of the first call: 1 on a fresh lane, otherwise one more than the last call's, which
- *	must have been answered
+ * @first: number of the first call: 1 on a fresh lane, otherwise one more than the last call's,
+ *	which must have been answered
  */
 struct p2pmod_lane_description {
 	u64 packets;
@@ -127,9 +128,9 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply *reply);
 
 /*
- * The same, waiting for at most @timeout jiffies (0: look once): it spins for some microseconds, and
- * sleeps then. Process context. Besides: -ETIMEDOUT; -EINTR when the caller is being killed. The
- * reply can then be asked for again.
+ * The same, waiting for at most @timeout jiffies (0: look once): it spins for some microseconds,
+ * and sleeps then. Process context. Besides: -ETIMEDOUT; -EINTR when the caller is being killed.
+ * The reply can then be asked for again.
  */
 int p2pmod_lane_wait(struct p2pmod_lane *lane, u32 sequence, unsigned long timeout,
 		     struct p2pmod_reply *reply);

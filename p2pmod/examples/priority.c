@@ -2,11 +2,11 @@
 /*
  * Example: a kernel thread that schedules GPU work by priority over two lanes of a resident kernel.
  *
- * Urgent calls go at once. Bulk calls go one after the other, and only while no urgent call is queued
- * or under way: so an urgent call never finds the GPU busy with more than the one bulk call that
- * was there before it.
+ * Urgent calls go at once. Bulk calls go one after the other, and only while no urgent call is
+ * queued or under way: so an urgent call never finds the GPU busy with more than the one bulk call
+ * that was there before it.
  *
- * A process that started the resident kernel opens /proc/p2pmod_priority and writes, a line a write:
+ * A process that started the resident kernel opens /proc/p2pmod_priority and writes, a line each:
  *
  *   lane urgent|bulk FD HANDLE PACKETS SLOTS REPLIES     attach: see p2pmod_lane_description
  *   call urgent|bulk COUNT FUNCTION WORD                 queue COUNT calls with one argument

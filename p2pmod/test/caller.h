@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
  * What the tests tell p2pmod_caller, through /proc/p2pmod_caller: attach to lanes, and call device
- * functions from a context of one's choice. Lanes belong to the open file, and are detached with it.
+ * functions from a context of one's choice. Lanes belong to the open file, and go with it.
  *
  * The device functions that the tests' emulated GPU offers are below: caller.c checks every result.
  */
