@@ -273,8 +273,8 @@ class Service(Caller):  # type: ignore[misc]
 
     def start(self) -> Service:
         """Launch the resident kernel, and see every lane answer. Raises ServiceError if it does not."""
+        self.device.ensure_usable()  # first: in a child the lock may be held for ever
         with self._lock:
-            self.device.ensure_usable()
             if self._opened:
                 raise ServiceError("the service runs already")
             if self._stream is not None:
@@ -370,10 +370,11 @@ class Service(Caller):  # type: ignore[misc]
         A function that runs is waited for, ``stop_timeout`` seconds at most; then ServiceError, and
         the kernel and its memory stay until it ends, with this process at the latest.
         """
+        if self.device.forked:
+            return
         with self._lock:
-            if self._stream is None or self.device.forked:
-                return
-            self._halt("it was stopped")
+            if self._stream is not None:
+                self._halt("it was stopped")
 
     def _tell(self, what: int) -> None:
         assert self._memory is not None

@@ -317,7 +317,10 @@ static void finish(Call *call, enum state state)
     }
 }
 
-/* If the reply to the call in a slot is there and no thread waits for it: take it, free the slot. */
+/*
+ * If the reply to the call in a slot is there and no thread waits for it: take it, free the slot.
+ * Callbacks may run then: other threads as well, and all of this anew.
+ */
 static int settle(Lane *lane, struct slot *slot)
 {
     struct p2pmod_reply reply;
@@ -341,8 +344,14 @@ static int settle(Lane *lane, struct slot *slot)
 
 static void sweep(Lane *lane)
 {
-    while (lane->swept != lane->ring.sent && settle(lane, slot_of(lane, lane->swept + 1)))
-        lane->swept++;
+    while (lane->swept != lane->ring.sent) {
+        uint32_t next = lane->swept + 1;
+
+        if (!settle(lane, slot_of(lane, next)))
+            break;
+        if (lane->swept + 1 == next) /* or a callback, or a thread beside it, has done so */
+            lane->swept = next;
+    }
 }
 
 /* -- waiting -- */
@@ -374,13 +383,17 @@ static void raise_made(PyObject *made)
 }
 
 /*
- * Wait for the reply to a call. 0; -ETIMEDOUT; or -1 with an exception, when a signal came or the
+ * Wait for the reply to call `sequence`. 0 when it is there, or when another thread has taken it and
+ * the slot is that of a later call; -ETIMEDOUT; or -1 with an exception, when a signal came or the
  * service is no more.
  */
 static int await_reply(Caller *self, Lane *lane, uint32_t sequence, int64_t timeout,
                        struct p2pmod_reply *reply)
 {
     int64_t first = timeout >= 0 && timeout < SPIN ? timeout : SPIN;
+    const struct slot *slot = slot_of(lane, sequence);
+    struct gd_awaited one = {
+        lane->ring.replies + (uintptr_t)(slot - lane->slots) * P2PMOD_REPLY_BYTES, sequence};
     uint64_t start;
     int code = api->wait(&lane->ring, sequence, first, reply);
 
@@ -389,9 +402,8 @@ static int await_reply(Caller *self, Lane *lane, uint32_t sequence, int64_t time
     if (first == timeout)
         return -ETIMEDOUT;
     for (start = api->now();;) {
-        int64_t left = timeout < 0 ? CHUNK : timeout - SPIN - (int64_t)(api->now() - start);
-        struct gd_lane ring = lane->ring;
-        int eager = api->now() - start < EAGER;
+        int64_t spent = (int64_t)(api->now() - start);
+        int64_t left = timeout < 0 ? CHUNK : timeout - SPIN - spent;
         PyObject *alive;
 
         if (left <= 0)
@@ -399,23 +411,15 @@ static int await_reply(Caller *self, Lane *lane, uint32_t sequence, int64_t time
         if (left > CHUNK)
             left = CHUNK;
         Py_BEGIN_ALLOW_THREADS
-        code = api->wait(&ring, sequence, eager && left > EAGER ? EAGER : left < SPIN ? left : SPIN,
-                         reply);
-        if (code && !eager) {
-            struct gd_awaited one = {
-                ring.replies + (uintptr_t)(sequence & (ring.slots - 1)) * P2PMOD_REPLY_BYTES,
-                sequence};
-
-            if (api->wait_any(&one, 1, (uintptr_t)&one.sequence, sequence, 0, left) == 0)
-                code = api->look(&ring, sequence, reply);
-        }
+        code = api->wait_any(&one, 1, (uintptr_t)&slot->sequence, sequence,
+                             spent < EAGER ? EAGER : 0, left);
         Py_END_ALLOW_THREADS
-        if (!code)
+        if (code >= 0) {
+            api->look(&lane->ring, sequence, reply);
             return 0;
+        }
         if (PyErr_CheckSignals())
             return -1;
-        if (eager)
-            continue;
         alive = invoke(self, "_check", "()");
         if (!alive)
             return -1;
@@ -472,8 +476,10 @@ static Lane *take_slot(Caller *self, Function *function, int wanted, int64_t tim
             return NULL;
         }
         slot = slot_of(best, best->ring.sent + 1);
-        if (settle(best, slot))
+        if (slot->owner == NOBODY)
             return best;
+        if (settle(best, slot))
+            continue; /* a callback may have let another thread take it: look again */
         if (!start)
             start = api->now();
         if (timeout >= 0)
@@ -810,6 +816,7 @@ static PyObject *Caller_shut(Caller *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "OO!:_shut", &failure, &PyList_Type, &kept))
         return NULL;
     self->open = 0;
+    self->waiting++;
     for (int i = 0; i < self->lane_count; i++) {
         Lane *lane = &self->lanes[i];
 
@@ -838,6 +845,7 @@ static PyObject *Caller_shut(Caller *self, PyObject *args)
             Py_XDECREF(keep);
         }
     }
+    self->waiting--;
     Py_RETURN_NONE;
 }
 
@@ -856,7 +864,9 @@ static PyObject *Caller_lend(Caller *self, PyObject *number)
         return NULL;
     }
     lane = &self->lanes[i];
+    self->waiting++;
     sweep(lane);
+    self->waiting--;
     if (lane->lent || lane->swept != lane->ring.sent) {
         PyErr_Format(PyExc_ValueError, "lane %ld is %s", i,
                      lane->lent ? "lent already" : "not idle");
@@ -884,6 +894,7 @@ static PyObject *Caller_get_pending(Caller *self, void *ignored)
     PyObject *list = PyTuple_New(self->lane_count);
 
     (void)ignored;
+    self->waiting++;
     for (int i = 0; list && i < self->lane_count; i++) {
         Lane *lane = &self->lanes[i];
 
@@ -891,6 +902,7 @@ static PyObject *Caller_get_pending(Caller *self, void *ignored)
             sweep(lane);
         PyTuple_SET_ITEM(list, i, PyLong_FromUnsignedLong(lane->ring.sent - lane->swept));
     }
+    self->waiting--;
     return list;
 }
 
@@ -978,7 +990,9 @@ static int over(Call *self)
     if (self->state == PENDING && api && self->caller->lanes) {
         Lane *lane = &self->caller->lanes[self->lane];
 
+        self->caller->waiting++;
         settle(lane, slot_of(lane, self->sequence));
+        self->caller->waiting--;
     }
     return self->state != PENDING;
 }

@@ -266,6 +266,24 @@ def test_callbacks(svc):
     assert seen == [1, "late"]
 
 
+def test_callbacks_may_use_the_service(svc):
+    """What a callback does to a lane must not confuse whoever was looking at it."""
+    seen = []
+
+    def over(future):
+        seen.append((future.result(), svc.call("add", future.result(), 1, timeout=10), svc.pending))
+
+    with held(svc, lane=0):
+        futures = [svc.submit("add", i, 0, lane=0) for i in range(10)]
+        for f in futures:
+            f.add_done_callback(over)
+    while len(seen) < 10:
+        time.sleep(0.001)
+    assert [(a, b) for a, b, _ in sorted(seen)] == [(i, i + 1) for i in range(10)]
+    assert all(0 <= n <= 16 for _, _, pending in seen for n in pending)
+    assert svc.pending == (0, 0)
+
+
 def test_await(svc, array):
     async def main():
         before = threading.active_count()
@@ -299,6 +317,27 @@ def test_threads(svc):
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
+
+
+def test_threads_mix_everything(svc, array):
+    """Threads take each other's replies off the rings while they look for their own."""
+    end = time.monotonic() + 1.0
+
+    def work(k):
+        dice, n = np.random.default_rng(k), 0
+        while time.monotonic() < end:
+            n += 1
+            futures = [svc.submit("add", i, n) for i in range(dice.integers(20))]
+            for i in dice.permutation(len(futures))[: dice.integers(20)]:
+                assert futures[i].result(timeout=20) == i + n
+            assert svc.call("scale", 1.0, array, n % 9, timeout=20) == n % 9
+            assert list(svc.map("add", range(12), range(12))) == [2 * i for i in range(12)]
+            with contextlib.suppress(gd.CallTimeoutError):
+                svc.call("add", 1, 2, timeout=float(dice.choice([0, 1e-6, 1e-4])))
+        return n
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(n > 0 for n in pool.map(work, range(4)))
 
 
 # -- what goes wrong ---------------------------------------------------------------------------
