@@ -791,6 +791,24 @@ def test_both_ways_to_store_a_packet(store):
     assert packet == (0x10000).to_bytes(4, "little") + arguments + (0x12340000).to_bytes(4, "little")
 
 
+@pytest.mark.parametrize("size", [8, 100])
+def test_a_lane_whose_memory_was_revoked(size):
+    lib, ffi = _native.lib, _native.ffi
+    reserved = lib.gd_reserve(0, 8192, 4096)  # nothing can be stored there, as after a revocation
+    replies = np.zeros(16 * 4 + 16, np.uint8)
+    lane = ffi.new("struct gd_lane *")
+    lane.packets, lane.arguments, lane.stride = reserved, reserved + 4096, 128
+    lane.replies, lane.slots = -replies.ctypes.data % 16 + replies.ctypes.data, 4
+    lane.flags = lib.GD_GUARDED
+    assert lib.gd_lane_init(lane) == 0
+    try:
+        for _ in range(2):
+            assert lib.gd_lane_send(lane, 0, bytes(size), size) == -14
+            assert lane.sent == 0
+    finally:
+        lib.gd_unmap(reserved, 8192)
+
+
 def test_a_lane_of_wrong_size_is_refused():
     lib, ffi = _native.lib, _native.ffi
     for slots in (0, 1, 3, 100, 65536):
