@@ -45,6 +45,7 @@ RELAY_ANSWERED = 32  # offset of its `answered`
 GO_ON, STOP, PAUSE = 0, 1, 2  # what the control word says: after.cuh
 START_TIMEOUT = 10.0  # seconds until the kernel must answer
 MOST_LANES = 64
+LONGEST_SLEEP = 1e-3  # seconds: CUDA's __nanosleep
 
 _CACHING = "--ptxas-options=-dlcm=cg"
 """Loads bypass the L1 cache, where the CPU's stores do not arrive."""
@@ -161,7 +162,13 @@ class Service(Caller):  # type: ignore[misc]
             raise ArgumentError(f"blocks is {blocks!r}, but no function is declared for a grid")
         self.blocks = _count((8 if grid else 1) if blocks is None else blocks, "blocks", 1, 1 << 16)
         self._idle = _seconds(idle_after, "idle_after"), _seconds(idle_sleep, "idle_sleep")
+        if self._idle[1] > LONGEST_SLEEP:
+            raise ArgumentError(
+                f"idle_sleep is {idle_sleep!r}: the device sleeps {LONGEST_SLEEP} s at most"
+            )
         self._lifetime = None if lifetime is None else _seconds(lifetime, "lifetime")
+        if self._lifetime == 0:
+            raise ArgumentError("lifetime is 0: give seconds, or None for no end")
         self._stop_timeout = _seconds(stop_timeout, "stop_timeout")
         self._bridge = bridge
         self._lock = self.device.residents_lock
@@ -317,7 +324,7 @@ class Service(Caller):  # type: ignore[misc]
         self._kernel.launch(
             self.lanes * self.blocks, self.threads,
             self._packets()[0], host.ptr, memory.ptr, memory.ptr + relays, relay, self.slots,
-            self.blocks, min(int(self._idle[1] * 1e9), 1_000_000), int(self._idle[0] * 1e9),
+            self.blocks, int(self._idle[1] * 1e9), int(self._idle[0] * 1e9),
             int((self._lifetime or 0) * 1e9),
             stream=stream, cooperative=self.blocks > 1,
         )  # fmt: skip
@@ -453,14 +460,18 @@ class Service(Caller):  # type: ignore[misc]
                     why = f"its lifetime of {self._lifetime} s is over"
             except Error as e:
                 why, cause = f"the resident kernel failed: {e}", e
-            self._end = why
-            failure = ServiceError(f"the service is over: {why}")
-            failure.__cause__ = cause
-            self._shut(failure, [])
-            self.device.residents.discard(self)
-            raise failure
+            raise self._over(why, cause)
         finally:
             self._lock.release()
+
+    def _over(self, why: str, cause: BaseException | None) -> ServiceError:
+        """The kernel is no more: what waits for it is told so. The exception that says it."""
+        self._end = why
+        failure = ServiceError(f"the service is over: {why}")
+        failure.__cause__ = cause
+        self._shut(failure, [])
+        self.device.residents.discard(self)
+        return failure
 
     # -- what others ask of a resident kernel: Device.quiet() ----------------------------------
 
@@ -487,13 +498,16 @@ class Service(Caller):  # type: ignore[misc]
             memory = self._memory
             assert memory is not None
             relays, relay, *_ = self._layout()
-            for n in range(self.lanes):
-                at = relays + n * relay
-                answered = memory.read(offset=at + RELAY_ANSWERED, nbytes=WORD, synchronize=False)
-                memory.write(bytes(relay), at)
-                memory.write(answered.tobytes(), at + RELAY_ANSWERED)
-            self._tell(GO_ON)
-            self._launch()
+            try:
+                for n in range(self.lanes):
+                    at = relays + n * relay
+                    answered = memory.read(offset=at + RELAY_ANSWERED, nbytes=WORD, synchronize=False)
+                    memory.write(bytes(relay), at)
+                    memory.write(answered.tobytes(), at + RELAY_ANSWERED)
+                self._tell(GO_ON)
+                self._launch()
+            except Error as e:
+                raise self._over(f"it could not be resumed: {e}", e) from e
 
     def __enter__(self) -> Service:
         return self if self._opened else self.start()
@@ -593,6 +607,17 @@ class Service(Caller):  # type: ignore[misc]
         return KernelNotFoundError(
             f"the service has no function {name!r}; it has {', '.join(self.functions)}"
         )
+
+    def _timeout_wrong(self, value: object) -> ArgumentError:
+        return ArgumentError(f"timeout is {value!r}: give seconds, 0 or more")
+
+    def _lane_wrong(self, lane: int, why: int) -> ArgumentError:
+        if why == 0:
+            return ArgumentError(f"lane is {lane}; the service has lanes 0 to {self.lanes - 1}")
+        if why == 1:
+            which = "every lane" if lane < 0 else f"lane {lane}"
+            return ArgumentError(f"{which} is lent already, to C code; start the service with more")
+        return ArgumentError(f"lane {lane} is not idle: it has {self.pending[lane]} calls open")
 
     def _timeout_error(self, name: str, seconds: float, full: bool) -> CallTimeoutError:
         if full:

@@ -4,8 +4,8 @@
  *
  * What happens in every call is done here: pack the arguments, choose a lane, send, spin for the
  * reply, make a Python object of it. Whatever is not the plain case goes to Python methods of the
- * subclass (_pack, _refuse, _call_error, _timeout_error, _check, _finished), which also compose the
- * error messages.
+ * subclass (_pack, _refuse, _check, _finished, and those that make exceptions), which also compose
+ * the error messages.
  *
  * Lanes and slots change under the GIL only. It is given up while a reply takes its time.
  */
@@ -297,6 +297,33 @@ typedef struct {
 
 static PyTypeObject CallerType, CallType;
 
+/* -- exceptions that the subclass makes -- */
+
+static PyObject *invoke(Caller *self, const char *method, const char *format, ...)
+{
+    PyObject *function = PyObject_GetAttrString((PyObject *)self, method), *args, *result = NULL;
+    va_list list;
+
+    if (!function)
+        return NULL;
+    va_start(list, format);
+    args = Py_VaBuildValue(format, list);
+    va_end(list);
+    if (args)
+        result = PyObject_Call(function, args, NULL);
+    Py_XDECREF(args);
+    Py_DECREF(function);
+    return result;
+}
+
+static void raise_made(PyObject *made)
+{
+    if (made) {
+        PyErr_SetObject((PyObject *)Py_TYPE(made), made);
+        Py_DECREF(made);
+    }
+}
+
 /* -- slots -- */
 
 static struct slot *slot_of(const Lane *lane, uint32_t sequence)
@@ -355,32 +382,6 @@ static void sweep(Lane *lane)
 }
 
 /* -- waiting -- */
-
-static PyObject *invoke(Caller *self, const char *method, const char *format, ...)
-{
-    PyObject *function = PyObject_GetAttrString((PyObject *)self, method), *args, *result = NULL;
-    va_list list;
-
-    if (!function)
-        return NULL;
-    va_start(list, format);
-    args = Py_VaBuildValue(format, list);
-    va_end(list);
-    if (args)
-        result = PyObject_Call(function, args, NULL);
-    Py_XDECREF(args);
-    Py_DECREF(function);
-    return result;
-}
-
-/* Raise the exception that a method of the subclass makes. */
-static void raise_made(PyObject *made)
-{
-    if (made) {
-        PyErr_SetObject((PyObject *)Py_TYPE(made), made);
-        Py_DECREF(made);
-    }
-}
 
 /*
  * Wait for the reply to call `sequence`. 0 when it is there, or when another thread has taken it and
@@ -472,7 +473,7 @@ static Lane *take_slot(Caller *self, Function *function, int wanted, int64_t tim
                 break;
         }
         if (!best) {
-            PyErr_SetString(PyExc_ValueError, "every lane asked for is lent to C code");
+            raise_made(invoke(self, "_lane_wrong", "(li)", (long)wanted, 1));
             return NULL;
         }
         slot = slot_of(best, best->ring.sent + 1);
@@ -578,7 +579,7 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
             if (seconds == -1.0 && PyErr_Occurred())
                 return -1;
             if (!(seconds >= 0)) {
-                PyErr_Format(PyExc_ValueError, "timeout is %R: give seconds, 0 or more", value);
+                raise_made(invoke(self, "_timeout_wrong", "(O)", value));
                 return -1;
             }
             r->timeout = seconds > 9e9 ? -1 : (int64_t)(seconds * 1e9);
@@ -591,8 +592,7 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
             if (lane == -1 && PyErr_Occurred())
                 return -1;
             if (lane < 0 || lane >= self->lane_count) {
-                PyErr_Format(PyExc_ValueError, "lane is %ld; the service has lanes 0 to %d", lane,
-                             self->lane_count - 1);
+                raise_made(invoke(self, "_lane_wrong", "(li)", lane, 0));
                 return -1;
             }
             r->lane = (int)lane;
@@ -859,8 +859,7 @@ static PyObject *Caller_lend(Caller *self, PyObject *number)
     if (closed(self))
         return NULL;
     if (i < 0 || i >= self->lane_count) {
-        PyErr_Format(PyExc_ValueError, "lane is %ld; the service has lanes 0 to %d", i,
-                     self->lane_count - 1);
+        raise_made(invoke(self, "_lane_wrong", "(li)", i, 0));
         return NULL;
     }
     lane = &self->lanes[i];
@@ -868,8 +867,7 @@ static PyObject *Caller_lend(Caller *self, PyObject *number)
     sweep(lane);
     self->waiting--;
     if (lane->lent || lane->swept != lane->ring.sent) {
-        PyErr_Format(PyExc_ValueError, "lane %ld is %s", i,
-                     lane->lent ? "lent already" : "not idle");
+        raise_made(invoke(self, "_lane_wrong", "(li)", i, lane->lent ? 1 : 2));
         return NULL;
     }
     lane->lent = 1;

@@ -122,7 +122,7 @@ def held(svc, lane=None):
 
 
 def service(source=SMALL, functions=("add",), **options):
-    return gd.Service(source, functions, device=DEVICE, lifetime=LIFETIME, **options)
+    return gd.Service(source, functions, **{"device": DEVICE, "lifetime": LIFETIME, **options})
 
 
 @pytest.fixture(scope="module")
@@ -403,10 +403,11 @@ def test_wrong_arrays(svc):
 
 
 def test_wrong_options_of_a_call(svc):
-    with pytest.raises(ValueError, match="lanes 0 to 1"):
+    with pytest.raises(gd.ArgumentError, match="lanes 0 to 1"):
         svc.call("add", 1, 1, lane=2)
-    with pytest.raises(ValueError, match="timeout"):
-        svc.call("add", 1, 1, timeout=-1)
+    for timeout in (-1, float("nan")):
+        with pytest.raises(gd.ArgumentError, match="timeout"):
+            svc.call("add", 1, 1, timeout=timeout)
     with pytest.raises(TypeError, match="timeout and lane"):
         svc.call("add", 1, 1, when=2)
     with pytest.raises(TypeError):
@@ -478,6 +479,8 @@ def test_interrupted():
         (SMALL, ["add"], {"threads": 33}, gd.ArgumentError, "multiple of 32"),
         (SMALL, ["add"], {"blocks": 2}, gd.ArgumentError, "for a grid"),
         (SMALL, ["add"], {"idle_after": -1}, gd.ArgumentError, "idle_after"),
+        (SMALL, ["add"], {"idle_sleep": 0.01}, gd.ArgumentError, "0.001 s at most"),
+        (SMALL, ["add"], {"lifetime": 0}, gd.ArgumentError, "lifetime is 0"),
         (SMALL, {"add": "grid"}, {"lanes": 64, "blocks": 100}, gd.ServiceError, "6400 blocks of 256"),
     ],
 )  # fmt: skip
@@ -721,6 +724,19 @@ def test_paused_and_resumed(svc):
     assert svc.call("grid_fails", -1) == 192
 
 
+def test_a_service_that_cannot_be_resumed(monkeypatch):
+    with service() as svc:
+        monkeypatch.setattr(svc, "_launch", lambda: (_ for _ in ()).throw(gd.LaunchError("no room")))
+        with pytest.raises(gd.ServiceError, match="could not be resumed: no room"), svc.device.quiet():
+            future = svc.submit("add", 1, 1)
+        for what in (future.result, lambda: svc.call("add", 1, 1)):
+            with pytest.raises(gd.ServiceError, match="could not be resumed"):
+                what()
+        monkeypatch.undo()
+    with svc:
+        assert svc.call("add", 1, 1) == 2
+
+
 def test_two_services_beside_each_other(svc):
     with service() as other:
         assert other.call("add", 1, 2) == 3 and svc.call("add", 3, 4) == 7
@@ -743,13 +759,17 @@ def test_what_it_holds_is_told(svc):
 
 def test_a_lane_lent_to_c():
     lib, ffi = _native.lib, _native.ffi
-    with service(lanes=2, slots=8) as svc:
+    with service(SOURCE, ["add", "hold"], lanes=2, slots=8) as svc:
         svc.call("add", 1, 1, lane=0)
         lane = svc.lend(0)
-        with pytest.raises(ValueError, match="lent already"):
+        with pytest.raises(gd.ArgumentError, match="lane 0 is lent already"):
             svc.lend(0)
-        with pytest.raises(ValueError, match="lent"):
+        with pytest.raises(gd.ArgumentError, match="lane 0 is lent"):
             svc.call("add", 1, 1, lane=0)
+        with pytest.raises(gd.ArgumentError, match="lanes 0 to 1"):
+            svc.lend(2)
+        with held(svc, lane=1), pytest.raises(gd.ArgumentError, match="lane 1 is not idle: it has 1"):
+            svc.lend(1)
         assert svc.call("add", 1, 1) == 2  # through the other
         reply, number = ffi.new("struct p2pmod_reply *"), svc.functions["add"].number
         both = (7).to_bytes(4, "little") + (8).to_bytes(4, "little")
