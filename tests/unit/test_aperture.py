@@ -272,7 +272,7 @@ def test_a_mapping_that_fails_leaves_everything_as_it_was(emulated, monkeypatch,
 def test_an_aperture_that_others_fill_takes_windows_back(emulated):
     """No budget: BAR1 itself is what runs out, and windows mapped on demand make room."""
     a = gd.zeros(256 * MIB, "u1", mapped=False)
-    a.write(np.ones(256 * MIB, np.uint8))
+    a.write(np.ones(256 * MIB, np.uint8), via="map")
     assert emulated.use().automatic == 64 * MIB
     b = gd.empty(224 * MIB, "u1")
     assert emulated.use().automatic <= 32 * MIB and "not mapped" not in repr(b)

@@ -240,15 +240,21 @@ def test_the_process_ends_in_the_middle_of_a_copy():
 def test_signals_of_the_program_do_not_land_on_copy_threads():
     run = script("""
         copy()
-        time.sleep(0.2)     # while it starts, a thread has everything blocked
-        for task in Path("/proc/self/task").iterdir():
-            if (task / "comm").read_text().strip() != "gpudirect-copy": continue
-            blocked = [l for l in (task / "status").read_text().splitlines() if "SigBlk" in l][0]
-            mask = int(blocked.split()[1], 16)
-            for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1):
-                assert mask >> (s - 1) & 1, s
-            for s in (signal.SIGBUS, signal.SIGSEGV):
-                assert not mask >> (s - 1) & 1, s
+        def wrong():
+            found = []
+            for task in Path("/proc/self/task").iterdir():
+                if (task / "comm").read_text().strip() != "gpudirect-copy": continue
+                status = (task / "status").read_text().splitlines()
+                mask = int([l for l in status if "SigBlk" in l][0].split()[1], 16)
+                for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1):
+                    if not mask >> (s - 1) & 1: found.append((s, "comes"))
+                for s in (signal.SIGBUS, signal.SIGSEGV):
+                    if mask >> (s - 1) & 1: found.append((s, "is blocked"))
+            return found
+        for _ in range(200):     # while it starts, a thread has everything blocked
+            if not wrong(): break
+            time.sleep(0.05)
+        assert not wrong(), wrong()
         assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())   # ours is as it was
         print("fine")
     """)
