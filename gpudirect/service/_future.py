@@ -16,7 +16,7 @@ AWAIT_SPIN = 10e-6
 """Seconds that ``await`` looks for the reply before it yields to the event loop: most are there."""
 
 
-class Future(Call):  # type: ignore[misc]
+class Future(Call):
     """A call that was sent. ``result()`` waits for it; so does ``await``.
 
     Has the methods of ``concurrent.futures.Future``, but cannot be cancelled. A result that is

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def _seconds(value: Any, what: str) -> float:
     return seconds
 
 
-class Service(Caller):  # type: ignore[misc]
+class Service(Caller):
     """Device functions that answer calls: a resident kernel that polls rings in its own memory.
 
         with gd.Service(source, {"scale": "thread", "sum": "block"}, lanes=2) as svc:
@@ -185,6 +185,13 @@ class Service(Caller):  # type: ignore[misc]
             for name, s in self.functions.items()
         }
         self._check_device()
+
+    if TYPE_CHECKING:
+
+        def submit(
+            self, function: str, /, *arguments: Any, timeout: float | None = None,
+            lane: int | None = None,
+        ) -> Future: ...  # fmt: skip
 
     # -- what it is ---------------------------------------------------------------------------
 
