@@ -63,13 +63,14 @@ def copies(driver: Any, memory: Memory, n: int, host: np.ndarray[Any, Any], writ
     ptr, address = memory.array.ptr, int(host.ctypes.data)
     stream = memory.stream.handle
 
-    def sync() -> None:
+    # host is a default argument to stay alive as long as the cases, which use its address
+    def sync(host: Any = host) -> None:
         if write:
             driver.cuMemcpyHtoD(ptr, address, n)
         else:
             driver.cuMemcpyDtoH(address, ptr, n)
 
-    def queued() -> None:
+    def queued(host: Any = host) -> None:
         if write:
             driver.cuMemcpyHtoDAsync(ptr, address, n, stream)
         else:
