@@ -198,7 +198,7 @@ class Service(Caller):
     def _compile(
         self, source: str, teams: dict[str, str], options: tuple[str, ...]
     ) -> tuple[kernels.Kernel, dict[str, Signature]]:
-        text = resident_source(source, teams)
+        text = resident_source(source, teams, options)
         try:
             kernel = kernels.kernel(text, KERNEL, device=self.device, options=(*options, _CACHING))
         except CompileError as e:

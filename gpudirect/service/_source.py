@@ -82,8 +82,13 @@ def _part(name: str) -> str:
     return (HERE / name).read_text()
 
 
-def resident_source(source: str, functions: Mapping[str, str]) -> str:
-    """CUDA C++ of the resident kernel that serves ``functions`` of ``source``."""
+def resident_source(
+    source: str, functions: Mapping[str, str], options: Sequence[str] = ()
+) -> str:
+    """CUDA C++ of the resident kernel that serves ``functions`` of ``source``.
+
+    options: those that it will be compiled with, which may bring in what the source does not show.
+    """
     if not isinstance(source, str) or not source.strip():
         raise ArgumentError("source is empty: give CUDA C++ text with __device__ functions")
     entries = " ".join(
@@ -94,7 +99,7 @@ def resident_source(source: str, functions: Mapping[str, str]) -> str:
         f'#line 1 "{USER_FILE}"', source,
         '#line 1 "gpudirect-signature.h"', _part("signature.h"),
         f"#define GD_FUNCTIONS(X) {entries}",
-        f"#define GD_FAILS {int(bool(_FAILS.search(source)))}",
+        f"#define GD_FAILS {int(bool(_FAILS.search(' '.join((source, *options)))))}",
         '#line 1 "gpudirect-service.cuh"', _part("after.cuh"),
     ])  # fmt: skip
 

@@ -356,6 +356,21 @@ def test_a_function_may_refuse(svc, array):
     assert svc.call("odd", 5) == 5  # and is forgotten
 
 
+@pytest.mark.parametrize("how", ["source", "option", "header"])
+def test_a_function_refuses_by_whatever_name(how, tmp_path):
+    (tmp_path / "mine.h").write_text("#define need(c) gd_require(c, 0)\n")
+    source, options = {
+        "source": ("#define need(c) gd_require(c, 0)\n", []),
+        "option": ("", ["-Dneed(c)=gd_require(c, 0)"]),
+        "header": ('#include "mine.h"\n', [f"-I{tmp_path}"]),
+    }[how]
+    source += "__device__ int f(int a) { need(a > 0); return a; }"
+    with service(source, "f", options=options) as svc:
+        assert svc.call("f", 3) == 3
+        with pytest.raises(gd.RefusedArgumentError):
+            svc.call("f", -3)
+
+
 @pytest.mark.parametrize("rank", [0, 40, 100])
 def test_any_thread_of_a_team_may_refuse(svc, rank):
     with pytest.raises(gd.DeviceAssertionError):
