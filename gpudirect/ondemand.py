@@ -242,7 +242,7 @@ def write(array: Array, source: np.ndarray[Any, Any], offset: int, via: str | No
         return
     raw = source.view(np.uint8)
     at = base(array, piece) + offset
-    if via is None and raw.nbytes >= BOTH_ENDS and not piece.device.busy:
+    if via is None and raw.nbytes >= BOTH_ENDS and not piece.device.working():
         _from_both_ends(array, raw, offset)
         return
     if slot := windows.hit(at, raw.nbytes):
@@ -343,7 +343,7 @@ def _from_both_ends(array: Array, raw: np.ndarray[Any, Any], offset: int) -> Non
 def _rather_dma(array: Array, piece: Piece, windows: OnDemand, offset: int, count: int) -> bool:
     """Whether to spare the mapping: a first small write, and no kernel that DMA might wait for."""
     start = windows.find(base(array, piece) + offset)
-    if count >= TOUCH or start in windows.slots or piece.device.busy:
+    if count >= TOUCH or start in windows.slots or piece.device.working():
         return False
     if start in windows.touched:
         del windows.touched[start]

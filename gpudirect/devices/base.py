@@ -90,6 +90,10 @@ class Stream(ABC):
         """Wait until everything queued so far is done; raises what went wrong in it."""
 
     @abstractmethod
+    def idle(self) -> bool:
+        """Whether nothing queued is left to do. Never blocks, and raises nothing."""
+
+    @abstractmethod
     def marker(self) -> Marker:
         """A point in the stream: is everything queued so far done?"""
 
@@ -271,6 +275,11 @@ class Device(ABC):
     @abstractmethod
     def facts(self) -> dict[str, object]:
         """What a figures file must say of this device, as plain data."""
+
+    def working(self) -> bool:
+        """Whether work queued through gpudirect is still to be done: kernels may be waiting for
+        data. ``busy`` holds every stream that was not synchronised since."""
+        return any(not stream.idle() for stream in tuple(self.busy))
 
     def synchronize(self) -> None:
         """Wait for all work that was queued through gpudirect on this device.

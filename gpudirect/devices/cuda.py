@@ -264,6 +264,11 @@ class CudaStream(Stream):
         if code:
             _check((_driver().CUresult(code),), "waiting for a stream")
 
+    def idle(self) -> bool:
+        with self.device.current():
+            (code,) = _driver().cuStreamQuery(self.handle)
+        return int(code) != NOT_READY
+
     def marker(self) -> CudaMarker:
         return CudaMarker(self)
 

@@ -207,6 +207,7 @@ class EmulatedStream(Stream):
         self._connection: StreamConnection | None = None
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
+        self._queued = self._done = 0  # pieces of work
 
     def submit(self, work: Callable[[], None]) -> None:
         """Queue a piece of work. It runs after everything queued before it."""
@@ -217,6 +218,7 @@ class EmulatedStream(Stream):
                     target=self._run, name=f"{self.device.id} stream {self.handle}", daemon=True
                 )
                 self._thread.start()
+            self._queued += 1
         self._work.put(work)
 
     def connection(self) -> StreamConnection:
@@ -233,6 +235,7 @@ class EmulatedStream(Stream):
                 self._failure = self._failure or e
                 if (lost := self.device.process.lost) is not None:
                     self.device.lost = lost
+            self._done += 1
         if self._connection is not None:
             self._connection.close()
 
@@ -244,6 +247,9 @@ class EmulatedStream(Stream):
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def idle(self) -> bool:
+        return self._done == self._queued
 
     def marker(self) -> EmulatedMarker:
         return EmulatedMarker(self)

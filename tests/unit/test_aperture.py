@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import json
@@ -177,12 +178,36 @@ def test_an_error_of_the_dma_end_reaches_who_writes(emulated, data, monkeypatch)
 def test_nothing_goes_by_dma_while_a_kernel_may_be_waiting_for_it(emulated, data, monkeypatch):
     aperture.set_budget(16 * MIB, gd.device())
     with gd.zeros(data.nbytes, "u1", mapped=False) as a:
-        stream = a.device.stream()
-        a.device.busy.add(stream)
-        with monkeypatch.context() as m:
-            m.setattr(a.device, "copy_in", lambda *args: pytest.fail("DMA"))
-            a.write(data)
+        stream, host = a.device.stream(), a.device.host_allocate(4096)
+        word = np.frombuffer((ctypes.c_uint32 * 1).from_address(host.ptr), "u4")
+        word[0] = 0
+        wait = "__global__ void wait(volatile unsigned *word) { while (!*word) ; }"
+        gd.kernel(wait, "wait")[1, 1, stream](host.ptr)
+        try:
+            with monkeypatch.context() as m:
+                m.setattr(a.device, "copy_in", lambda *args: pytest.fail("DMA"))
+                a.write(data)
+        finally:
+            word[0] = 1
+        stream.synchronize()
+        assert not a.device.working()
         stream.close()
+        host.free()
+        assert np.array_equal(a.read(), data)
+
+
+def test_what_is_done_holds_up_no_dma(emulated, data, monkeypatch):
+    """A stream that nobody synchronised since is no reason to map everything."""
+    aperture.set_budget(16 * MIB, gd.device())
+    with gd.zeros(data.nbytes, "u1", mapped=False) as a, gd.zeros(16, "u4") as b:
+        gd.kernel("__global__ void f(unsigned *p) { p[0] = 7; }", "f")[1, 1](b)
+        wait_until(lambda: not a.device.working())
+        assert a.device.busy
+        by_dma = []
+        copy_in = a.device.copy_in
+        monkeypatch.setattr(a.device, "copy_in", lambda d, s, n: (by_dma.append(n), copy_in(d, s, n)))
+        a.write(data)
+        assert by_dma
         assert np.array_equal(a.read(), data)
 
 
