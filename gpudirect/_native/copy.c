@@ -20,15 +20,17 @@
 
 static const struct gd_engine *selected;
 
+static __attribute__((noinline, cold)) const struct gd_engine *select_best(void)
+{
+    gd_isa_select(NULL);
+    return __atomic_load_n(&selected, __ATOMIC_RELAXED);
+}
+
 const struct gd_engine *gd_engine(void)
 {
     const struct gd_engine *e = __atomic_load_n(&selected, __ATOMIC_RELAXED);
 
-    if (__builtin_expect(!e, 0)) {
-        gd_isa_select(NULL);
-        e = __atomic_load_n(&selected, __ATOMIC_RELAXED);
-    }
-    return e;
+    return __builtin_expect(!e, 0) ? select_best() : e;
 }
 
 int gd_isa_count(void)
@@ -153,22 +155,40 @@ static int run(const struct gd_job *job)
     return 0;
 }
 
+/* Apart, so that the short way saves no registers for it: 5 ns of the 160 that 1 KiB takes. */
+static __attribute__((noinline)) int write_job(uintptr_t dst, const char *src, size_t n,
+                                               unsigned flags)
+{
+    return run(&(struct gd_job){.piece = write_piece, .engine = gd_engine(), .mapped = dst,
+                                .other = (char *)(uintptr_t)src, .n = n, .write = 1,
+                                .flags = flags});
+}
+
+static __attribute__((noinline)) int read_job(char *dst, uintptr_t src, size_t n, unsigned flags)
+{
+    return run(&(struct gd_job){.piece = read_piece, .engine = gd_engine(), .mapped = src,
+                                .other = dst, .n = n, .flags = flags});
+}
+
+/* Whether the copy needs no guard and is too small for threads in any case. */
+static inline int short_way(size_t n, int write, unsigned flags)
+{
+    return !(flags & GD_GUARDED) &&
+           (flags & GD_ONE_THREAD || !gd_threads_considered(n, write));
+}
+
 int gd_write(uintptr_t dst, const char *src, size_t n, unsigned flags)
 {
     if (overlap(dst, n, (uintptr_t)src, n))
         return n ? -EINVAL : 0;
     if (n == 0)
         return 0;
-    if (!(flags & GD_GUARDED) && (flags & GD_ONE_THREAD || !gd_threads_wanted(n, 1))) {
-        gd_engine()->store((char *)dst, src, n); /* the short way, for the small ones */
-        if (!(flags & GD_NO_FENCE))
-            gd_fence();
-        gd_threads_note(n, 1, flags);
-        return 0;
-    }
-    return run(&(struct gd_job){.piece = write_piece, .engine = gd_engine(), .mapped = dst,
-                                .other = (char *)(uintptr_t)src, .n = n, .write = 1,
-                                .flags = flags});
+    if (__builtin_expect(!short_way(n, 1, flags), 0))
+        return write_job(dst, src, n, flags);
+    gd_engine()->store((char *)dst, src, n);
+    if (!(flags & GD_NO_FENCE))
+        gd_fence();
+    return 0;
 }
 
 int gd_read(char *dst, uintptr_t src, size_t n, unsigned flags)
@@ -177,14 +197,11 @@ int gd_read(char *dst, uintptr_t src, size_t n, unsigned flags)
         return n ? -EINVAL : 0;
     if (n == 0)
         return 0;
-    if (!(flags & GD_GUARDED) && (flags & GD_ONE_THREAD || !gd_threads_wanted(n, 0))) {
-        gd_load_fence(); /* the short way, for the small ones */
-        gd_engine()->load(dst, (const char *)src, n);
-        gd_threads_note(n, 0, flags);
-        return 0;
-    }
-    return run(&(struct gd_job){.piece = read_piece, .engine = gd_engine(), .mapped = src,
-                                .other = dst, .n = n, .flags = flags});
+    if (__builtin_expect(!short_way(n, 0, flags), 0))
+        return read_job(dst, src, n, flags);
+    gd_load_fence();
+    gd_engine()->load(dst, (const char *)src, n);
+    return 0;
 }
 
 int gd_fill(uintptr_t dst, int value, size_t n, unsigned flags)

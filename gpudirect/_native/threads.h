@@ -58,10 +58,16 @@ static inline uint64_t gd_ticks(void)
 #define gd_ticks gd_now
 #endif
 
-/* Whether a copy of n bytes is worth more than one thread. */
+/* Whether a copy of n bytes may be worth more than one thread. */
+static inline int gd_threads_considered(size_t n, int write)
+{
+    return n >= __atomic_load_n(&gd_threads_in_a_row[!!write], __ATOMIC_RELAXED);
+}
+
+/* Whether it is. */
 static inline int gd_threads_wanted(size_t n, int write)
 {
-    if (__builtin_expect(n < __atomic_load_n(&gd_threads_in_a_row[!!write], __ATOMIC_RELAXED), 1))
+    if (!gd_threads_considered(n, write))
         return 0;
     return (n >= __atomic_load_n(&gd_threads_alone[!!write], __ATOMIC_RELAXED) ||
             gd_ticks() - __atomic_load_n(&gd_threads_last, __ATOMIC_RELAXED) < GD_THREADS_ROW) &&
@@ -71,9 +77,7 @@ static inline int gd_threads_wanted(size_t n, int write)
 /* To be called at the end of a copy that used one thread: the next one may be in a row with it. */
 static inline void gd_threads_note(size_t n, int write, unsigned flags)
 {
-    if (__builtin_expect(!(flags & GD_ONE_THREAD) &&
-                             n >= __atomic_load_n(&gd_threads_in_a_row[!!write], __ATOMIC_RELAXED),
-                         0))
+    if (!(flags & GD_ONE_THREAD) && gd_threads_considered(n, write))
         __atomic_store_n(&gd_threads_last, gd_ticks(), __ATOMIC_RELAXED);
 }
 

@@ -94,7 +94,8 @@ def shared_out(
 ) -> list[Figure]:
     """Time several calls in turn, in an order drawn anew each round, within ``seconds`` in all.
 
-    Each has its own batch, so that a sample lasts at least 20 us; least and most: samples of each.
+    Each has its own batch, so that a sample lasts at least 20 us, and one call before it that is not
+    timed. least and most: samples of each.
     alone: one call a sample, and 100 us before each in which the CPU does something else: what was
     woken up for the call before sleeps again, as it would between the copies of a program.
     Cases that take too long for ``least`` samples within ten times their share get fewer, at
@@ -120,9 +121,12 @@ def shared_out(
         dice.shuffle(order)
         for name in order:
             call, rounds = cases[name], range(batches[name])
-            begin = clock()
-            while alone and clock() - begin < PAUSE:
-                pass
+            if alone:
+                begin = clock()
+                while clock() - begin < PAUSE:
+                    pass
+            else:
+                call()  # the case before may have pushed this one's data out of the caches
             begin = clock()
             for _ in rounds:
                 call()
