@@ -94,8 +94,8 @@ def shared_out(
 ) -> list[Figure]:
     """Time several calls in turn, in an order drawn anew each round, within ``seconds`` in all.
 
-    Each has its own batch, so that a sample lasts at least 20 us, and one call before it that is not
-    timed. least and most: samples of each.
+    Each has its own batch, so that a sample lasts at least 20 us, and three calls before it that are
+    not timed. least and most: samples of each.
     alone: one call a sample, and 100 us before each in which the CPU does something else: what was
     woken up for the call before sleeps again, as it would between the copies of a program.
     Cases that take too long for ``least`` samples within ten times their share get fewer, at
@@ -104,10 +104,11 @@ def shared_out(
     clock = time.perf_counter_ns
     batches: dict[str, int] = {}
     for name, call in cases.items():
-        call()
-        start = clock()
-        call()
-        once = max(1, clock() - start)
+        once = SAMPLE
+        for _ in range(6):
+            start = clock()
+            call()
+            once = max(1, min(once, clock() - start))
         batches[name] = 1 if alone else max(1, min(500, round(SAMPLE / once)))
         for _ in range(batches[name]):
             call()  # warm
@@ -126,7 +127,8 @@ def shared_out(
                 while clock() - begin < PAUSE:
                     pass
             else:
-                call()  # the case before may have pushed this one's data out of the caches
+                for _ in range(3):  # the case before may have pushed this one's data out of caches
+                    call()
             begin = clock()
             for _ in rounds:
                 call()

@@ -148,6 +148,22 @@ def test_pageable_sources_are_waited_for_and_page_locked_ones_need_not_be(engine
     assert engine.current == 0  # the caller's context is as it was
 
 
+def test_an_old_answer_about_memory_is_asked_for_again(engine):
+    """The driver is asked once for a row of copies from one place, and again after a while."""
+    engine.turn((), (100,), (), ())
+    p, big = probe(engine), np.ones(8192, "u1")
+    p.write(big)
+    assert "in" not in engine.calls  # pageable: through the mapping
+    engine.locked.add(int(big.ctypes.data))
+    for _ in range(70):
+        p.write(big)
+    assert "in" in engine.calls  # page-locked meanwhile: DMA
+    engine.locked.clear()
+    engine.calls.clear()
+    p.write(big)
+    assert "settle" in engine.calls  # still by DMA, and what is pageable is waited for
+
+
 def test_a_context_that_is_current_is_left_alone(engine):
     engine.current = CONTEXT
     probe(engine).write(np.ones(100, "u1"), via="dma")
@@ -161,6 +177,7 @@ def test_reads_take_the_path_as_well(engine):
     engine.bytes[:] = 9
     assert p.read(out) is out and (out == 9).all() and "out" in engine.calls
     engine.calls.clear()
+    out = np.empty(SIZE, "u1")
     engine.locked.add(int(out.ctypes.data))
     engine.bytes[:] = 8
     p.read(out)
