@@ -1,18 +1,28 @@
-"""The README keeps its word."""
+"""The README and the pages keep their word."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_its_figures_are_those_of_the_results_folder():
-    run = subprocess.run([sys.executable, ROOT / "tools/readme-figures", "--check"],
+@pytest.mark.parametrize("tool", ["figures", "readme-port"])
+def test_what_is_made_is_up_to_date(tool):
+    run = subprocess.run([sys.executable, ROOT / "tools" / tool, "--check"],
                          capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 0, run.stderr
+
+
+def test_every_block_of_figures_is_one_that_the_tool_makes():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"<!-- figures: (\w+)", page.read_text()):
+            assert f'"{name}":' in (ROOT / "tools" / "figures").read_text(), (page.name, name)
 
 
 def test_every_command_it_names_exists():
@@ -25,8 +35,6 @@ def test_every_command_it_names_exists():
 
 
 def test_every_page_it_links_to_exists():
-    import re
-
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([\w./-]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
