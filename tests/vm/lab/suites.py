@@ -291,8 +291,8 @@ def quick() -> int:
     return report(passed + good, failed + (not good))
 
 
-# what tests no bridge but the emulated GPU's process, the compilers and the copy engine: it runs
-# outside, where it takes seconds
+# what tests no bridge but the emulated GPU's process, the compilers, the copy engine and pages: it
+# runs outside, where it takes seconds
 NOT_HERE = " ".join(
     f"--ignore tests/{name if '/' in name else 'unit/' + name}"
     for name in (
@@ -305,6 +305,10 @@ NOT_HERE = " ".join(
         "test_lab.py",
         "test_readme.py",
         "test_memory_model.py",
+        "test_check.py",
+        "test_report.py",
+        "test_experiment.py",
+        "test_paths.py",
         # its services live for 60 seconds, which is too short here; tests/vm/guest has its own
         "test_service.py",
     )
