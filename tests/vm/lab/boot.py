@@ -142,7 +142,8 @@ def boot(
     result = Result(text, time.monotonic() - start, DONE in text)
     for line in text.splitlines():
         if m := re.search(r"\bnot ok \d+ (\S+)", line):
-            result.failed.append(m[1])
+            why = [w[1] for w in re.finditer(rf"^# {re.escape(m[1])}:(.*)$", text, re.MULTILINE)]
+            result.failed.append(m[1] + ":".join(["", *why]))
         elif m := re.search(r"\bok \d+ (\S+)", line):
             result.passed.append(m[1])
     result.splats = splats(text)

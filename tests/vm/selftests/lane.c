@@ -11,6 +11,7 @@
 #include "resident.h"
 
 #define SLOTS 16
+#define PATIENCE_NS 60000000000ull /* an emulated machine on a busy one may stand still for seconds */
 
 static const uint32_t contexts[] = {CALLER_PROCESS, CALLER_TIMER, CALLER_TASKLET,
 				    CALLER_INTERRUPT};
@@ -400,7 +401,7 @@ TEST(waiting_ends_in_time_and_can_be_repeated)
 	EXPECT_ERRNO(ETIMEDOUT, wait_reply(s, lane, sequence, 0, &reply));
 	start = now_ns();
 	EXPECT_ERRNO(ETIMEDOUT, wait_reply(s, lane, sequence, 200, &reply));
-	EXPECT(now_ns() - start >= 190 * 1000000ull && now_ns() - start < 5000 * 1000000ull);
+	EXPECT(now_ns() - start >= 190 * 1000000ull && now_ns() - start < PATIENCE_NS);
 	s->resident.mute = 0;
 	EXPECT(wait_reply(s, lane, sequence, UINT32_MAX, &reply) == 0);
 	EXPECT(reply.status == P2PMOD_STATUS_ARGUMENT && reply.value == 0);
@@ -425,7 +426,7 @@ TEST(a_killed_waiter_goes_at_once)
 	start = now_ns();
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
-	EXPECT(now_ns() - start < 5000 * 1000000ull);
+	EXPECT(now_ns() - start < PATIENCE_NS);
 	EXPECT_ERRNO(EINPROGRESS, poll_reply(s, lane, CALLER_PROCESS, sequence, &reply));
 	scene_end(s);
 }
