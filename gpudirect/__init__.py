@@ -98,6 +98,9 @@ def set_limits(limits: Limits, device: Device | str | int | None = None,
     """Put limits of your own into force in this process, also for arrays that exist."""
     from . import bridges, paths
 
+    if not isinstance(limits, Limits):
+        raise ArgumentError(f"limits is {limits!r}: give gpudirect.Limits(...)")
+
     on = devices.get(device)
     paths.of(on, bridges.choose(on, bridge)).limits = limits
 

@@ -446,10 +446,8 @@ class Array(_native.Mapped):  # type: ignore[misc]
             count = self.nbytes
         if out is None:
             out = np.empty(count, np.uint8) if part else np.empty(self.shape, self.dtype)
-        elif not out.flags.c_contiguous or not out.flags.writeable or out.nbytes != count:
-            raise ArgumentError(
-                f"out must be C-contiguous, writable and {count} bytes; it has {out.nbytes}"
-            )
+        else:
+            out = _destination(out, count)
         if synchronize and piece.device.busy:
             piece.device.synchronize()
         if count:
@@ -528,6 +526,24 @@ class Array(_native.Mapped):  # type: ignore[misc]
 
 
 # -- making arrays ---------------------------------------------------------------------------
+
+
+def _destination(out: Any, count: int) -> np.ndarray[Any, Any]:
+    """What a read fills: an array, or another writable buffer seen as bytes."""
+    try:
+        found = out if isinstance(out, np.ndarray) else np.asarray(memoryview(out))
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"out is a {type(out).__name__}: give a NumPy array or another writable buffer"
+        ) from None
+    for fine, why in (
+        (found.flags.writeable, "is read-only"),
+        (found.flags.c_contiguous, "is not C-contiguous"),
+        (found.nbytes == count, f"has {found.nbytes} bytes"),
+    ):
+        if not fine:
+            raise ArgumentError(f"out must be C-contiguous, writable and {count} bytes: it {why}")
+    return found
 
 
 def empty(

@@ -105,6 +105,19 @@ def store(limits: Limits, path: Path) -> None:
         ) from e
 
 
+def ensure_writable(path: Path) -> None:
+    """Raises ArgumentError where ``store`` could not keep anything: before minutes are spent."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise ArgumentError(
+            f"limits cannot be kept in {path}: {e.strerror}. Set GPUDIRECT_CACHE to a folder that can "
+            "be written."
+        ) from e
+
+
 def load(path: Path) -> Limits:
     """Limits from a file. Raises ArgumentError when it holds none."""
     try:

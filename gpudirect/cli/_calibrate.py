@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from .. import devices
+from .. import bridges, devices
 from ..calibration import calibrate
-from ..limits import DIRECTIONS, NEVER, THRESHOLDS, Limits
+from ..limits import DIRECTIONS, NEVER, THRESHOLDS, Limits, ensure_writable, file_of
 from ._info import size
 
 
@@ -40,6 +40,7 @@ def run(console: Console, device: str | None, bridge: str | None) -> None:
     chosen = devices.get(device)
     if chosen.emulated:
         console.print("[bold yellow]Emulated device: these limits say nothing about a GPU.[/]")
+    ensure_writable(file_of(chosen, bridges.choose(chosen, bridge).name))
     with console.status("measuring") as status:
         limits, path = calibrate(
             chosen, bridge, progress=lambda text: status.update(f"measuring: {text}")

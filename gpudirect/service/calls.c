@@ -942,7 +942,7 @@ static PyMethodDef Caller_methods[] = {
      "Call a function of the service, and return its result.\n\n"
      "timeout: seconds to wait for room in the lane, and then for the reply; 0 looks once.\n"
      "lane: which one; by default one with nothing to do, else the one with the fewest calls.\n"
-     "Raises what the function's status says, DTypeError, LaunchError, CallTimeoutError,\n"
+     "Raises what the function's status says, ArgumentError, DTypeError, CallTimeoutError,\n"
      "ServiceError."},
     {"submit", (PyCFunction)(void (*)(void))Caller_submit, METH_FASTCALL | METH_KEYWORDS,
      "submit(function, /, *arguments, timeout=None, lane=None)\n--\n\n"

@@ -161,9 +161,9 @@ def _build_kernel(source: str, name: str, flags: list[str], runtime: Path, path:
             f"the source has no kernel {name!r} that can be launched (a __global__ void function; "
             f"of a template all arguments must be given). Its kernels: {kernels}"
         )
-    hints = _absent(masked)
+    hints = _absent(_written(source, masked))
     first = errors[0] if errors else (log.strip().splitlines() or ["no message"])[0]
-    raise CompileError("\n".join([*hints, f"kernel {name!r} does not compile: {first}"]), log)
+    raise CompileError("\n".join([f"kernel {name!r} does not compile: {first}", *hints]), log)
 
 
 def _macro(option: str) -> str:
@@ -181,6 +181,12 @@ def _launch_free(masked: str) -> str:
         re.sub(r"\(.*", "(", re.sub(r"__launch_bounds__\s*\([^)]*\)", "", head), flags=re.DOTALL)
         for head in heads
     )
+
+
+def _written(source: str, masked: str) -> str:
+    """Of a source with ``#line`` in it, the part that somebody wrote: that of kernel.cu."""
+    part = re.search(r'^#line 1 "kernel\.cu"\n(.*?)(?=^#line|\Z)', source, re.DOTALL | re.MULTILINE)
+    return masked[part.start(1) : part.end(1)] if part else masked
 
 
 def _absent(masked: str) -> list[str]:
