@@ -1,4 +1,4 @@
-"""The memory model on hardware: every litmus test, a million rounds. Run by ``make test-gpu``.
+"""The memory model on hardware: every litmus test, a million rounds. Run by ``tests/gpu/run --all``.
 
 GPUDIRECT_LITMUS_ROUNDS sets another number of rounds.
 """

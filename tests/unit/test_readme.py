@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,3 +39,17 @@ def test_every_page_it_links_to_exists():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([\w./-]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_its_first_example_runs_as_it_stands():
+    text = (ROOT / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    found: dict = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert (found["out"][17] == 2 * np.arange(1024)).all() and not found["out"][16].any()
+
+
+def test_the_doorbells_example_runs_as_it_stands():
+    text = (ROOT / "docs" / "doorbells.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    exec(compile(code, "doorbells.md", "exec"), {})

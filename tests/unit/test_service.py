@@ -24,7 +24,7 @@ from gpudirect.devices.base import Ordering
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = os.environ.get("GPUDIRECT_TEST_SERVICE_DEVICE", "emulated")
-LIFETIME = 60.0  # seconds: a test that breaks off leaves no kernel behind
+LIFETIME = 300.0  # seconds: a test that breaks off leaves no kernel behind
 
 SOURCE = """
 struct pair { float a; int b; };
@@ -461,6 +461,8 @@ def test_interrupted():
     program = """
         import os, signal, threading
         import gpudirect as gd
+        # a program that was started in the background ignores it otherwise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         source = "__device__ int f(volatile int *go) { while (!*go) __nanosleep(1000); return 7; }"
         go = gd.zeros(1, "i4")
         with gd.Service(source, "f", lifetime=60) as svc:
