@@ -291,8 +291,8 @@ def quick() -> int:
     return report(passed + good, failed + (not good))
 
 
-# what tests no bridge but the emulated GPU's process, the compilers, the copy engine and pages: it
-# runs outside, where it takes seconds
+# what is about the emulated GPU's process, compilers, the copy engine, feigned drivers and pages, and
+# about no bridge: it runs outside, where it takes seconds
 NOT_HERE = " ".join(
     f"--ignore tests/{name if '/' in name else 'unit/' + name}"
     for name in (
