@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -275,3 +277,43 @@ def test_sizes_from_the_environment(text, monkeypatch):
             env_size("GPUDIRECT_POOL", 5)
     else:
         assert env_size("GPUDIRECT_POOL", 5) == (5 if not text else 64 << 20)
+
+
+def test_a_source_that_another_thread_frees_is_copied_whole_or_not_at_all():
+    """The buffer is held while it is copied: clearing it meanwhile is refused to that thread."""
+    size, refused = 4 << 20, 0
+    with gd.zeros(size, "u1") as a:
+        for value in range(1, 21):
+            source = bytearray([value]) * size
+            done = threading.Event()
+
+            def free(source=source, done=done):
+                nonlocal refused
+                while not done.is_set():
+                    try:
+                        source.clear()
+                        return
+                    except BufferError:
+                        refused += 1
+
+            thread = threading.Thread(target=free)
+            thread.start()
+            a.write(source)
+            done.set()
+            thread.join()
+            seen = a.read()
+            assert seen.min() == seen.max() <= value
+
+
+def test_what_cannot_be_read_into_says_why():
+    with gd.full(8, 7, "u1") as a:
+        frozen = np.zeros(8, "u1")
+        frozen.flags.writeable = False
+        for out, why in ((frozen, "is read-only"), (np.zeros((8, 2), "u1")[:, 0], "not C-contiguous"),
+                         (np.zeros(7, "u1"), "has 7 bytes"), (bytes(8), "is read-only"),
+                         (3, "is a int")):  # fmt: skip
+            with pytest.raises(gd.ArgumentError, match=why):
+                a.read(out)
+        plain = bytearray(8)
+        a.read(plain)
+        assert plain == b"\7" * 8
