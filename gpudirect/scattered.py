@@ -89,7 +89,13 @@ def _described(array: Array, pieces: Any) -> tuple[np.ndarray[Any, Any], list[An
     """The table of struct gd_piece, and what keeps the sources alive."""
     limit = array.nbytes
     sources, table = [], []
-    for number, entry in enumerate(pieces):
+    try:
+        listed = enumerate(pieces)
+    except TypeError:
+        raise ArgumentError(
+            f"scatter({pieces!r}): give a list of (offset in bytes, bytes-like), or offsets and items"
+        ) from None
+    for number, entry in listed:
         try:
             offset, data = entry
         except (TypeError, ValueError):

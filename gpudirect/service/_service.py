@@ -569,6 +569,9 @@ class Service(Caller):
             raise ArgumentError("map() needs an iterable for each argument of the function")
         if function not in self.functions:
             raise self._unknown(function)
+        for iterable in iterables:
+            if not isinstance(iterable, Iterable):
+                raise ArgumentError(f"map() takes an iterable for each argument; given {iterable!r}")
         if not self._opened:
             self._refuse()
         return self._mapped(function, iterables, timeout, lane)

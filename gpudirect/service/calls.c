@@ -576,8 +576,8 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
             if (value == Py_None)
                 continue;
             seconds = PyFloat_AsDouble(value);
-            if (seconds == -1.0 && PyErr_Occurred())
-                return -1;
+            if (seconds == -1.0)
+                PyErr_Clear(); /* what is no number is refused like one that is too small */
             if (!(seconds >= 0)) {
                 raise_made(invoke(self, "_timeout_wrong", "(O)", value));
                 return -1;

@@ -317,3 +317,13 @@ def test_what_cannot_be_read_into_says_why():
         plain = bytearray(8)
         a.read(plain)
         assert plain == b"\7" * 8
+
+
+def test_a_scatter_of_no_list():
+    with gd.zeros(8, "u1") as a, pytest.raises(gd.ArgumentError, match="give a list"):
+        a.scatter(5)
+
+
+def test_limits_that_are_none():
+    with pytest.raises(gd.ArgumentError, match="Limits"):
+        gd.set_limits(3)

@@ -913,3 +913,13 @@ def _run(program, check=True):
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+@pytest.mark.parametrize("timeout", ["a", -1, [], float("nan")])
+def test_a_timeout_that_is_none(timeout):
+    with service("__device__ int f(int a) { return a + 1; }", ["f"]) as svc:
+        with pytest.raises(gd.ArgumentError, match="give seconds, 0 or more"):
+            svc.call("f", 1, timeout=timeout)
+        assert svc.call("f", 1) == 2
+        with pytest.raises(gd.ArgumentError, match="iterable"):
+            svc.map("f", 3)
