@@ -8,6 +8,7 @@
 #include "bare.h"
 #include "guard.h"
 #include "native.h"
+#include "relax.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -323,13 +324,6 @@ struct member {
     int index;
 };
 
-static void relax(void)
-{
-#if defined(__x86_64__)
-    _mm_pause();
-#endif
-}
-
 static void member_share(struct team *team, int index)
 {
     size_t skew = (uintptr_t)team->mapped & (LINE - 1);
@@ -354,7 +348,7 @@ static void *member_main(void *argument)
         int go;
 
         while ((go = __atomic_load_n(&team->go, __ATOMIC_ACQUIRE)) < i && go >= 0)
-            relax();
+            gd_relax();
         if (go < 0)
             break;
         member_share(team, member->index);
@@ -401,7 +395,7 @@ int gd_bare_time_threads(int kind, uintptr_t mapped, char *ordinary, size_t n, i
         __atomic_store_n(&team.go, i, __ATOMIC_RELEASE);
         member_share(&team, 0);
         for (int spins = 0; __atomic_load_n(&team.done, __ATOMIC_ACQUIRE) < threads - 1; spins++)
-            spins < 1 << 16 ? relax() : (void)sched_yield();
+            spins < 1 << 16 ? gd_relax() : (void)sched_yield();
         ns[i - 1] = (double)(gd_now() - start);
     }
     if (code)

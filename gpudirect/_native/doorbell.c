@@ -6,14 +6,7 @@
 
 #include "guard.h"
 #include "native.h"
-
-#if defined(__x86_64__)
-#define relax() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define relax() __asm__ volatile("yield")
-#else
-#define relax() ((void)0)
-#endif
+#include "relax.h"
 
 #define LOOKS_A_CLOCK 64 /* looks at the word between two looks at the clock */
 
@@ -88,7 +81,7 @@ uint64_t gd_now(void)
             for (int i = 0; i < LOOKS_A_CLOCK; i++) {                                             \
                 if (load##bits(address) == value)                                                 \
                     return 0;                                                                     \
-                relax();                                                                          \
+                gd_relax();                                                                       \
             }                                                                                     \
             if (timeout > 0 && gd_now() - start >= (uint64_t)timeout)                             \
                 return -ETIMEDOUT;                                                                \

@@ -9,14 +9,10 @@
 #include "guard.h"
 #include "lane.h"
 #include "native.h"
+#include "relax.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define relax() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define relax() __asm__ volatile("yield")
-#else
-#define relax() ((void)0)
 #endif
 
 #define LINE P2PMOD_PACKET_BYTES
@@ -177,7 +173,7 @@ int gd_lane_wait(const struct gd_lane *lane, uint32_t sequence, int64_t timeout,
             if (!look(at, sequence, reply))
                 return 0;
             if (spent > EAGER)
-                relax();
+                gd_relax();
         }
         spent = gd_now() - start;
         if (timeout > 0 && spent >= (uint64_t)timeout)
@@ -237,7 +233,7 @@ int gd_lane_wait_any(const struct gd_awaited *calls, int count, uintptr_t wake, 
 
             nanosleep(&nap, NULL);
         } else {
-            relax();
+            gd_relax();
         }
     }
 }

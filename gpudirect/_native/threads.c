@@ -20,6 +20,7 @@
 
 #include "guard.h"
 #include "native.h"
+#include "relax.h"
 #include "threads.h"
 
 #define LINE 64
@@ -66,15 +67,6 @@ static struct {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .wake = PTHREAD_COND_INITIALIZER,
 };
-
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
 
 /* ---- pieces ---- */
 
@@ -171,7 +163,7 @@ static void *helper(void *argument)
 
         while (!pieces_left() && !outdated(generation)) {
             for (int i = 0; i < 32 && !pieces_left(); i++)
-                relax();
+                gd_relax();
             if (gd_now() - since > GD_THREADS_SPIN)
                 sleep_until_work(generation);
         }
@@ -260,7 +252,7 @@ int gd_threads_run(const struct gd_job *job)
     }
     work();
     for (int spins = 0; __atomic_load_n(&pool.done, __ATOMIC_ACQUIRE) != pool.pieces; spins++)
-        spins < SPINS_BEFORE_YIELD ? relax() : (void)sched_yield();
+        spins < SPINS_BEFORE_YIELD ? gd_relax() : (void)sched_yield();
     code = __atomic_load_n(&pool.code, __ATOMIC_RELAXED);
     if (code)
         gd_guard_fault = pool.fault;
