@@ -1,7 +1,7 @@
 """Measure on this machine which path is faster at which size, and keep the answer.
 
     gpudirect calibrate            # a few seconds for each GPU, once
-    gd.calibrate(); gd.limits()
+    gd.calibrate(); gd.get_limits()
 
 The answer is kept (limits.py says where) and used by every later process.
 """

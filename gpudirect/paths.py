@@ -48,11 +48,6 @@ class Paths:
                 kept[i] = turns[i] if i < len(turns) else NEVER
         start_threads(limits, self._near)
 
-    @property
-    def direct(self) -> bool:
-        """Whether C can call the device's copy engine by itself."""
-        return self._driver is not None
-
 
 def start_threads(limits: Limits, near: list[int]) -> None:
     """Tell the copy threads how many they are, where they run and what sizes they take.

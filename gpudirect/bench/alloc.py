@@ -9,6 +9,7 @@ import gpudirect as gd
 
 from ..devices import Device
 from .measure import Figure, figure, interleaved
+from .others import current
 from .progress import Tell, silent
 
 NAME = "alloc"
@@ -50,7 +51,7 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
     """Measure on the default bridge of ``device``."""
     data = bytes(range(64))
     samples = 50 if quick else 400
-    with gd.empty(4096, "u1", device=device) as a, device_context(device):
+    with gd.empty(4096, "u1", device=device) as a, current(device):
         # the driver cuts small allocations from a block it keeps while another one is held, so
         # both are told: alone, and beside another
         alone = {
@@ -78,10 +79,3 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
         figure(NAME, name, 64 if name in (WRITE, COPY) else 0, t, BATCH if name in often else 1)
         for name, t in times.items()
     ]
-
-
-def device_context(device: Device) -> Any:
-    """The device's context made current, so that the driver's own calls work."""
-    import contextlib
-
-    return contextlib.nullcontext() if device.emulated else device.current()  # type: ignore[attr-defined]

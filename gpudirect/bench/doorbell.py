@@ -15,8 +15,8 @@ import gpudirect as gd
 
 from .. import _native
 from ..devices import Device, HostMemory
-from .alloc import device_context
 from .measure import Figure, figure, interleaved
+from .others import current
 from .progress import Tell, silent
 
 NAME = "doorbell"
@@ -189,9 +189,8 @@ class _Launches:
             1, ctypes.addressof(buffer), 2, ctypes.addressof(size), 0
         )
         self.keep += [size, buffer, extra]
-        handle = int(kernel._function._kernel)  # type: ignore[attr-defined]
         queue = self.stream.handle if stream is None else stream
-        return self._step(b"cuLaunchKernel", handle, 1, 1, 1, 1, 1, 1, 0, queue, 0,
+        return self._step(b"cuLaunchKernel", kernel.handle, 1, 1, 1, 1, 1, 1, 0, queue, 0,
                           ctypes.addressof(extra))  # fmt: skip
 
     def _wait(self) -> dict[str, Any]:
@@ -254,7 +253,7 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
         found.setdefault((case, size), []).append(times)
 
     with contextlib.ExitStack() as stack, gd.zeros(64, "f4", device=device) as word:
-        stack.enter_context(device_context(device))
+        stack.enter_context(current(device))
         ways: dict[tuple[str, int], list[dict[str, Any]]] = {}
         if not device.emulated:
             launches = _Launches(device)
