@@ -74,7 +74,7 @@ class Series:
 
 
 @contextmanager
-def _figure(height: float) -> Iterator[tuple[Any, Any]]:
+def blank(height: float) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes in our style, kept apart from the settings of the process."""
     mpl = matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -86,7 +86,8 @@ def _figure(height: float) -> Iterator[tuple[Any, Any]]:
         yield figure, figure.add_subplot()
 
 
-def _finished(figure: Any, name: str, caption: str, emulated: bool) -> Plot:
+def finished(figure: Any, name: str, caption: str, emulated: bool) -> Plot:
+    """The plot of a figure, marked where it is emulated."""
     if emulated:
         figure.text(0.5, 0.5, "EMULATED\nno GPU involved", color=ALERT, alpha=0.28, fontsize=26,
                     ha="center", va="center", rotation=20, weight="bold")  # fmt: skip
@@ -121,7 +122,7 @@ def _micro(text: str) -> str:
     return text.replace(" us", " µs")
 
 
-def _decades(axis: Any, low: float, high: float, text: Callable[[float], str]) -> None:
+def decades(axis: Any, low: float, high: float, text: Callable[[float], str]) -> None:
     """A logarithmic axis with ticks that name units; finer ones where it spans little."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
@@ -145,7 +146,8 @@ def _decades(axis: Any, low: float, high: float, text: Callable[[float], str]) -
     axis.set_minor_formatter(NullFormatter())
 
 
-def _size_axis(axes: Any, sizes: Sequence[int]) -> None:
+def size_axis(axes: Any, sizes: Sequence[int]) -> None:
+    """A horizontal axis of sizes in bytes, with ticks at round ones."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     first, last = math.log2(min(sizes)), math.log2(max(sizes))
@@ -210,7 +212,7 @@ def _curves(
     text: Callable[[float], str], floor: float | None = None,
 ) -> Plot:  # fmt: skip
     """Lines over sizes, each with its band; ``values`` gives (low, middle, high) by size."""
-    with _figure(HEIGHT) as (figure, axes):
+    with blank(HEIGHT) as (figure, axes):
         found = [values(s) for s in series]
         sizes = sorted({f["size"] for s in series for f in s.figures})
         axes.set_yscale("log")
@@ -232,11 +234,11 @@ def _curves(
         room = (top / bottom) ** 0.03
         axes.set_ylim(bottom / room, top * room)
         axes.set_xlim(left=min(sizes))
-        _size_axis(axes, sizes)
-        _decades(axes.yaxis, bottom / room, top * room, text)
+        size_axis(axes, sizes)
+        decades(axes.yaxis, bottom / room, top * room, text)
         _label_ends(axes, ends)
         axes.set_title(title)
-        return _finished(figure, name, caption, emulated)
+        return finished(figure, name, caption, emulated)
 
 
 # -- the plots ----------------------------------------------------------------------------------
@@ -293,7 +295,7 @@ def histogram(rows: Sequence[tuple[str, dict[str, Any]]], emulated: bool, what: 
     import numpy as np
 
     height = 1.0 + 0.62 * len(rows)
-    with _figure(height) as (figure, axes):
+    with blank(height) as (figure, axes):
         low = max(min(min([f["p0"], *f["values"]]) for _, f in rows), 1e-3)
         high = max(max([f["p999"], *f["values"]]) for _, f in rows)
         low, high = low / 1.06, max(high, low * 1.3) * 1.06
@@ -314,11 +316,11 @@ def histogram(rows: Sequence[tuple[str, dict[str, Any]]], emulated: bool, what: 
         axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", visible=False)
-        _decades(axes.xaxis, low, high, time_text)
+        decades(axes.xaxis, low, high, time_text)
         axes.set_xlabel("time of one call")
         axes.set_title(f"How the samples are spread{what}")
         caption = (
             f"How the samples are spread{what}: one row for each case, all over the same logarithmic axis. "
             "The solid mark is the median, the dashed one p99."
         )
-        return _finished(figure, f"spread{what}", caption, emulated)
+        return finished(figure, f"spread{what}", caption, emulated)

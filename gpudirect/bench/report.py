@@ -129,7 +129,7 @@ def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "x"
 
 
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
     """A table; its cells are HTML, the first of each row names it. Empty columns are left out."""
     rows = list(rows)
     used = [i for i in range(max(map(len, rows), default=0)) if i == 0 or any(row[i] for row in rows)]
@@ -168,14 +168,15 @@ def _fact(key: str, value: Any) -> str:
     return _text(value)
 
 
-def _facts(found: dict[str, Any]) -> str:
+def facts_section(found: dict[str, Any]) -> str:
+    """The device's and the machine's facts, as tables."""
     parts = []
     for key, caption in (("device", "The device"), ("machine", "The machine")):
         rows = [
             (_text(FACTS.get(k, k.removesuffix("_bytes").replace("_", " "))), _fact(k, v))
             for k, v in found[key].items()
         ]
-        parts.append(_table(caption, (), rows, "facts"))
+        parts.append(html_table(caption, (), rows, "facts"))
     return "\n".join(parts)
 
 
@@ -203,7 +204,7 @@ def _bars(outcomes: Sequence[Outcome], emulated: bool) -> str:
                 f'<span class="{"missing" if emulated else kind}">{mark}{word}</span><br>{_text(o.figure_text)}'
                 f"<small>{_text(o.limit_text)}</small>",
             ))  # fmt: skip
-        lines.append(_table("", ("bar, and its worst case", "figure"), rows, "bars"))
+        lines.append(html_table("", ("bar, and its worst case", "figure"), rows, "bars"))
         asked = dict.fromkeys(o.bar.asked for o in judged if o.state != HOLDS)
         if asked:
             items = "".join(f"<li>“{_text(sentence)}”</li>" for sentence in asked)
@@ -298,11 +299,11 @@ class _Group:
         if self.swept:
             parts.append(self._overview(mark))
             rows = [self._row(f) for figures in self.swept.values() for f in figures]
-            table = _table(f"{mark}Times of one call", self.HEAD, rows)
+            table = html_table(f"{mark}Times of one call", self.HEAD, rows)
             parts.append(f"<details><summary>All {len(rows)} figures</summary>{table}</details>")
         if self.single:
             rows = [self._row(f) for figures in self.single.values() for f in figures]
-            parts.append(_table(f"{mark}Times of one call", self.HEAD, rows))
+            parts.append(html_table(f"{mark}Times of one call", self.HEAD, rows))
         return "\n".join(parts)
 
     HEAD = ("case", "size", "best (p0)", "median (p50)", "p99", "p99.9", "bandwidth", "samples")
@@ -336,7 +337,8 @@ class _Group:
                 row.append(f"{time}<small>{_time(f['p0'])} to {_time(f['p99'])}</small>")
             rows.append(row)
         head = ("size", *(_text(self.label(c)) for c in self.swept))
-        return _table(f"{mark}Median time of one call (best to p99); the arrow marks the fastest", head, rows)
+        caption = f"{mark}Median time of one call (best to p99); the arrow marks the fastest"
+        return html_table(caption, head, rows)
 
 
 def _groups(found: dict[str, Any]) -> dict[str, list[_Group]]:
@@ -408,7 +410,7 @@ def build(found: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
         f"<nav><ul>{''.join(links)}</ul></nav>",
         '<section id="bars"><h2>In short: what was asked, and what came out</h2>', _bars(outcomes, emulated),
         "</section>", f'<section id="how"><h2>How to read this</h2><p>{HOW}</p><dl>{words}</dl></section>',
-        *sections, '<section id="facts"><h2>The machine</h2>', _facts(found), "</section>",
+        *sections, '<section id="facts"><h2>The machine</h2>', facts_section(found), "</section>",
     ])  # fmt: skip
     name = str(device.get("name", "an unknown device"))
     heading = f"gpudirect on {name}" + (" (EMULATED)" if emulated and "emulated" not in name.lower() else "")

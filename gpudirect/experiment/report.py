@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from ..bench import plots
-from ..bench.report import TEMPLATE, _facts, _table
+from ..bench.report import TEMPLATE, facts_section, html_table
 from ..errors import ArgumentError
 from . import analysis
 from .analysis import COPIES, VERSIONS, Experiment, Row
@@ -24,7 +24,7 @@ def _strips(
     versions: Sequence[str], value: Callable[[Row, str], float],
 ) -> plots.Plot:  # fmt: skip
     """A row for each port, a dot for each of its configurations, on a logarithmic axis."""
-    with plots._figure(1.2 + 0.5 * len(ports)) as (figure, axes):
+    with plots.blank(1.2 + 0.5 * len(ports)) as (figure, axes):
         axes.set_xscale("log")
         low = high = 1.0
         for i, port in enumerate(ports):
@@ -37,14 +37,14 @@ def _strips(
         axes.axvline(1.0, color=plots.INK, linewidth=1)
         axes.set_yticks(range(len(ports)), list(reversed(ports)))
         axes.set_xlim(low / 1.1, high * 1.1)
-        plots._decades(axes.xaxis, low / 1.1, high * 1.1, lambda v: f"{v:g}")
+        plots.decades(axes.xaxis, low / 1.1, high * 1.1, lambda v: f"{v:g}")
         if high / low < 20:  # finer than decades
             _ticks(axes.xaxis, [t for t in TICKS if low / 1.1 <= t <= high * 1.1])
         axes.set_xlabel(axis)
         axes.set_title(title)
         figure.legend(fontsize=7.5, frameon=False, loc="outside lower center", ncols=len(versions),
                       columnspacing=1, handletextpad=0.2)  # fmt: skip
-        return plots._finished(figure, name, caption, e.emulated)
+        return plots.finished(figure, name, caption, e.emulated)
 
 
 TICKS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5)
@@ -78,7 +78,7 @@ def factors(e: Experiment) -> plots.Plot:
 
 def chunk_curves(e: Experiment) -> plots.Plot:
     """The double-buffer's sensitivity to its chunk size, and direct, which has none."""
-    with plots._figure(plots.HEIGHT) as (figure, axes):
+    with plots.blank(plots.HEIGHT) as (figure, axes):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         highest, sizes = 1.0, []
@@ -94,8 +94,8 @@ def chunk_curves(e: Experiment) -> plots.Plot:
         axes.annotate("direct, no chunks", (min(sizes), 1.0), (0, -12), textcoords="offset points",
                       fontsize=8.5)  # fmt: skip
         axes.set_ylim(0.7, highest * 1.15)
-        plots._decades(axes.yaxis, 0.7, highest * 1.15, lambda v: f"{v:g}")
-        plots._size_axis(axes, sizes)
+        plots.decades(axes.yaxis, 0.7, highest * 1.15, lambda v: f"{v:g}")
+        plots.size_axis(axes, sizes)
         axes.set_xlabel("chunk size of the double-buffered version")
         axes.set_title("Time of a double-buffered step beside direct")
         axes.legend(fontsize=7.5, frameon=False)
@@ -103,7 +103,7 @@ def chunk_curves(e: Experiment) -> plots.Plot:
             "The median time of one double-buffered step with each chunk size tried, divided by that "
             "of the direct version, at the largest size of each port."
         )
-        return plots._finished(figure, "chunks", caption, e.emulated)
+        return plots.finished(figure, "chunks", caption, e.emulated)
 
 
 def _chunk(name: str) -> int:
@@ -115,7 +115,7 @@ def _chunk(name: str) -> int:
 def line_bars(e: Experiment) -> plots.Plot:
     """Lines of code."""
     ports = list(e.lines)
-    with plots._figure(1.2 + 0.42 * len(ports)) as (figure, axes):
+    with plots.blank(1.2 + 0.42 * len(ports)) as (figure, axes):
         for j, (version, name) in enumerate(
             (("copy", "copy, pinned"), ("double_buffered", "double-buffered"), ("direct", "direct"))
         ):
@@ -130,7 +130,7 @@ def line_bars(e: Experiment) -> plots.Plot:
             "Lines of the version's function, and of whatever only it needs; what versions share "
             "counts for none. Counted mechanically, without comments and blank lines."
         )
-        return plots._finished(figure, "lines", caption, e.emulated)
+        return plots.finished(figure, "lines", caption, e.emulated)
 
 
 def drawn(e: Experiment) -> list[plots.Plot]:
@@ -141,7 +141,7 @@ def drawn(e: Experiment) -> list[plots.Plot]:
 
 def _html(table: analysis.Table) -> str:
     rows = [tuple(map(escape, row)) for row in table.rows]
-    return _table(escape(table.title), tuple(map(escape, table.columns)), rows)
+    return html_table(escape(table.title), tuple(map(escape, table.columns)), rows)
 
 
 def _plot(plot: plots.Plot) -> str:
@@ -172,7 +172,7 @@ def build(found: dict[str, Any]) -> tuple[str, list[plots.Plot]]:
                          for name, p in e.ports.items()) + "</ul>",
         '<div class="plots">' + "\n".join(map(_plot, pictures)) + "</div>",
         *map(_html, [tables[-1], *tables[:-1]]),
-        "<h2>The machine</h2>", _facts(found),
+        "<h2>The machine</h2>", facts_section(found),
     ]  # fmt: skip
     where = f"{device['name']}, {machine['cpu']}, commit {machine['commit']}, {machine['time']}"
     title = "Does avoiding DMA pay?"
