@@ -82,7 +82,7 @@ class Block:
         self.memory = memory
         self.mapping = mapping
         self.account = account
-        self.windows: Closeable | None = None  # those mapped on demand (windows.py)
+        self.windows: Closeable | None = None  # those mapped on demand (ondemand.py)
         self._held: Held | None = None  # what the bridge keeps between windows
         # from a device address to the CPU's: 0 where the mapping is unified
         self.offset = mapping.address - memory.ptr if mapping else 0

@@ -44,7 +44,7 @@ DMA_PART = 4 << 20
 class Slot:
     """One window mapped on demand. Its methods are called by who holds the account."""
 
-    __slots__ = ("host", "length", "mapping", "of", "revocable", "size", "start", "users")
+    __slots__ = ("flags", "host", "length", "mapping", "of", "size", "start", "users")
 
     def __init__(self, of: OnDemand, start: int, length: int, mapping: Mapping) -> None:
         self.of = of
@@ -52,9 +52,17 @@ class Slot:
         self.length = length
         self.mapping: Mapping | None = mapping
         self.host = mapping.address
-        self.revocable = mapping.revocable
+        self.flags = _native.lib.GD_GUARDED if mapping.revocable else 0  # of copies through it
         self.size = charge(start, length)
         self.users = 0
+
+    def store(self, offset: int, source: int, count: int) -> int:
+        """Copy bytes from an address to byte ``offset`` of the block; what the engine answers."""
+        return int(
+            _native.lib.gd_write(
+                self.host + offset - self.start, _native.ffi.cast("char *", source), count, self.flags
+            )
+        )
 
     def close(self) -> bool:
         """Unmap it; False if that was done before."""
@@ -247,12 +255,7 @@ def write(array: Array, source: np.ndarray[Any, Any], offset: int, via: str | No
         return
     if slot := windows.hit(at, raw.nbytes):
         try:
-            code = _native.lib.gd_write(
-                slot.host + at - slot.start,
-                _native.ffi.cast("char *", paths._address(raw)),
-                raw.nbytes,
-                _native.lib.GD_GUARDED if slot.revocable else 0,
-            )
+            code = slot.store(at, paths._address(raw), raw.nbytes)
         finally:
             slot.leave()
         paths._done(code, array, "writing to")
@@ -273,14 +276,8 @@ def _store_window(array: Array, raw: np.ndarray[Any, Any], offset: int, done: in
     piece: Any = array._open()
     at = base(array, piece) + offset
     with entered(piece, at + done, at + end) as slot:
-        into = at + done - slot.start
-        count = min(end - done, slot.length - into)
-        code = _native.lib.gd_write(
-            slot.host + into,
-            _native.ffi.cast("char *", paths._address(raw) + done),
-            count,
-            _native.lib.GD_GUARDED if slot.revocable else 0,
-        )
+        count = min(end - done, slot.start + slot.length - (at + done))
+        code = slot.store(at + done, paths._address(raw) + done, count)
     paths._done(code, array, "writing to")
     return count
 
@@ -379,7 +376,7 @@ def read(array: Array, out: np.ndarray[Any, Any], offset: int, via: str | None) 
                 _native.ffi.cast("char *", paths._address(out) + done),
                 slot.host + into,
                 count,
-                _native.lib.GD_GUARDED if slot.revocable else 0,
+                slot.flags,
             )
         paths._done(code, array, "reading from")
         done += count

@@ -161,7 +161,7 @@ def _windowed(array: Array, table: np.ndarray[Any, Any]) -> None:
             part[:, 0] = (low - first)[here]
             part[:, 1] = (high - low)[here]
             part[:, 2] = table[here, 2] + (low - starts)[here].astype(np.uint64)
-            flags = _native.lib.GD_GUARDED if slot.revocable else 0
+            flags = slot.flags
             code = _call(slot.host, slot.length, part, flags)
         paths._done(code, array, "scattering to")
         # what reaches out of this window on either side is left for others

@@ -128,7 +128,7 @@ class Writer(io.RawIOBase):
         windows.follow(piece, slot, first_byte + self._at + more)
         first = slot.start - first_byte
         self._shown = (first, min(first + slot.length, array.nbytes), slot.host)
-        self._flags = lib.GD_NO_FENCE | (lib.GD_GUARDED if slot.revocable else 0)
+        self._flags = lib.GD_NO_FENCE | slot.flags
         return self._shown
 
     def _leave(self) -> None:
