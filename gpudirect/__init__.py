@@ -87,7 +87,8 @@ def calibrate(device: Device | str | int | None = None, bridge: str | None = Non
 
 def get_limits(device: Device | str | int | None = None, bridge: str | None = None) -> Limits:
     """The sizes in force, at which ``write`` and ``read`` change their path."""
-    from . import bridges, paths
+    from . import bridges
+    from ._transfer import paths
 
     on = devices.get(device)
     return paths.of(on, bridges.choose(on, bridge)).limits
@@ -96,7 +97,8 @@ def get_limits(device: Device | str | int | None = None, bridge: str | None = No
 def set_limits(limits: Limits, device: Device | str | int | None = None,
                bridge: str | None = None) -> None:
     """Put limits of your own into force in this process, also for arrays that exist."""
-    from . import bridges, paths
+    from . import bridges
+    from ._transfer import paths
 
     if not isinstance(limits, Limits):
         raise ArgumentError(f"limits is {limits!r}: give gpudirect.Limits(...)")

@@ -11,9 +11,8 @@ from numpy.typing import DTypeLike
 
 from . import _native
 from .errors import ArgumentError, DTypeError
+from .extent import Shape
 from .host import HostView
-
-Shape = tuple[int, ...]
 
 
 def index(value: object, what: str) -> int:

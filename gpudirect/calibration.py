@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from . import _native, bridges, paths
+from . import _native, bridges
+from ._transfer import copies, paths
 from .arrays import empty
 from .devices import Device
 from .limits import DIRECTIONS, NEVER, THRESHOLDS, Limits, file_of, store
@@ -144,7 +145,7 @@ class _Bench:
     def threads(self, write: bool, pause: float) -> list[tuple[int, float, float]]:
         """(bytes, time with one thread, with several) for copies that come ``pause`` seconds apart."""
         lib, found = _native.lib, []
-        at, other = self.array.host_ptr, _native.ffi.cast("char *", paths._address(self.pageable))
+        at, other = self.array.host_ptr, _native.ffi.cast("char *", copies.address_of(self.pageable))
         for n in sizes(4 << 10, 4 << 20, 2):
             if write:
                 calls = [lambda f=f: lib.gd_write(at, other, n, f)  # noqa: B023

@@ -29,7 +29,6 @@ from .errors import (
     Error,
     NotMappableError,
     OutOfMemoryError,
-    RevokedError,
 )
 
 SMALLEST = 256  # bytes: CUDA's own alignment of allocations
@@ -41,34 +40,6 @@ HOST_PAGE = 4096
 
 class Closeable(Protocol):
     def close(self) -> object: ...
-
-
-class Backing(Protocol):
-    """What an array stands on: a ``Piece``, a ``Registration``, or a ``Part`` of one."""
-
-    exported: bool
-    """Another library may have queued work on it."""
-
-    @property
-    def device(self) -> Device: ...
-    @property
-    def bridge(self) -> Bridge: ...
-    @property
-    def ptr(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-    @property
-    def host(self) -> int:
-        """CPU address of the first byte; 0 where it is not mapped."""
-        ...
-
-    @property
-    def revocable(self) -> bool: ...
-    def revoked(self) -> bool: ...
-    def pages(self) -> list[PageRun]: ...
-    def memory_at(self, offset: int, length: int) -> tuple[DeviceMemory, int]:
-        """The physical block behind some bytes, and where in it they start."""
-        ...
 
 
 class Block:
@@ -572,15 +543,6 @@ def trim() -> None:
     """Give all unused device memory back to the devices."""
     for h in tuple(_heaps.values()):
         h.trim()
-
-
-def check_mapped(piece: Backing) -> None:
-    """Raises RevokedError when the driver has taken the pages back."""
-    if piece.revoked():
-        raise RevokedError(
-            f"{piece.nbytes} bytes at {piece.ptr:#x} were revoked: their owner freed the memory, "
-            "or died. Register the new memory instead."
-        )
 
 
 def _close() -> None:

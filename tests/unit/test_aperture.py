@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import gpudirect as gd
-from gpudirect import _native, aperture, ondemand
+from gpudirect import _native, aperture
+from gpudirect._transfer import ondemand
 from gpudirect.bridges.emulated import EmulatedBridge, EmulatedMapping
 from gpudirect.devices.emulated import StandIn
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import gpudirect as gd
-from gpudirect import calibration, limits, paths
+from gpudirect import calibration, limits
+from gpudirect._transfer import paths
 from gpudirect.limits import NEVER, Limits
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import gpudirect as gd
-from gpudirect import paths
 from gpudirect._native import Mapped, ffi, lib
+from gpudirect._transfer import copies, paths
 from gpudirect.limits import DIRECTIONS, NEVER, Limits
 
 SIZE, DEVICE, CONTEXT = 1 << 20, 0x7000_0000_0000, 77
@@ -278,4 +278,4 @@ def test_limits_hold_at_once_for_arrays_that_exist():
 def test_overlap_says_so():
     with gd.empty(4096, "u1") as a:
         with pytest.raises(gd.ArgumentError, match="overlap"):
-            paths._done(-22, a, "writing to")
+            copies.done(-22, a, "writing to")

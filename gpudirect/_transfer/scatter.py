@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from . import _native, memory, ondemand, paths
-from .arguments import as_source, index, overlap
-from .errors import ArgumentError, DTypeError, RangeError
-from .host import HostView
+from .. import _native
+from ..arguments import as_source, index, overlap
+from ..errors import ArgumentError, DTypeError, RangeError
+from ..extent import Extent, check_mapped
+from ..host import HostView
+from . import copies, ondemand
 
-if TYPE_CHECKING:
-    from .arrays import Array
 
-
-def scatter(array: Array, places: Any, items: Any) -> None:
+def scatter(extent: Extent, places: Any, items: Any) -> None:
     """``Array.scatter``."""
-    piece = array._open()
-    memory.check_mapped(piece)
-    if not array.contiguous:
+    check_mapped(extent.memory)
+    if not extent.contiguous:
         raise ArgumentError("scatter() counts bytes from the start of a contiguous array; this one "
                             "has strides: use .host[...] = values")  # fmt: skip
     if items is None:
-        _pieces(array, *_described(array, places))
+        _pieces(extent, *_described(extent, places))
     else:
-        _items(array, _offsets(places), items)
+        _items(extent, _offsets(places), items)
 
 
 def _offsets(places: Any) -> np.ndarray[Any, Any]:
@@ -42,11 +40,11 @@ def _offsets(places: Any) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(found, np.int64)
 
 
-def _items(array: Array, offsets: np.ndarray[Any, Any], items: Any) -> None:
-    source = as_source(items, array.dtype)
-    if source.dtype != array.dtype:
-        raise DTypeError(f"items of dtype {source.dtype} would be taken for {array.dtype}: convert "
-                         f"them with .astype({array.dtype.str!r})")  # fmt: skip
+def _items(extent: Extent, offsets: np.ndarray[Any, Any], items: Any) -> None:
+    source = as_source(items, extent.dtype)
+    if source.dtype != extent.dtype:
+        raise DTypeError(f"items of dtype {source.dtype} would be taken for {extent.dtype}: convert "
+                         f"them with .astype({extent.dtype.str!r})")  # fmt: skip
     if source.ndim == 0 or len(source) != len(offsets):
         raise ArgumentError(
             f"{len(offsets)} offsets and items of shape {source.shape}: give one item for each "
@@ -57,37 +55,37 @@ def _items(array: Array, offsets: np.ndarray[Any, Any], items: Any) -> None:
     if size == 0:
         return
     low, high = int(offsets.min()), int(offsets.max())
-    if low < 0 or high + size > array.nbytes:
+    if low < 0 or high + size > extent.nbytes:
         at = low if low < 0 else high
-        raise RangeError(f"{size} bytes at offset {at} are not inside an array of {array.nbytes} "
+        raise RangeError(f"{size} bytes at offset {at} are not inside an array of {extent.nbytes} "
                          "bytes; nothing was stored")  # fmt: skip
-    if not array._open().host:
+    if not extent.mapped:
         starts = np.arange(len(offsets), dtype=np.uint64) * np.uint64(size)
         rows = np.empty((len(offsets), 3), np.uint64)
         rows[:, 0], rows[:, 1] = offsets, size
-        rows[:, 2] = starts + np.uint64(paths._address(source))
-        _windowed(array, rows)
+        rows[:, 2] = starts + np.uint64(copies.address_of(source))
+        _windowed(extent, rows)
         return
     ffi = _native.ffi
-    source = _outside(array, source)
+    source = _outside(extent, source)
     code = _native.lib.gd_scatter_items(
-        array.host_ptr, array.nbytes, ffi.cast("int64_t *", paths._address(offsets)), len(offsets),
-        ffi.cast("char *", paths._address(source)), size, array._flags,
+        extent.host, extent.nbytes, ffi.cast("int64_t *", copies.address_of(offsets)), len(offsets),
+        ffi.cast("char *", copies.address_of(source)), size, extent.flags,
     )  # fmt: skip
-    paths._done(code, array, "scattering to")
+    copies.done(code, extent, "scattering to")
 
 
-def _outside(array: Array, source: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _outside(extent: Extent, source: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The source, copied first if it lies in the memory that is about to be written."""
-    piece = array._open()
+    piece = extent.memory
     if piece.host and source.nbytes and overlap(source, piece.host, piece.nbytes):
         return source.view(HostView).fetch()
     return source
 
 
-def _described(array: Array, pieces: Any) -> tuple[np.ndarray[Any, Any], list[Any]]:
+def _described(extent: Extent, pieces: Any) -> tuple[np.ndarray[Any, Any], list[Any]]:
     """The table of struct gd_piece, and what keeps the sources alive."""
-    limit = array.nbytes
+    limit = extent.nbytes
     sources, table = [], []
     try:
         listed = enumerate(pieces)
@@ -103,7 +101,7 @@ def _described(array: Array, pieces: Any) -> tuple[np.ndarray[Any, Any], list[An
                 f"piece {number} is {entry!r}: give (offset in bytes, bytes-like)"
             ) from None
         offset = index(offset, f"the offset of piece {number}")
-        source, address, size = _piece(array, number, data)
+        source, address, size = _piece(extent, number, data)
         if offset < 0 or offset + size > limit:
             raise RangeError(
                 f"piece {number}, {size} bytes at offset {offset}, is not inside an array of "
@@ -114,40 +112,40 @@ def _described(array: Array, pieces: Any) -> tuple[np.ndarray[Any, Any], list[An
     return np.array(table, np.uint64).reshape(-1, 3), sources
 
 
-def _piece(array: Array, number: int, data: Any) -> tuple[object, int, int]:
+def _piece(extent: Extent, number: int, data: Any) -> tuple[object, int, int]:
     """(what keeps it alive, address, bytes) of one piece of data."""
     if type(data) is bytes or type(data) is bytearray:
         held = _native.ffi.from_buffer(data)
         return held, int(_native.ffi.cast("uintptr_t", held)), len(data)
-    source = as_source(data, array.dtype)
-    if source.dtype != array.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
+    source = as_source(data, extent.dtype)
+    if source.dtype != extent.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
         raise DTypeError(
-            f"piece {number} of dtype {source.dtype} would be taken for {array.dtype}: convert it "
-            f"with .astype({array.dtype.str!r}), or give its bytes with .view('u1')"
+            f"piece {number} of dtype {source.dtype} would be taken for {extent.dtype}: convert it "
+            f"with .astype({extent.dtype.str!r}), or give its bytes with .view('u1')"
         )
-    source = _outside(array, np.ascontiguousarray(source))
-    return source, paths._address(source), source.nbytes
+    source = _outside(extent, np.ascontiguousarray(source))
+    return source, copies.address_of(source), source.nbytes
 
 
-def _pieces(array: Array, table: np.ndarray[Any, Any], sources: list[Any]) -> None:
+def _pieces(extent: Extent, table: np.ndarray[Any, Any], sources: list[Any]) -> None:
     if not len(table):
         return
-    if not array._open().host:
-        _windowed(array, table)
+    if not extent.mapped:
+        _windowed(extent, table)
         return
-    code = _call(array.host_ptr, array.nbytes, table, array._flags)
-    paths._done(code, array, "scattering to")
+    code = _call(extent.host, extent.nbytes, table, extent.flags)
+    copies.done(code, extent, "scattering to")
 
 
 def _call(host: int, size: int, table: np.ndarray[Any, Any], flags: int) -> int:
-    pieces = _native.ffi.cast("struct gd_piece *", paths._address(table))
+    pieces = _native.ffi.cast("struct gd_piece *", copies.address_of(table))
     return int(_native.lib.gd_scatter(host, size, pieces, len(table), flags))
 
 
-def _windowed(array: Array, table: np.ndarray[Any, Any]) -> None:
+def _windowed(extent: Extent, table: np.ndarray[Any, Any]) -> None:
     """Scatter into an array that is not mapped whole: window by window, in order within each."""
-    piece: Any = array._open()
-    base = ondemand.base(array, piece)
+    piece = ondemand.piece_of(extent)
+    base = ondemand.base(extent)
     table = table[table[:, 1] > 0]
     while len(table):
         at = int(table[0, 0])
@@ -163,7 +161,7 @@ def _windowed(array: Array, table: np.ndarray[Any, Any]) -> None:
             part[:, 2] = table[here, 2] + (low - starts)[here].astype(np.uint64)
             flags = slot.flags
             code = _call(slot.host, slot.length, part, flags)
-        paths._done(code, array, "scattering to")
+        copies.done(code, extent, "scattering to")
         # what reaches out of this window on either side is left for others
         before, after = starts < first, ends > end
         rest = []

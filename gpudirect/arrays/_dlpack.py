@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DTypeError
+from ..errors import DTypeError
 
 CPU, CUDA = 1, 2
 KINDS = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}

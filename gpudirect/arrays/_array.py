@@ -1,36 +1,26 @@
-"""Arrays of device memory in NumPy's manner, which the CPU writes directly.
-
-    a = empty((4096, 1024), "f4")   device memory, already mapped
-    a.host[17, :] = row             plain CPU stores, straight to the GPU
-    a.write(b"...", offset=3)       the same through the copy engine, fenced
-    out = a.read()                  by mapped loads or DMA, whichever is faster for the size
-"""
+"""``Array``: device memory with a shape and a dtype."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import _dlpack, _native, devices, ondemand, paths, scattered, windows, writer
-from .arguments import Shape, as_dtype, as_shape, as_source, index, overlap
-from .bridges import PageRun
-from .devices import Device
-from .errors import (
-    ArgumentError,
-    ClosedError,
-    DTypeError,
-    NotMappableError,
-    RangeError,
-)
-from .host import HostView
-from .memory import Backing, Registration, check_mapped, heap
-
-ADDRESS_BITS = 63
+from .. import _native, _transfer
+from .._transfer import paths
+from .._transfer.scatter import scatter
+from .._transfer.writer import Writer
+from ..arguments import as_dtype, as_source, index, overlap
+from ..bridges import PageRun
+from ..devices import Device
+from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
+from ..extent import Backing, Extent, Shape, check_mapped, distinct, flags_of, packed, span
+from ..host import HostView
+from . import _export
+from ._window import Window
 
 
 class _Span:
@@ -93,14 +83,12 @@ class Array(_native.Mapped):  # type: ignore[misc]
         self.shape = shape
         self.dtype = dtype
         self._geometry = self._host_view = None
-        nbytes = dtype.itemsize * math.prod(shape)
-        if strides is not None and (
-            nbytes == 0 or strides == paths.packed(shape, dtype.itemsize)
-        ):
-            strides = None
+        if strides is not None:
+            strides = distinct(strides, shape, dtype.itemsize)
         self._strides = strides  # None: contiguous
-        self._flags = _native.lib.GD_GUARDED if piece.revocable else 0
+        self._flags = flags_of(piece)
         if strides is None:
+            nbytes = dtype.itemsize * math.prod(shape)
             address = piece.host + (ptr - piece.ptr) if piece.host else 0
             kind = dtype.char if dtype.names is None else None
             choice = paths.of(piece.device, piece.bridge)
@@ -117,6 +105,11 @@ class Array(_native.Mapped):  # type: ignore[misc]
         if piece.device.forked:
             piece.device.ensure_usable()  # raises ForkError
         return piece
+
+    def _extent(self) -> Extent:
+        """Where the elements are, for whatever moves them. Raises ClosedError, ForkError."""
+        piece = self._open()
+        return Extent(piece, self.ptr, self.shape, self._strides, self.dtype, self._flags)
 
     @property
     def ndim(self) -> int:
@@ -156,7 +149,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
     @property
     def strides(self) -> Shape:
         """Bytes from one element to the next along each dimension."""
-        return self._strides or paths.packed(self.shape, self.dtype.itemsize)
+        return self._strides or packed(self.shape, self.dtype.itemsize)
 
     @property
     def contiguous(self) -> bool:
@@ -215,7 +208,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
         does not tell it, and marked ``emulated`` where it is made up.
         """
         piece = self._open()
-        start, end = self._extent()
+        start, end = span(self.ptr, self.shape, self.strides, self.itemsize)
         runs = []
         for run in piece.pages():
             first = max(start, run.device_address)
@@ -226,29 +219,16 @@ class Array(_native.Mapped):  # type: ignore[misc]
                 runs.append(PageRun(first, moved, last - first, run.emulated))
         return runs
 
-    def _extent(self) -> tuple[int, int]:
-        """Lowest device address, and the one past the highest."""
-        if self.nbytes == 0:
-            return self.ptr, self.ptr
-        reach = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
-        low = self.ptr + sum(r for r in reach if r < 0)
-        high = self.ptr + sum(r for r in reach if r > 0) + self.itemsize
-        return low, high
-
     def __len__(self) -> int:
         if not self.shape:
             raise DTypeError("len() of an array of no dimensions")
         return self.shape[0]
 
     def __repr__(self) -> str:
-        what = "x".join(map(str, self.shape)) or "scalar"
         if self._piece is None:
+            what = "x".join(map(str, self.shape)) or "scalar"
             return f"<Array {what} {self.dtype} closed>"
-        device = self.device
-        mark = ", emulated" if device.emulated else ""
-        if not self._piece.host:
-            mark = ", not mapped: use windows" + mark
-        return f"<Array {what} {self.dtype} at {self.ptr:#x} of {device.id} via {self.bridge}{mark}>"
+        return str(self._extent())
 
     # -- views -------------------------------------------------------------------------------
 
@@ -343,7 +323,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
                     f"a non-contiguous array {self.shape} is written whole, from data of its own "
                     f"shape (given: {source.shape}, offset {offset})"
                 )
-            (paths if piece.host else ondemand).write_nd(self, source)
+            _transfer.write_nd(self._extent(), source)
             return
         if offset < 0 or offset + source.nbytes > self.nbytes:
             raise RangeError(
@@ -353,7 +333,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
         if source.nbytes:
             if piece.host and overlap(source, piece.host, piece.nbytes):
                 source = source.view(HostView).fetch()
-            (paths if piece.host else ondemand).write(self, source, offset, via)
+            _transfer.write(self._extent(), source, offset, via)
 
     def _flush_slow(self) -> None:
         self._open()  # raises when closed
@@ -392,13 +372,13 @@ class Array(_native.Mapped):  # type: ignore[misc]
         Raises RangeError if one does not lie in the array (nothing is stored then), DTypeError,
         ArgumentError, RevokedError, ClosedError.
         """
-        scattered.scatter(self, places, items)
+        scatter(self._extent(), places, items)
 
     # -- parts that are mapped by themselves -------------------------------------------------
 
     def window(
         self, offset: int = 0, size: int | None = None, *, dtype: DTypeLike | None = None
-    ) -> windows.Window:
+    ) -> Window:
         """Map ``size`` bytes from byte ``offset`` on (None: all the rest), wherever the array is
         too large to be mapped whole. ``move`` it over the rest; ``close`` it or use ``with``.
 
@@ -406,15 +386,15 @@ class Array(_native.Mapped):  # type: ignore[misc]
         An array that is mapped whole lends its own mapping: the window then takes no aperture.
         Raises RangeError, ArgumentError (a strided array, half an element), ApertureError.
         """
-        return windows.Window(self, offset, size, dtype)
+        return Window(self, offset, size, dtype)
 
-    def writer(self, offset: int = 0) -> writer.Writer:
+    def writer(self, offset: int = 0) -> Writer:
         """A file-like object that stores from byte ``offset`` on: write, flush, seek, tell, close.
 
         On an array that is not mapped whole it maps windows on demand, the next one while the
         present one is written.
         """
-        return writer.Writer(self, offset)
+        return Writer(self._extent(), offset)
 
     # -- data out ----------------------------------------------------------------------------
 
@@ -451,11 +431,10 @@ class Array(_native.Mapped):  # type: ignore[misc]
         if synchronize and piece.device.busy:
             piece.device.synchronize()
         if count:
-            way = paths if piece.host else ondemand
             if self.contiguous:
-                way.read(self, out, offset, via)
+                _transfer.read(self._extent(), out, offset, via)
             else:
-                way.read_nd(self, out)
+                _transfer.read_nd(self._extent(), out)
         return out
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -467,26 +446,10 @@ class Array(_native.Mapped):  # type: ignore[misc]
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        piece = self._open()
-        if piece.device.emulated:
-            raise AttributeError(
-                "this memory is emulated: no CUDA library can use it (np.asarray can)"
-            )
-        piece.exported = True
-        _native.lib.gd_fence()  # the consumer launches without us
-        return {
-            "version": 3,
-            "data": (self.ptr, False),
-            "shape": self.shape,
-            "strides": None if self.contiguous else self.strides,
-            "typestr": self.dtype.str,
-            "descr": self.dtype.descr,
-            "stream": 1,
-        }
+        return _export.array_interface(self._extent())
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        device = self._open().device
-        return _dlpack.device_of(device.emulated, device.ordinal)
+        return _export.dlpack_device(self._extent())
 
     def __dlpack__(
         self,
@@ -496,18 +459,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        piece = self._open()
-        if copy:
-            raise BufferError("this exporter shares memory; copy=True is for the consumer to do")
-        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
-            raise BufferError(f"the memory is on {piece.device.id}, not on {dl_device}")
-        piece.exported = True
-        _native.lib.gd_fence()
-        address = self.host_ptr if piece.device.emulated else self.ptr
-        return _dlpack.capsule(
-            piece, address, self.shape, self.strides, self.dtype, self.__dlpack_device__(),
-            versioned=max_version is not None and max_version[0] >= 1,
-        )  # fmt: skip
+        return _export.dlpack(self._extent(), max_version, dl_device, copy)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -523,9 +475,6 @@ class Array(_native.Mapped):  # type: ignore[misc]
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-# -- making arrays ---------------------------------------------------------------------------
 
 
 def _destination(out: Any, count: int) -> np.ndarray[Any, Any]:
@@ -544,158 +493,3 @@ def _destination(out: Any, count: int) -> np.ndarray[Any, Any]:
         if not fine:
             raise ArgumentError(f"out must be C-contiguous, writable and {count} bytes: it {why}")
     return found
-
-
-def empty(
-    shape: int | Sequence[int],
-    dtype: DTypeLike = "f4",
-    *,
-    device: Device | str | int | None = None,
-    bridge: str | None = None,
-    mapped: bool | None = None,
-    pool: bool = True,
-) -> Array:
-    """A new array of device memory, not initialised, already mapped.
-
-    shape: elements along each dimension. dtype: any without Python objects, structured included.
-    device: "cuda:0", "emulated", an ordinal, a UUID or a PCI address; None chooses.
-    bridge: "p2pmod", "dmabuf", "gdrdrv", "rm" or "emulated"; None chooses the first that works.
-    mapped: None maps the whole array, unless the aperture's budget ($GPUDIRECT_APERTURE, or all of
-        BAR1) has no room for it: ``window``, ``write``, ``read`` and ``writer`` then map parts, and
-        its repr says "not mapped". True insists on it. False takes no aperture at all.
-    pool: False bypasses the pool: a block of its own, given back to the device at once.
-    Raises ArgumentError, DTypeError, OutOfMemoryError, ApertureError, DeviceNotFoundError,
-    BridgeUnavailableError.
-    """
-    kind = as_dtype(dtype)
-    extents = (shape,) if type(shape) is int and shape >= 0 else as_shape(shape)
-    nbytes = kind.itemsize * math.prod(extents)
-    if nbytes >> ADDRESS_BITS:
-        raise ArgumentError(f"an array of shape {extents} and {kind} would be {nbytes} bytes")
-    source = heap(devices.get(device), bridge)
-    piece = source.take(max(nbytes, 1), mapped=mapped, pool=pool)
-    return Array._make(piece, piece.ptr, extents, None, kind)
-
-
-def zeros(shape: int | Sequence[int], dtype: DTypeLike = "f4", **options: Any) -> Array:
-    """A new array of zeros, set on the device. Options as ``empty``."""
-    array = empty(shape, dtype, **options)
-    if array.nbytes:
-        array.device.fill(array.ptr, 0, array.nbytes)
-        array.device.synchronize()
-    return array
-
-
-def full(
-    shape: int | Sequence[int], value: Any, dtype: DTypeLike | None = None, **options: Any
-) -> Array:
-    """A new array with every element ``value``. dtype: None takes the value's. As ``empty``."""
-    array = empty(shape, np.asarray(value).dtype if dtype is None else dtype, **options)
-    if array.nbytes:
-        array.fill(value)
-    return array
-
-
-def asarray(data: ArrayLike, dtype: DTypeLike | None = None, **options: Any) -> Array:
-    """``data`` in device memory: an Array as it is, anything else copied. Options as ``empty``."""
-    if isinstance(data, Array) and (dtype is None or np.dtype(dtype) == data.dtype):
-        return data
-    host = np.asarray(data, dtype)
-    array = empty(host.shape, host.dtype, **options)
-    if array.nbytes:
-        array.write(np.ascontiguousarray(host))
-    return array
-
-
-def register(
-    memory: Any,
-    nbytes: int | None = None,
-    *,
-    shape: int | Sequence[int] | None = None,
-    dtype: DTypeLike | None = None,
-    device: Device | str | int | None = None,
-    bridge: str | None = None,
-) -> Array:
-    """Map device memory that another library allocated, and make an Array of it.
-
-    memory: an object with ``__cuda_array_interface__`` (PyTorch, CuPy, Numba, ...), a cuda.core
-        ``Buffer``, or a device address, with ``nbytes`` then.
-    shape, dtype: how to see it; by default as the object sees itself, an address as bytes.
-    device: None finds the one that holds the memory.
-    The owner must keep the memory alive (an object given here is referred to). It may start
-    anywhere in a physical block and span several.
-    Raises NotMappableError, with the bridge that could, when this one cannot map the memory.
-    """
-    ptr, extents, strides, kind, readonly = _describe(memory, nbytes)
-    if readonly:
-        raise ArgumentError(f"{type(memory).__name__} is read-only; its memory is not ours to map")
-    if dtype is not None or shape is not None:
-        if strides is not None:
-            raise ArgumentError("a non-contiguous object keeps its own shape and dtype")
-        total = kind.itemsize * math.prod(extents)
-        kind = kind if dtype is None else as_dtype(dtype)
-        extents = (total // kind.itemsize,) if shape is None else as_shape(shape)
-        if kind.itemsize * math.prod(extents) > total:
-            raise RangeError(
-                f"shape {extents} of {kind} needs {kind.itemsize * math.prod(extents)} bytes; the "
-                f"memory has {total}"
-            )
-    actual = strides or paths.packed(extents, kind.itemsize)
-    if any(s < 0 for s in actual):
-        raise ArgumentError(f"negative strides {actual} cannot be registered")
-    span = sum((n - 1) * s for n, s in zip(extents, actual, strict=True)) + kind.itemsize
-    if math.prod(extents) == 0 or span <= 0:
-        raise ArgumentError("there is nothing to map in memory of no bytes")
-    if isinstance(memory, Array) and device is None:
-        device = memory.device
-    chosen = devices.get(device)
-    if device is None and not chosen.holds(ptr):
-        same = (d for d in devices.available() if d.kind == chosen.kind)
-        chosen = next((d for d in same if d.holds(ptr)), chosen)
-    from . import bridges
-
-    piece = Registration(chosen, bridges.choose(chosen, bridge), ptr, span, memory)
-    return Array._make(piece, ptr, extents, strides, kind)
-
-
-def _describe(memory: Any, nbytes: int | None) -> tuple[int, Shape, Shape | None, Any, bool]:
-    """(address, shape, strides or None, dtype, read-only) of somebody's device memory."""
-    if isinstance(memory, Array):
-        memory._open()
-        return memory.ptr, memory.shape, None if memory.contiguous else memory.strides, \
-            memory.dtype, False  # fmt: skip
-    interface = getattr(memory, "__cuda_array_interface__", None)
-    if interface is not None:
-        ptr, readonly = interface["data"]
-        kind = np.dtype(interface["descr"] if interface["typestr"].startswith("|V")
-                        and len(interface.get("descr") or ()) > 1 else interface["typestr"])
-        strides = interface.get("strides")
-        shape = tuple(interface["shape"])
-        if strides is not None and tuple(strides) == paths.packed(shape, kind.itemsize):
-            strides = None
-        return int(ptr), shape, tuple(strides) if strides else None, kind, bool(readonly)
-    if hasattr(memory, "handle") and hasattr(memory, "size"):  # cuda.core.Buffer
-        return int(memory.handle), (int(memory.size),), None, np.dtype("u1"), False
-    try:
-        ptr = operator.index(memory)
-    except TypeError:
-        raise DTypeError(
-            f"{type(memory).__name__} is no device memory: give an object with "
-            "__cuda_array_interface__, a cuda.core Buffer, or an address and nbytes"
-        ) from None
-    if nbytes is None:
-        raise ArgumentError("an address alone is not enough: give nbytes as well")
-    size = index(nbytes, "nbytes")
-    if size <= 0 or ptr <= 0 or (ptr + size) >> ADDRESS_BITS:
-        raise ArgumentError(f"{size} bytes at {ptr:#x} are no range of device memory")
-    return ptr, (size,), None, np.dtype("u1"), False
-
-
-__all__ = [
-    "Array",
-    "asarray",
-    "empty",
-    "full",
-    "register",
-    "zeros",
-]

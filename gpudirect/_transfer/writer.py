@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from . import _native, paths
-from .arguments import as_bytes, index, overlap
-from .errors import ApertureError, ArgumentError, ClosedError, RangeError
-from .ondemand import OnDemand, Slot, base
-
-if TYPE_CHECKING:
-    from .arrays import Array
+from .. import _native
+from ..arguments import as_bytes, index, overlap
+from ..errors import ApertureError, ArgumentError, ClosedError, RangeError
+from ..extent import Extent
+from . import copies
+from .ondemand import OnDemand, Slot, base, piece_of
 
 
 class Writer(io.RawIOBase):
@@ -23,25 +20,24 @@ class Writer(io.RawIOBase):
     alone does not: what was written may linger in the CPU's write-combining buffers.
     """
 
-    _bytes: Array | None = None
+    _bytes: Extent | None = None
     _slot: Slot | None = None
 
-    def __init__(self, array: Array, offset: int = 0) -> None:
+    def __init__(self, extent: Extent, offset: int = 0) -> None:
         super().__init__()
-        array._open()
-        if not array.contiguous:
+        if not extent.contiguous:
             raise ArgumentError("a writer fills consecutive bytes, and this array has strides: "
                                 "make it of the contiguous array behind it")  # fmt: skip
-        self._bytes = array.reshape(-1).view(np.uint8)
+        self._bytes = extent.bytes()
         self._at = 0
         self._shown = (0, 0, 0)  # the first byte of the window, one past its last, CPU address
         self._flags = 0
         self.seek(offset)
 
-    def _open(self) -> Array:
+    def _open(self) -> Extent:
         if self._bytes is None:
             raise ClosedError("this writer was closed")
-        return self._bytes
+        return self._bytes.usable()
 
     def writable(self) -> bool:
         return True
@@ -71,22 +67,22 @@ class Writer(io.RawIOBase):
 
         Raises RangeError if they do not fit, and stores nothing then.
         """
-        array = self._open()
-        piece = array._open()
+        extent = self._open()
+        piece = extent.memory
         if type(data) is bytes or type(data) is bytearray:
             first, end, host = self._shown
             count = len(data)
             if first <= self._at and self._at + count <= end:  # the plain case, in a hurry
                 source = _native.ffi.from_buffer(data)
                 code = _native.lib.gd_write(host + self._at - first, source, count, self._flags)
-                paths._done(code, array, "writing to")
+                copies.done(code, extent, "writing to")
                 self._at += count
                 return count
         raw = as_bytes(data)
-        if raw.nbytes > array.nbytes - self._at:
+        if raw.nbytes > extent.nbytes - self._at:
             raise RangeError(
                 f"{raw.nbytes} bytes at offset {self._at} do not fit into an array of "
-                f"{array.nbytes} bytes"
+                f"{extent.nbytes} bytes"
             )
         if piece.host and raw.nbytes:
             if overlap(raw, piece.host, piece.nbytes):
@@ -96,38 +92,37 @@ class Writer(io.RawIOBase):
             first, end, host = self._shown
             if not first <= self._at < end:
                 try:
-                    first, end, host = self._turn(array, raw.nbytes - done)
+                    first, end, host = self._turn(extent, raw.nbytes - done)
                 except ApertureError:
-                    paths.write(array, raw[done:], self._at, "dma")
+                    copies.write(extent, raw[done:], self._at, "dma")
                     self._at += raw.nbytes - done
                     break
             count = min(raw.nbytes - done, end - self._at)
             code = _native.lib.gd_write(
                 host + self._at - first,
-                _native.ffi.cast("char *", paths._address(raw) + done),
+                _native.ffi.cast("char *", copies.address_of(raw) + done),
                 count,
                 self._flags,
             )
-            paths._done(code, array, "writing to")
+            copies.done(code, extent, "writing to")
             self._at += count
             done += count
         return raw.nbytes
 
-    def _turn(self, array: Array, more: int) -> tuple[int, int, int]:
+    def _turn(self, extent: Extent, more: int) -> tuple[int, int, int]:
         """Take the window at the present byte in place of the last one."""
-        piece: Any = array._open()
         lib = _native.lib
-        if piece.host:
-            self._shown = (0, array.nbytes, array.host_ptr)
-            self._flags = array._flags | lib.GD_NO_FENCE
+        if extent.mapped:
+            self._shown = (0, extent.nbytes, extent.host)
+            self._flags = extent.flags | lib.GD_NO_FENCE
             return self._shown
         self._leave()
-        first_byte = base(array, piece)
+        first_byte, piece = base(extent), piece_of(extent)
         windows = OnDemand.of(piece)
         slot = self._slot = windows.enter(first_byte + self._at)
         windows.follow(piece, slot, first_byte + self._at + more)
         first = slot.start - first_byte
-        self._shown = (first, min(first + slot.length, array.nbytes), slot.host)
+        self._shown = (first, min(first + slot.length, extent.nbytes), slot.host)
         self._flags = lib.GD_NO_FENCE | slot.flags
         return self._shown
 
@@ -152,4 +147,4 @@ class Writer(io.RawIOBase):
     def __repr__(self) -> str:
         if self._bytes is None:
             return "<Writer closed>"
-        return f"<Writer at byte {self._at} of {self._bytes!r}>"
+        return f"<Writer at byte {self._at} of {self._bytes}>"

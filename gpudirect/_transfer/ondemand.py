@@ -13,20 +13,19 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from . import _native, paths
-from .aperture import AUTOMATIC, Account, charge
-from .bridges import Bridge, Mapping
-from .bridges.base import PAGE
-from .errors import ApertureError, Error
-from .windows import Part, with_room
-
-if TYPE_CHECKING:
-    from .arrays import Array
-    from .memory import Block, Piece
+from .. import _native
+from ..aperture import AUTOMATIC, Account, charge
+from ..bridges import Bridge, Mapping
+from ..bridges.base import PAGE
+from ..errors import ApertureError, Error
+from ..extent import Extent
+from ..memory import Block, Piece
+from . import copies, paths
+from .parts import Part, with_room
 
 WIDEST = 64 << 20
 """Bytes: wider windows gain nothing, a copy of this takes 2 ms and a mapping 0.1."""
@@ -231,54 +230,61 @@ def entered(piece: Piece, offset: int, end: int) -> Iterator[Slot]:
         slot.leave()
 
 
-def base(array: Array, piece: Piece) -> int:
-    """Where in its block an array starts."""
-    return array.ptr - piece.block.memory.ptr
+def piece_of(extent: Extent) -> Piece:
+    """What an extent stands on that is not mapped whole: memory of ours. Raises ForkError."""
+    memory = extent.usable().memory
+    assert isinstance(memory, Piece)
+    return memory
 
 
-def write(array: Array, source: np.ndarray[Any, Any], offset: int, via: str | None) -> None:
-    """``paths.write`` for a contiguous array that is not mapped whole.
+def base(extent: Extent) -> int:
+    """Where in its block an extent starts."""
+    return extent.address - piece_of(extent).block.memory.ptr
+
+
+def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | None) -> None:
+    """``copies.write`` for a contiguous extent that is not mapped whole.
 
     Mapped stores, window by window. Where the aperture has no room, and for the first small write
     to a place, DMA does it, unless via is "map".
     """
-    piece: Any = array._open()
+    piece = piece_of(extent)
     source = np.ascontiguousarray(source).reshape(-1)
     windows = OnDemand.of(piece)
-    if via == "dma" or (via is None and _rather_dma(array, piece, windows, offset, source.nbytes)):
-        paths.write(array, source, offset, "dma")
+    if via == "dma" or (via is None and _rather_dma(extent, windows, offset, source.nbytes)):
+        copies.write(extent, source, offset, "dma")
         return
     raw = source.view(np.uint8)
-    at = base(array, piece) + offset
+    at = base(extent) + offset
     if via is None and raw.nbytes >= BOTH_ENDS and not piece.device.working():
-        _from_both_ends(array, raw, offset)
+        _from_both_ends(extent, raw, offset)
         return
     if slot := windows.hit(at, raw.nbytes):
         try:
-            code = slot.store(at, paths._address(raw), raw.nbytes)
+            code = slot.store(at, copies.address_of(raw), raw.nbytes)
         finally:
             slot.leave()
-        paths._done(code, array, "writing to")
+        copies.done(code, extent, "writing to")
         return
     done = 0
     while done < raw.nbytes:
         try:
-            done += _store_window(array, raw, offset, done, raw.nbytes)
+            done += _store_window(extent, raw, offset, done, raw.nbytes)
         except ApertureError as e:
             if via == "map":
                 raise ApertureError(f"{done} of {raw.nbytes} bytes were written; {e}", e.errno) from e
-            paths.write(array, raw[done:], offset + done, "dma")
+            copies.write(extent, raw[done:], offset + done, "dma")
             return
 
 
-def _store_window(array: Array, raw: np.ndarray[Any, Any], offset: int, done: int, end: int) -> int:
+def _store_window(extent: Extent, raw: np.ndarray[Any, Any], offset: int, done: int, end: int) -> int:
     """Store bytes ``done`` to ``end`` of ``raw``, as far as one window goes; how many it took."""
-    piece: Any = array._open()
-    at = base(array, piece) + offset
+    piece = piece_of(extent)
+    at = base(extent) + offset
     with entered(piece, at + done, at + end) as slot:
         count = min(end - done, slot.start + slot.length - (at + done))
-        code = slot.store(at + done, paths._address(raw) + done, count)
-    paths._done(code, array, "writing to")
+        code = slot.store(at + done, copies.address_of(raw) + done, count)
+    copies.done(code, extent, "writing to")
     return count
 
 
@@ -304,7 +310,7 @@ class _Ends:
             return self._high, high
 
 
-def _from_both_ends(array: Array, raw: np.ndarray[Any, Any], offset: int) -> None:
+def _from_both_ends(extent: Extent, raw: np.ndarray[Any, Any], offset: int) -> None:
     """A large write: window by window from the start, by DMA from the end, until both meet.
 
     The first store to a page of a new mapping costs a walk of the page tables, or more in a virtual
@@ -316,31 +322,31 @@ def _from_both_ends(array: Array, raw: np.ndarray[Any, Any], offset: int) -> Non
     def by_dma() -> None:
         try:
             while (part := ends.last(DMA_PART))[0] < part[1]:
-                paths.write(array, raw[slice(*part)], offset + part[0], "dma")
+                copies.write(extent, raw[slice(*part)], offset + part[0], "dma")
         except Exception as e:  # told by who asked for the write
             failed.append(e)
 
     thread = threading.Thread(target=by_dma, name="gpudirect DMA", daemon=True)
     thread.start()
     try:
-        width = OnDemand.of(array._open()).width  # type: ignore[arg-type]
+        width = OnDemand.of(piece_of(extent)).width
         while (part := ends.first(width))[0] < part[1]:
             done, end = part
             try:
                 while done < end:
-                    done += _store_window(array, raw, offset, done, end)
+                    done += _store_window(extent, raw, offset, done, end)
             except ApertureError:
-                paths.write(array, raw[done:end], offset + done, "dma")
+                copies.write(extent, raw[done:end], offset + done, "dma")
     finally:
         thread.join()
     if failed:
         raise failed[0]
 
 
-def _rather_dma(array: Array, piece: Piece, windows: OnDemand, offset: int, count: int) -> bool:
+def _rather_dma(extent: Extent, windows: OnDemand, offset: int, count: int) -> bool:
     """Whether to spare the mapping: a first small write, and no kernel that DMA might wait for."""
-    start = windows.find(base(array, piece) + offset)
-    if count >= TOUCH or start in windows.slots or piece.device.working():
+    start = windows.find(base(extent) + offset)
+    if count >= TOUCH or start in windows.slots or extent.memory.device.working():
         return False
     if start in windows.touched:
         del windows.touched[start]
@@ -351,21 +357,21 @@ def _rather_dma(array: Array, piece: Piece, windows: OnDemand, offset: int, coun
     return True
 
 
-def read(array: Array, out: np.ndarray[Any, Any], offset: int, via: str | None) -> None:
-    """``paths.read`` for a contiguous array that is not mapped whole.
+def read(extent: Extent, out: np.ndarray[Any, Any], offset: int, via: str | None) -> None:
+    """``copies.read`` for a contiguous extent that is not mapped whole.
 
     DMA, unless via is "map" or a small part is mapped already.
     """
-    piece: Any = array._open()
+    piece = piece_of(extent)
     windows = OnDemand.of(piece)
-    at = base(array, piece) + offset
+    at = base(extent) + offset
     if via is None:
         start = windows.find(at)
         here = start in windows.slots and at + out.nbytes <= start + windows.width
         limits = paths.of(piece.device, piece.bridge).limits
         via = limits.path("read_pageable", out.nbytes) if here else "dma"
     if via == "dma":
-        paths.read(array, out, offset, via)
+        copies.read(extent, out, offset, via)
         return
     done = 0
     while done < out.nbytes:
@@ -373,48 +379,51 @@ def read(array: Array, out: np.ndarray[Any, Any], offset: int, via: str | None) 
             into = at + done - slot.start
             count = min(out.nbytes - done, slot.length - into)
             code = _native.lib.gd_read(
-                _native.ffi.cast("char *", paths._address(out) + done),
+                _native.ffi.cast("char *", copies.address_of(out) + done),
                 slot.host + into,
                 count,
                 slot.flags,
             )
-        paths._done(code, array, "reading from")
+        copies.done(code, extent, "reading from")
         done += count
 
 
-def write_nd(array: Array, source: np.ndarray[Any, Any]) -> None:
-    """Write a strided array that is not mapped whole, from data of its shape."""
-    _strided(array, source, paths.write_nd)
+def write_nd(extent: Extent, source: np.ndarray[Any, Any]) -> None:
+    """Write a strided extent that is not mapped whole, from data of its shape."""
+    _strided(extent, source, copies.write_nd)
 
 
-def read_nd(array: Array, out: np.ndarray[Any, Any]) -> None:
-    """Read a strided array that is not mapped whole."""
-    _strided(array, out.reshape(array.shape), paths.read_nd)
+def read_nd(extent: Extent, out: np.ndarray[Any, Any]) -> None:
+    """Read a strided extent that is not mapped whole."""
+    _strided(extent, out.reshape(extent.shape), copies.read_nd)
 
 
-def _strided(array: Array, other: np.ndarray[Any, Any],
-             copy: Callable[[Array, np.ndarray[Any, Any]], None]) -> None:
-    """Map what the array reaches, if that is little enough, and else go along a dimension."""
-    piece: Any = array._open()
-    low, high = array._extent()
-    if high - low > OnDemand.of(piece).width and array.ndim > 1:
-        for i in range(array.shape[0]):
-            _strided(array[i], other[i], copy)
+def _strided(extent: Extent, other: np.ndarray[Any, Any],
+             copy: Callable[[Extent, np.ndarray[Any, Any]], None]) -> None:
+    """Map what the extent reaches, if that is little enough, and else go along a dimension."""
+    piece = piece_of(extent)
+    low, high = extent.span()
+    count = extent.shape[0]
+    if high - low > OnDemand.of(piece).width and extent.ndim > 1:
+        for i in range(count):
+            _strided(extent.row(i), other[i], copy)
         return
     try:
         part = Part(piece, low - piece.ptr, high - low)
     except ApertureError:
-        if len(array) < 2:
+        if count < 2:
             raise
-        half = len(array) // 2
-        _strided(array[:half], other[:half], copy)
-        _strided(array[half:], other[half:], copy)
+        half = count // 2
+        _strided(extent.rows(0, half), other[:half], copy)
+        _strided(extent.rows(half, count), other[half:], copy)
         return
-    shown = type(array)._make(part, array.ptr, array.shape, array.strides, array.dtype)
-    if shown.contiguous:  # a row of one that is not
-        whole = np.ascontiguousarray(other)
-        (shown.write if copy is paths.write_nd else shown.read)(whole)
-        if whole is not other and copy is paths.read_nd:
-            other[...] = whole
-    else:
+    shown = extent.on(part)
+    if not shown.contiguous:
         copy(shown, other)
+    elif copy is copies.write_nd:  # a row of one that is not
+        copies.write(shown, np.ascontiguousarray(other), 0, None)
+    else:
+        whole = np.ascontiguousarray(other)
+        copies.read(shown, whole, 0, None)
+        if whole is not other:
+            other[...] = whole

@@ -1,0 +1,82 @@
+"""The ways data goes between ordinary memory and the device's, and the choice among them.
+
+"map" is CPU stores or loads on the mapping, "dma" the device's copy engine. Which is faster
+depends on the size, the direction and whether the host memory is page-locked. The choice is made
+in C (_native/paths.c) from the sizes in limits.py.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .. import _native, cpu
+from ..bridges import Bridge
+from ..devices import Device
+from ..limits import DIRECTIONS, NEVER, Limits, stored
+
+
+class Paths:
+    """The choice for one device and one bridge: limits, and where C finds them."""
+
+    def __init__(self, device: Device, limits: Limits) -> None:
+        self.struct = _native.ffi.new("struct gd_paths *")
+        self.address = int(_native.ffi.cast("uintptr_t", self.struct))
+        self._near = device.near_cpus()
+        self._driver = device.driver_functions()
+        self.struct.driver = self._driver or _native.ffi.NULL
+        self.limits = limits
+
+    @property
+    def limits(self) -> Limits:
+        """In force now. Assigning takes effect at once, also for arrays that exist."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        for name in DIRECTIONS:
+            turns = getattr(limits, name)
+            kept = getattr(self.struct, name).at
+            for i in range(_native.lib.GD_TURNS):
+                kept[i] = turns[i] if i < len(turns) else NEVER
+        start_threads(limits, self._near)
+
+
+def start_threads(limits: Limits, near: list[int]) -> None:
+    """Tell the copy threads how many they are, where they run and what sizes they take.
+
+    They run near the device, where the system says which CPUs that is and we may use some of them.
+    """
+    allowed = cpu.allowed()
+    cpus = sorted(allowed.intersection(near))
+    if len(cpus) == len(allowed):
+        cpus = []  # no choice, no pinning
+    count = limits.threads or max(1, min(8, len(allowed) // 2, len(cpus) or 8))
+    sizes = _native.ffi.new("struct gd_thresholds *", {
+        "write_in_a_row": limits.write_threads, "write_alone": limits.write_threads_alone,
+        "read_in_a_row": limits.read_threads, "read_alone": limits.read_threads_alone,
+    })  # fmt: skip
+    for _ in range(1000):
+        code = _native.lib.gd_threads_configure(
+            count, _native.ffi.new("int[]", cpus), len(cpus), sizes
+        )
+        if code != -16:  # EBUSY: a copy runs
+            return
+        time.sleep(0.001)
+
+
+_paths: dict[tuple[Device, Bridge], Paths] = {}
+
+
+def of(device: Device, bridge: Bridge) -> Paths:
+    """The choice in force for arrays of a device through a bridge."""
+    found = _paths.get((device, bridge))
+    if found is None:
+        limits = stored(device, bridge.name) or Limits()
+        found = _paths.setdefault((device, bridge), Paths(device, limits))
+    return found
+
+
+def known() -> dict[tuple[Device, Bridge], Paths]:
+    """Every choice in force in this process."""
+    return dict(_paths)

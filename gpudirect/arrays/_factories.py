@@ -1,0 +1,80 @@
+"""New arrays of device memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from .. import devices
+from ..arguments import as_dtype, as_shape
+from ..devices import Device
+from ..errors import ArgumentError
+from ..memory import heap
+from ._array import Array
+
+ADDRESS_BITS = 63
+
+
+def empty(
+    shape: int | Sequence[int],
+    dtype: DTypeLike = "f4",
+    *,
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
+) -> Array:
+    """A new array of device memory, not initialised, already mapped.
+
+    shape: elements along each dimension. dtype: any without Python objects, structured included.
+    device: "cuda:0", "emulated", an ordinal, a UUID or a PCI address; None chooses.
+    bridge: "p2pmod", "dmabuf", "gdrdrv", "rm" or "emulated"; None chooses the first that works.
+    mapped: None maps the whole array, unless the aperture's budget ($GPUDIRECT_APERTURE, or all of
+        BAR1) has no room for it: ``window``, ``write``, ``read`` and ``writer`` then map parts, and
+        its repr says "not mapped". True insists on it. False takes no aperture at all.
+    pool: False bypasses the pool: a block of its own, given back to the device at once.
+    Raises ArgumentError, DTypeError, OutOfMemoryError, ApertureError, DeviceNotFoundError,
+    BridgeUnavailableError.
+    """
+    kind = as_dtype(dtype)
+    extents = (shape,) if type(shape) is int and shape >= 0 else as_shape(shape)
+    nbytes = kind.itemsize * math.prod(extents)
+    if nbytes >> ADDRESS_BITS:
+        raise ArgumentError(f"an array of shape {extents} and {kind} would be {nbytes} bytes")
+    source = heap(devices.get(device), bridge)
+    piece = source.take(max(nbytes, 1), mapped=mapped, pool=pool)
+    return Array._make(piece, piece.ptr, extents, None, kind)
+
+
+def zeros(shape: int | Sequence[int], dtype: DTypeLike = "f4", **options: Any) -> Array:
+    """A new array of zeros, set on the device. Options as ``empty``."""
+    array = empty(shape, dtype, **options)
+    if array.nbytes:
+        array.device.fill(array.ptr, 0, array.nbytes)
+        array.device.synchronize()
+    return array
+
+
+def full(
+    shape: int | Sequence[int], value: Any, dtype: DTypeLike | None = None, **options: Any
+) -> Array:
+    """A new array with every element ``value``. dtype: None takes the value's. As ``empty``."""
+    array = empty(shape, np.asarray(value).dtype if dtype is None else dtype, **options)
+    if array.nbytes:
+        array.fill(value)
+    return array
+
+
+def asarray(data: ArrayLike, dtype: DTypeLike | None = None, **options: Any) -> Array:
+    """``data`` in device memory: an Array as it is, anything else copied. Options as ``empty``."""
+    if isinstance(data, Array) and (dtype is None or np.dtype(dtype) == data.dtype):
+        return data
+    host = np.asarray(data, dtype)
+    array = empty(host.shape, host.dtype, **options)
+    if array.nbytes:
+        array.write(np.ascontiguousarray(host))
+    return array
