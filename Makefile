@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-NATIVE := $(wildcard gpudirect/_native/*.[ch] gpudirect/service/*.c p2pmod/*.h) gpudirect/_native/build.py setup.py
+NATIVE := $(wildcard gpudirect/_native/*.[ch] gpudirect/service/_native/*.[ch] p2pmod/*.h) gpudirect/_native/build.py setup.py
 
 .PHONY: help demo info test test-unit test-gpu test-native test-vm test-matrix test-static test-debug lint \
 	module clean

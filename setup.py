@@ -12,10 +12,12 @@ setup(
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
         ),
         Extension(
-            "gpudirect.service._calls",
-            ["gpudirect/service/calls.c"],
-            depends=["gpudirect/_native/lane.h", "p2pmod/p2pmod-lane.h"],
-            extra_compile_args=["-O2", "-Wall", "-Wextra"],
+            "gpudirect.service._native._calls",
+            [f"gpudirect/service/_native/{name}.c"
+             for name in ("call", "caller", "errors", "function", "lanes", "module")],
+            depends=["gpudirect/service/_native/calls.h", "gpudirect/_native/lane.h",
+                     "p2pmod/p2pmod-lane.h"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
         ),
     ],
 )

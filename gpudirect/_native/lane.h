@@ -85,7 +85,7 @@ struct gd_step {
 };
 int gd_time_steps(const struct gd_step *steps, int count, int rounds, double *ns);
 
-/* ---- for the CPython types in service/calls.c, which is another shared object ---- */
+/* ---- for the CPython types in service/_native, which is another shared object ---- */
 struct gd_lane_api {
     int (*send)(struct gd_lane *, uint32_t, const char *, size_t);
     int (*look)(const struct gd_lane *, uint32_t, struct p2pmod_reply *);

@@ -14,7 +14,9 @@ import numpy as np
 import gpudirect as gd
 
 from .. import _native
-from ..devices import Device, HostMemory
+from ..devices import Device
+from ..service._layout import PACKET
+from ..service._resident import Resident
 from .measure import Figure, figure, interleaved
 from .others import current
 from .progress import Tell, silent
@@ -59,28 +61,28 @@ FUNCTIONS = {1: "f1", 8: "f8", 56: "f56", 256: "f256"}
 MEMORY = {"reads an array": "reads", "writes an array": "writes"}
 
 
-class _HostRing(gd.Service):
-    """The same kernel polling packets in page-locked host memory: each poll crosses the link."""
+class _InHost(Resident):
+    """A resident kernel that polls packets in page-locked host memory: each poll crosses the link."""
 
-    _ring_memory: HostMemory | None = None
-
-    def _take(self) -> None:
-        super()._take()
-        self._ring_memory = self.device.host_allocate(self.lanes * self.slots * 64)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        layout = self.layout
+        self._ring_memory = self.stream.device.host_allocate(layout.lanes * layout.slots * PACKET)
         _native.ffi.memmove(
             _native.ffi.cast("char *", self._ring_memory.ptr), bytes(self._ring_memory.size),
             self._ring_memory.size,
         )  # fmt: skip
 
-    def _packets(self) -> tuple[int, int]:
-        assert self._ring_memory is not None
+    def packets(self) -> tuple[int, int]:
         return self._ring_memory.ptr, self._ring_memory.ptr
 
-    def _give_back(self) -> None:
-        super()._give_back()
-        if self._ring_memory is not None:
-            self._ring_memory.free()
-            self._ring_memory = None
+    def give_back(self) -> None:
+        super().give_back()
+        self._ring_memory.free()
+
+
+class _HostRing(gd.Service):
+    _kind = _InHost
 
 
 class _Samples:

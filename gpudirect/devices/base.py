@@ -158,10 +158,10 @@ class Function(ABC):
 class Resident(Protocol):
     """A resident kernel that can make way."""
 
-    def pause(self) -> None:
+    def _pause(self) -> None:
         """End the kernel, so that the device can be quiet."""
 
-    def resume(self) -> None:
+    def _resume(self) -> None:
         """Launch it again."""
 
 
@@ -298,8 +298,8 @@ class Device(ABC):
         """
         with self.residents_lock, ExitStack() as undo:
             for resident in tuple(self.residents):
-                resident.pause()
-                undo.callback(resident.resume)
+                resident._pause()
+                undo.callback(resident._resume)
             yield
 
     def attribute(self, number: int) -> int | None:

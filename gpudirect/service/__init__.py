@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ._doorbell import Doorbell
 from ._future import Future
-from ._service import Service, ServiceInfo
+from ._info import ServiceInfo
+from ._service import Service
 
 __all__ = ["Doorbell", "Future", "Service", "ServiceInfo"]

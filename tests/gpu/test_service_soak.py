@@ -107,8 +107,8 @@ class Round:
             t.start()
         if seconds is not None:
             threads[0].join(seconds)
-            self.service._tell(1)  # as stop() does; its memory must stay until the replies are seen
-            assert self.service._await_end(5.0)
+            self.service._resident.tell(1)  # as stop() does; its memory must stay until the replies are seen
+            assert self.service._resident.await_end(5.0)
             for s in self.states:
                 s.halt = 1
         for t in threads:

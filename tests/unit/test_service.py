@@ -560,7 +560,7 @@ def test_stop_with_a_full_ring():
     with service(SOURCE, ["hold", "add"], slots=16) as svc:
         with held(svc) as (first, release):
             rest = [svc.submit("add", i, 1) for i in range(15)]
-            svc._tell(1)  # as stop() does: it is seen when the first call is over
+            svc._resident.tell(1)  # as stop() does: it is seen when the first call is over
             release()
             start = time.monotonic()
             svc.stop()
@@ -586,7 +586,7 @@ def test_stop_wakes_threads_that_wait():
         thread.start()
         while svc.pending != (2,):
             time.sleep(0.001)
-        svc._tell(1)
+        svc._resident.tell(1)
         release()
         svc.stop()
     thread.join(5)
@@ -743,7 +743,7 @@ def test_paused_and_resumed(svc):
 
 def test_a_service_that_cannot_be_resumed(monkeypatch):
     with service() as svc:
-        monkeypatch.setattr(svc, "_launch", lambda: (_ for _ in ()).throw(gd.LaunchError("no room")))
+        monkeypatch.setattr(svc._resident, "launch", lambda: (_ for _ in ()).throw(gd.LaunchError("no room")))
         with pytest.raises(gd.ServiceError, match="could not be resumed: no room"), svc.device.quiet():
             future = svc.submit("add", 1, 1)
         for what in (future.result, lambda: svc.call("add", 1, 1)):

@@ -1,4 +1,4 @@
-"""What calls.c offers."""
+"""What the C files of this folder offer."""
 
 from typing import Any
 

@@ -1,10 +1,10 @@
-"""The quick part, in C (calls.c): what happens in every call."""
+"""The quick part, in C: what happens in every call."""
 
 from __future__ import annotations
 
 import os
 
-from .. import _native
+from ... import _native
 
 try:
     from ._calls import ARGUMENTS_MAX, Call, Caller, Function, bind

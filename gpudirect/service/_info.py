@@ -1,0 +1,65 @@
+"""What a service tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import _native
+from ..devices import Parameter
+from ._source import Signature
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """What a service is, and what it holds while it runs."""
+
+    device: str
+    emulated: bool
+    running: bool
+    functions: dict[str, str]
+    """Each with its declaration, in words."""
+    lanes: int
+    slots: int
+    """Calls that each lane can hold."""
+    blocks: int
+    """Blocks resident on the device until the service stops."""
+    threads: int
+    """Threads of each block."""
+    share: float
+    """Of the blocks of this kind that the device can hold at once."""
+    device_bytes: int
+    """Device memory of rings, arguments and control words, all of it mapped."""
+    host_bytes: int
+    """Page-locked host memory of the replies."""
+    ordering: str
+    """What the device promises a running kernel about the CPU's stores (attribute 118)."""
+    packet_store: str
+    """How the CPU stores a packet."""
+    idle_after: float
+    """Seconds without a call after which a lane sleeps between polls."""
+    idle_sleep: float
+    """Seconds of that sleep, at least; the device makes it up to twice as long."""
+    lifetime: float | None
+    """Seconds after which the kernel ends by itself, as soon as there is nothing to do."""
+
+
+def declaration(s: Signature) -> str:
+    """A function's result, parameters and team in words."""
+
+    def words(p: Parameter) -> str:
+        if p.kind == "p":
+            return f"{p.pointee or 'void'}*"
+        return {"v": "void", "s": f"struct of {p.size} bytes"}.get(p.kind, f"{p.kind}{p.size}")
+
+    return f"{words(s.result)} ({', '.join(map(words, s.parameters))}), by a {s.team}"
+
+
+def packet_store() -> tuple[int, str]:
+    """(number, words) of how this CPU stores a packet."""
+    lib, ffi = _native.lib, _native.ffi
+    lane = ffi.new("struct gd_lane *")
+    lane.slots, lane.packets, lane.replies = 2, 64, 64
+    lib.gd_lane_init(lane)
+    one = lane.store == lib.GD_LANE_LINE
+    words = "one 64-byte store (MOVDIR64B)" if one else "words, a fence, then the first and the last"
+    return int(lane.store), words

@@ -1,0 +1,262 @@
+"""From the start of a service to its end, and how it makes way for what needs a quiet device."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import time
+import weakref
+from dataclasses import replace
+from typing import TypeVar
+
+from .. import _native
+from ..arrays import Array
+from ..devices import Device
+from ..errors import CallTimeoutError, Error, ServiceError
+from ..kernels import Kernel
+from ._errors import Telling
+from ._future import Future
+from ._info import packet_store
+from ._layout import Layout
+from ._native import Function
+from ._poller import Poller
+from ._resident import GO_ON, PAUSE, STOP, Resident
+
+START_TIMEOUT = 10.0  # seconds until the kernel must answer
+
+S = TypeVar("S", bound="Living")
+NOTHING = ""
+"""Under this name every service answers, and does nothing."""
+
+
+class Living(Telling):
+    """A service's life: it runs from ``start()`` to ``stop()``, then it can be started again."""
+
+    _kind: type[Resident] = Resident
+    _kernel: Kernel
+    _layout: Layout
+    _bridge: str | None
+    _poller: Poller
+    _resident: Resident | None = None
+    """There is one from ``start()`` until its memory was given back."""
+
+    @property
+    def share(self) -> float:
+        """Part of the device's room for such blocks that it takes while it runs."""
+        room = self._kernel._function.resident_blocks(self._options.threads)
+        return self._options.all_blocks / room if room else 1.0
+
+    @property
+    def running(self) -> bool:
+        """Whether calls are taken."""
+        return bool(self._opened)
+
+    def _check_device(self) -> None:
+        """Raises ServiceError where the device cannot serve."""
+        device, ordering, options = self.device, self.device.ordering, self._options
+        if not ordering.direct_writes or ordering.scope == "none":
+            raise ServiceError(
+                f"{device.id} does not promise a running kernel the order of the CPU's stores "
+                f"(attribute 116: {int(ordering.direct_writes)}, 118: {ordering.scope!r}), which a "
+                "lane relies on. Launch kernels instead."
+            )
+        room = self._kernel._function.resident_blocks(options.threads)
+        others = sum(s.share for s in _running(device) if s is not self)
+        if options.all_blocks > room * (1 - others):
+            taken = f", of which services that run hold {others:.0%}" if others else ""
+            raise ServiceError(
+                f"{options.all_blocks} blocks of {options.threads} threads ({options.lanes} lanes of "
+                f"{options.blocks}) must be resident at once; {device.id} holds {room}{taken}. Ask for "
+                "fewer lanes, blocks or threads."
+            )
+
+    # -- start --------------------------------------------------------------------------------
+
+    def start(self: S) -> S:
+        """Launch the resident kernel, and see every lane answer. Raises ServiceError if it does not."""
+        self.device.ensure_usable()  # first: in a child the lock may be held for ever
+        with self.device.residents_lock:
+            if self._opened:
+                raise ServiceError("the service runs already")
+            if self._resident is not None:
+                raise ServiceError(f"the service cannot be started again: {self._end}")
+            self._check_device()
+            try:
+                self._resident = self._kind(self._kernel, self._layout, self._options, self._bridge)
+                self._launch(self._resident)
+                self._open_lanes(self._resident)
+                self.device.residents.add(self)
+                _all.add(self)
+                self._greet()
+            except BaseException:
+                with contextlib.suppress(Error):
+                    self._halt("it did not start")
+                raise
+        return self
+
+    def _launch(self, resident: Resident) -> None:
+        resident.launch()
+        self._end, self._stopping = None, False
+
+    def _open_lanes(self, resident: Resident) -> None:
+        lanes = tuple(resident.ring(n) for n in range(self._options.lanes))
+        functions = {
+            s.name: Function(
+                s.name, Array, s.number, s.size, s.result.kind, s.result.size,
+                tuple((p.kind, p.size, p.offset) for p in s.parameters),
+            )
+            for s in self.functions.values()
+        }  # fmt: skip
+        nothing = _native.lib.P2PMOD_FUNCTION_NOTHING
+        functions[NOTHING] = Function(NOTHING, Array, nothing, 0, "v", 0, ())
+        self._open(
+            lanes, self._options.slots, resident.memory._flags, packet_store()[0], functions,
+            self.device, Future,
+        )  # fmt: skip
+
+    def _greet(self) -> None:
+        for lane in range(self._options.lanes):
+            try:
+                self.call(NOTHING, lane=lane, timeout=START_TIMEOUT)
+            except CallTimeoutError:
+                raise ServiceError(
+                    f"the resident kernel did not answer within {START_TIMEOUT} s of its launch: other "
+                    f"work seems to hold {self.device.id}"
+                ) from None
+
+    # -- end ----------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the service: what was called is answered or fails, its memory goes back. Safe twice.
+
+        A function that runs is waited for, ``stop_timeout`` seconds at most; then ServiceError, and
+        the kernel and its memory stay until it ends, with this process at the latest.
+        """
+        if self.device.forked:
+            return
+        with self.device.residents_lock:
+            if self._resident is not None:
+                self._halt("it was stopped")
+
+    def _halt(self, why: str) -> None:
+        """End the kernel, fail what is open, give everything back."""
+        resident, failure = self._resident, None
+        self._stopping = True
+        if resident is not None and resident.launched:
+            resident.tell(STOP)
+            if not resident.await_end(self._options.stop_timeout):
+                failure = (
+                    f"a function did not end within {self._options.stop_timeout} s of the service's "
+                    f"stop. It holds {self._options.all_blocks} blocks of {self.device.id} until it "
+                    "does, or this process ends."
+                )
+        self._end = failure or why
+        kept: list[object] = []
+        self._shut(ServiceError(f"the service is over: {self._end}"), kept)
+        self._poller.stop()
+        self.device.residents.discard(self)
+        _all.discard(self)
+        if failure is not None:  # the function may still use all of it
+            _kept.append((resident, kept))
+            raise ServiceError(failure)
+        self._resident = None
+        end = time.monotonic() + 1.0  # a thread inside call() notices within milliseconds
+        while self._waiting and time.monotonic() < end:
+            time.sleep(200e-6)
+        if self._waiting:
+            _kept.append(resident)
+        elif resident is not None:
+            resident.give_back()
+
+    def _check(self) -> None:
+        """Raises ServiceError if the kernel has ended. Called by threads that wait for a reply."""
+        if self.device.forked:
+            self.device.ensure_usable()
+        if not self._opened:
+            self._refuse()
+        lock = self.device.residents_lock
+        if not lock.acquire(blocking=False):
+            return  # something starts, stops or makes way: ask again later
+        try:
+            resident = self._resident
+            if resident is None or not resident.ended():
+                return
+            why = "the resident kernel has ended"
+            cause: BaseException | None = None
+            try:
+                resident.stream.synchronize()
+                if self._options.lifetime is not None:
+                    why = f"its lifetime of {self._options.lifetime} s is over"
+            except Error as e:
+                why, cause = f"the resident kernel failed: {e}", e
+            raise self._over(why, cause)
+        finally:
+            lock.release()
+
+    def _over(self, why: str, cause: BaseException | None) -> ServiceError:
+        """The kernel is no more: what waits for it is told so. The exception that says it."""
+        self._end = why
+        failure = ServiceError(f"the service is over: {why}")
+        failure.__cause__ = cause
+        self._shut(failure, [])
+        self.device.residents.discard(self)
+        return failure
+
+    # -- what others ask of a resident kernel: Device.quiet() ----------------------------------
+
+    def _pause(self) -> None:
+        """End the kernel between two calls; calls sent from now on wait for ``_resume``."""
+        with self.device.residents_lock:
+            resident = self._resident
+            if not self._opened or resident is None or not resident.launched:
+                return
+            resident.tell(PAUSE)
+            if not resident.await_end(self._options.stop_timeout):
+                resident.tell(GO_ON)
+                raise ServiceError(
+                    f"{self.device.id} must be quiet for this, and a function of the resident service "
+                    f"{self!r} did not end within {self._options.stop_timeout} s. Do it before the "
+                    "service is started, or stop the service."
+                )
+            resident.park()
+
+    def _resume(self) -> None:
+        """Launch the kernel again where it was."""
+        with self.device.residents_lock:
+            resident = self._resident
+            if not self._opened or resident is None or resident.launched:
+                return
+            try:
+                resident.relaunch()
+            except Error as e:
+                raise self._over(f"it could not be resumed: {e}", e) from e
+
+    def __enter__(self: S) -> S:
+        return self if self._opened else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            if self._resident is not None and not self.device.forked:
+                self.stop()
+
+
+_all: weakref.WeakSet[Living] = weakref.WeakSet()
+_kept: list[object] = []  # memory that a thread, or a function that does not end, may still use
+
+
+def _running(device: Device) -> list[Living]:
+    return [s for s in _all if s.device is device and s.running]
+
+
+@atexit.register
+def _stop_all() -> None:
+    """At exit: a resident kernel would keep the process, or the device, from ending in peace."""
+    for service in tuple(_all):
+        if not service.device.forked:
+            hurried = min(service._options.stop_timeout, 1.0)
+            service._options = replace(service._options, stop_timeout=hurried)
+            with contextlib.suppress(Exception):
+                service.stop()

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+/* Exceptions, which Python methods of the service make, and compose the words of. */
+#include "calls.h"
+
+PyObject *invoke(Caller *self, const char *method, const char *format, ...)
+{
+    PyObject *function = PyObject_GetAttrString((PyObject *)self, method), *args, *result = NULL;
+    va_list list;
+
+    if (!function)
+        return NULL;
+    va_start(list, format);
+    args = Py_VaBuildValue(format, list);
+    va_end(list);
+    if (args)
+        result = PyObject_Call(function, args, NULL);
+    Py_XDECREF(args);
+    Py_DECREF(function);
+    return result;
+}
+
+void raise_made(PyObject *made)
+{
+    if (made) {
+        PyErr_SetObject((PyObject *)Py_TYPE(made), made);
+        Py_DECREF(made);
+    }
+}
+
+int closed(Caller *self)
+{
+    PyObject *result;
+
+    if (api && self->open)
+        return 0;
+    result = invoke(self, "_refuse", "()");
+    if (result) {
+        Py_DECREF(result);
+        PyErr_SetString(PyExc_RuntimeError, "the service is not running");
+    }
+    return -1;
+}
+
+/* A status as an exception. */
+void raise_status(Caller *self, Function *function, const struct p2pmod_reply *reply)
+{
+    raise_made(invoke(self, "_call_error", "(OIK)", function->name, reply->status,
+                      (unsigned long long)reply->value));
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT */
+/* The module gpudirect.service._native._calls. */
+#include "calls.h"
+
+const struct gd_lane_api *api;
+
+static PyObject *bind(PyObject *module, PyObject *address)
+{
+    (void)module;
+    api = PyLong_AsVoidPtr(address);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef module_methods[] = {
+    {"bind", bind, METH_O, "bind(address of struct gd_lane_api): where lanes are done."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "gpudirect.service._native._calls",
+    .m_doc = "The quick part of services.",
+    .m_size = -1,
+    .m_methods = module_methods,
+};
+
+PyMODINIT_FUNC PyInit__calls(void)
+{
+    PyObject *m;
+
+    s_piece = PyUnicode_InternFromString("_piece");
+    s_device = PyUnicode_InternFromString("device");
+    s_ptr = PyUnicode_InternFromString("ptr");
+    s_dtype = PyUnicode_InternFromString("dtype");
+    if (!s_piece || !s_device || !s_ptr || !s_dtype)
+        return NULL;
+    if (PyType_Ready(&FunctionType) || PyType_Ready(&CallerType) || PyType_Ready(&CallType))
+        return NULL;
+    m = PyModule_Create(&module);
+    if (m && (PyModule_AddObjectRef(m, "Function", (PyObject *)&FunctionType) ||
+              PyModule_AddObjectRef(m, "Caller", (PyObject *)&CallerType) ||
+              PyModule_AddObjectRef(m, "Call", (PyObject *)&CallType) ||
+              PyModule_AddIntConstant(m, "ARGUMENTS_MAX", ARGUMENTS_MAX))) {
+        Py_DECREF(m);
+        return NULL;
+    }
+    return m;
+}

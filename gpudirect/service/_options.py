@@ -1,0 +1,97 @@
+"""What a service is asked for, checked: how many lanes, slots and threads, and how it idles and ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _native
+from ..errors import ArgumentError
+
+MOST_LANES = 64
+LONGEST_SLEEP = 1e-3  # seconds: CUDA's __nanosleep
+WARP = 32  # threads
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a service is laid out and lives. Times in seconds."""
+
+    lanes: int
+    slots: int
+    threads: int
+    """Of a block."""
+    blocks: int
+    """Of each lane."""
+    idle_after: float
+    idle_sleep: float
+    lifetime: float | None
+    stop_timeout: float
+
+    @property
+    def all_blocks(self) -> int:
+        """Blocks of all lanes, resident at once."""
+        return self.lanes * self.blocks
+
+
+def checked(
+    teams: Iterable[str],
+    *,
+    lanes: Any,
+    slots: Any,
+    threads: Any,
+    blocks: Any,
+    idle_after: Any,
+    idle_sleep: Any,
+    lifetime: Any,
+    stop_timeout: Any,
+) -> Options:
+    """The options, with what was left open chosen by the teams that run functions.
+
+    Raises ArgumentError naming the option at fault.
+    """
+    used = set(teams)
+    grid = "grid" in used
+    if threads is None:
+        threads = 256 if used & {"block", "grid"} else WARP
+    if blocks is not None and not grid and blocks != 1:
+        raise ArgumentError(f"blocks is {blocks!r}, but no function is declared for a grid")
+    found = Options(
+        lanes=_count(lanes, "lanes", 1, MOST_LANES),
+        slots=_count(slots, "slots", 2, _native.lib.P2PMOD_LANE_SLOTS_MAX),
+        threads=_count(threads, "threads", WARP, 1024),
+        blocks=_count((8 if grid else 1) if blocks is None else blocks, "blocks", 1, 1 << 16),
+        idle_after=_seconds(idle_after, "idle_after"),
+        idle_sleep=_seconds(idle_sleep, "idle_sleep"),
+        lifetime=None if lifetime is None else _seconds(lifetime, "lifetime"),
+        stop_timeout=_seconds(stop_timeout, "stop_timeout"),
+    )
+    if found.slots & (found.slots - 1):
+        raise ArgumentError(f"slots is {slots}: give a power of two")
+    if found.threads % WARP:
+        raise ArgumentError(f"threads is {threads}: give a multiple of {WARP}, the size of a warp")
+    if found.idle_sleep > LONGEST_SLEEP:
+        raise ArgumentError(f"idle_sleep is {idle_sleep!r}: the device sleeps {LONGEST_SLEEP} s at most")
+    if found.lifetime == 0:
+        raise ArgumentError("lifetime is 0: give seconds, or None for no end")
+    return found
+
+
+def _count(value: Any, what: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise ArgumentError(f"{what} is {value!r}: give a whole number from {low} to {high}")
+    return int(value)
+
+
+def _seconds(value: Any, what: str) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise ArgumentError(f"{what} is {value!r}: give seconds, 0 or more")
+    return seconds
