@@ -85,6 +85,7 @@ uint64_t gd_now(void)
             }                                                                                     \
             if (timeout > 0 && gd_now() - start >= (uint64_t)timeout)                             \
                 return -ETIMEDOUT;                                                                \
+            gd_guard_keep();                                                                      \
         }                                                                                         \
     }                                                                                             \
                                                                                                   \

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include "guard.h"
 #include "native.h"
 
 int64_t gd_map(uintptr_t at, size_t length, int readable, int writable, int fd, int64_t offset,
@@ -17,6 +18,7 @@ int64_t gd_map(uintptr_t at, size_t length, int readable, int writable, int fd, 
         return -errno;
     /* the module's own mappings refuse this call because they are never inherited anyway */
     madvise(p, length, MADV_DONTFORK);
+    gd_guard_renew();
     return (int64_t)(uintptr_t)p;
 }
 

@@ -180,7 +180,7 @@ def test_no_descriptor_stack_or_mask_is_used_up(revoked):
 
 
 HEAD = """
-    import faulthandler, os, signal, sys
+    import faulthandler, os, signal, sys, time
     import numpy as np
     from gpudirect._native import ffi, lib
     fd = os.memfd_create("gone"); os.ftruncate(fd, 8192)
@@ -188,6 +188,7 @@ HEAD = """
     os.ftruncate(fd, 4096)
     data = np.ones(64, "u1"); source = ffi.cast("char *", data.ctypes.data)
     def guarded(): return lib.gd_write(at + 4096, source, 64, lib.GD_GUARDED)
+    def later(): time.sleep(0.001)  # the guard looks every 20 us or so
 """
 
 
@@ -247,3 +248,130 @@ def test_signals_sent_by_a_process_are_not_faults():
         print("survived", len(seen))
     """)
     assert (done.returncode, done.stdout) == (0, "survived 1\n"), done.stderr
+
+
+# -- somebody takes the signals after us ---------------------------------------------------------
+
+
+def test_faulthandler_enabled_later_takes_nothing_away():
+    done = run("""
+        assert guarded() == -14
+        for _ in range(3):
+            faulthandler.enable()
+            later()
+            assert guarded() == -14
+            assert lib.gd_load32(at + 4096, ffi.new("uint32_t *"), lib.GD_GUARDED) == -14
+            faulthandler.disable()
+            later()
+            assert guarded() == -14
+        print("survived")
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "survived\n", "")
+
+
+def test_faulthandler_in_front_when_the_fault_comes():
+    """Before the next look: it reports, wrongly, and the access comes back all the same."""
+    done = run("""
+        assert guarded() == -14
+        faulthandler.enable()
+        assert guarded() == -14
+        print("survived")
+    """)
+    assert (done.returncode, done.stdout) == (0, "survived\n")
+
+
+def test_faulthandler_enabled_later_still_reports_what_is_not_ours():
+    for repeat in range(3):
+        done = run(f"""
+            assert guarded() == -14
+            for _ in range({repeat} + 1):
+                faulthandler.enable()
+                later()
+                assert guarded() == -14
+            lib.gd_store32(at + 4096, 1, 0)
+        """)
+        assert done.returncode == -signal.SIGBUS
+        assert done.stderr.count("Fatal Python error: Bus error") == 1, done.stderr
+
+
+def test_a_handler_of_python_set_later_takes_nothing_away():
+    done = run("""
+        assert guarded() == -14
+        seen = []
+        signal.signal(signal.SIGBUS, lambda *a: seen.append(a))
+        signal.signal(signal.SIGSEGV, lambda *a: seen.append(a))
+        later()
+        assert guarded() == -14
+        os.kill(os.getpid(), signal.SIGBUS)
+        os.kill(os.getpid(), signal.SIGSEGV)
+        later()
+        assert guarded() == -14
+        assert len(seen) == 2, seen
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        later()
+        assert guarded() == -14
+        print("survived", flush=True)
+        os.kill(os.getpid(), signal.SIGBUS)
+    """)
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "survived\n"), done.stderr
+
+
+def test_many_handlers_that_pass_on_to_what_they_found():
+    """A chain of them: each is told once, the last found first, and then the process ends.
+
+    They put what they found back with signal(), which takes from us what tells of a fault.
+    """
+    done = run("""
+        import ctypes
+        libc = ctypes.CDLL(None)
+        libc.signal.restype = ctypes.c_void_p
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.raise_ = libc["raise"]
+        assert guarded() == -14
+        kept = []
+        def put(name):
+            def handler(number):
+                os.write(1, b"%d," % name)
+                libc.signal(number, found)
+                libc.raise_(number)
+            kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(handler))
+            found = libc.signal(signal.SIGBUS, ctypes.cast(kept[-1], ctypes.c_void_p))
+        for name in range(3):
+            put(name)
+            later()
+            assert guarded() == -14
+        os.kill(os.getpid(), signal.SIGBUS)
+        print("survived")
+    """)
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "2,1,0,"), done.stderr
+
+
+def test_a_wait_that_goes_on_while_the_handler_is_taken():
+    done = run("""
+        import threading, time
+        os.ftruncate(fd, 8192)
+        codes = []
+        waiter = threading.Thread(target=lambda: codes.append(lib.gd_wait32(at + 4096, 1, 60_000_000_000)))
+        waiter.start()
+        time.sleep(0.05)
+        faulthandler.enable()
+        time.sleep(0.05)
+        os.ftruncate(fd, 4096)
+        waiter.join()
+        print(codes)
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[-14]\n", "")
+
+
+def test_a_child_of_fork_guards_what_it_maps_itself():
+    done = run("""
+        assert guarded() == -14
+        child = os.fork()
+        if not child:
+            faulthandler.enable()
+            mine = lib.gd_map(0, 8192, 1, 1, fd, 0, 0)
+            os._exit(0 if lib.gd_write(mine + 4096, source, 64, lib.GD_GUARDED) == -14 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        print("survived")
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "survived\n", "")
