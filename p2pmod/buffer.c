@@ -42,7 +42,8 @@ u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer)
 	return (buffer->revoked ? P2PMOD_STATE_REVOKED : 0) |
 	       (buffer->flags & P2PMOD_PIN_PERSISTENT ? P2PMOD_STATE_PERSISTENT : 0) |
 	       (buffer->cacheable ? P2PMOD_STATE_CACHEABLE : 0) |
-	       (buffer->write_combined ? P2PMOD_STATE_WRITE_COMBINED : 0);
+	       (buffer->write_combined && compat_can_write_combine() ?
+			P2PMOD_STATE_WRITE_COMBINED : 0);
 }
 
 /* ---- caching ---- */
@@ -95,10 +96,10 @@ static void revoke(struct p2pmod_buffer *buffer)
 	unsigned long flags;
 
 	down_write(&buffer->file->lock);
-	write_lock_irqsave(&buffer->access, flags);
+	raw_spin_lock_irqsave(&buffer->access, flags);
 	buffer->revoked = true;
 	buffer->pinned = false; /* the driver frees the page table after the callback */
-	write_unlock_irqrestore(&buffer->access, flags);
+	raw_spin_unlock_irqrestore(&buffer->access, flags);
 	list_for_each_entry_safe(listener, next, &buffer->listeners, entry) {
 		list_del_init(&listener->entry);
 		listener->revoked(listener);
@@ -301,9 +302,8 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 	buffer->start = start;
 	buffer->span = span;
 	buffer->pages = span >> GPU_PAGE_SHIFT;
-	rwlock_init(&buffer->access);
+	raw_spin_lock_init(&buffer->access);
 	INIT_LIST_HEAD(&buffer->listeners);
-	INIT_LIST_HEAD(&buffer->lanes);
 	init_completion(&buffer->ready);
 
 	err = xa_alloc_cyclic(&cookies, &buffer->cookie, buffer, XA_LIMIT(1, U32_MAX), &next_cookie,

@@ -8,9 +8,14 @@
 #ifndef P2PMOD_COMPAT_H
 #define P2PMOD_COMPAT_H
 
+#include <linux/futex.h>
 #include <linux/io.h>
+#include <linux/mem_encrypt.h>
 #include <linux/mm.h>
+#include <linux/sched/mm.h>
+#include <linux/uaccess.h>
 #include <linux/version.h>
+#include <asm/futex.h>
 
 #ifdef P2PMOD_NV_P2P_OWN
 #include "nv-p2p-own.h"
@@ -45,7 +50,12 @@ static inline bool nv_table_cacheable(const struct nvidia_p2p_page_table *table)
 	       ((const struct nv_page_table_2 *)table)->flags & NV_CPU_CACHEABLE;
 }
 
-#ifdef NVIDIA_P2P_CAP_GET_PAGES_PERSISTENT_API
+#if defined(NVIDIA_P2P_CAP_PERSISTENT_PAGES) && !defined(NVIDIA_P2P_CAP_GET_PAGES_PERSISTENT_API)
+#error "p2pmod: drivers 515 to 530 free page tables that put_pages still reads: install 535 or newer"
+#endif
+
+/* In the header, and in the driver that is installed (its symbols were looked at). */
+#if defined(NVIDIA_P2P_CAP_GET_PAGES_PERSISTENT_API) && !defined(P2PMOD_NO_PERSISTENT)
 #define NV_HAVE_PERSISTENT 1
 static inline int nv_get_persistent(u64 address, u64 length, struct nvidia_p2p_page_table **table,
 				    u32 flags)
@@ -73,22 +83,47 @@ static inline int nv_put_persistent(u64 address, struct nvidia_p2p_page_table *t
 
 /* ---- the kernel ---- */
 
+/*
+ * Where a distribution carries newer interfaces back to an older kernel, the number of the version
+ * says nothing of them: so the interface is asked for. Kbuild looks for functions that are inline.
+ */
+
 /* Inside ->mmap only: the VMA is not attached yet, so no lock is needed (and vm_flags_set's is). */
-static inline void compat_add_vm_flags(struct vm_area_struct *vma, unsigned long flags)
+static inline void compat_change_vm_flags(struct vm_area_struct *vma, unsigned long add,
+					  unsigned long drop)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
-	vm_flags_init(vma, vma->vm_flags | flags);
+#ifdef P2PMOD_HAVE_VM_FLAGS_INIT /* and vm_flags itself is read-only */
+	vm_flags_init(vma, (vma->vm_flags | add) & ~drop);
 #else
-	vma->vm_flags |= flags;
+	vma->vm_flags = (vma->vm_flags | add) & ~drop;
 #endif
 }
 
-static inline void compat_drop_vm_flags(struct vm_area_struct *vma, unsigned long flags)
+/*
+ * Whether write-combining is to be had at all: without PAT (nopat) the conversion gives the bits of
+ * uncached. pat_enabled() is GPL-only.
+ */
+static inline bool compat_can_write_combine(void)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
-	vm_flags_init(vma, vma->vm_flags & ~flags);
+#ifdef CONFIG_X86
+	return cachemode2protval(_PAGE_CACHE_MODE_WC) !=
+	       cachemode2protval(_PAGE_CACHE_MODE_UC_MINUS);
 #else
-	vma->vm_flags &= ~flags;
+	return true;
+#endif
+}
+
+/*
+ * The memory of a device is never encrypted by the CPU, whatever the guest's own memory is. On x86
+ * pgprot_decrypted() is GPL-only from 6.1 on; AMD's mask is not, and where Intel's TDX would need
+ * more, the driver pins nothing.
+ */
+static inline pgprot_t compat_decrypted(pgprot_t prot)
+{
+#ifdef CONFIG_X86
+	return __pgprot(__sme_clr(pgprot_val(prot)));
+#else
+	return pgprot_decrypted(prot);
 #endif
 }
 
@@ -113,16 +148,61 @@ static inline pgprot_t compat_uncached(pgprot_t prot)
 #endif
 }
 
-/* Pages of the calling process, for as long as one likes; with the mmap_lock held. */
+/*
+ * Pages of the calling process, for as long as one likes. Sleeps for as long as the process's own
+ * page faults may: its memory can be under userfaultfd.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
 static inline long compat_pin_user_pages(unsigned long address, unsigned long count,
 					 struct page **pages)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
-	return pin_user_pages(address, count, FOLL_WRITE | FOLL_LONGTERM, pages);
-#else
-	return pin_user_pages(address, count, FOLL_WRITE | FOLL_LONGTERM, pages, NULL);
-#endif
+	return pin_user_pages_unlocked(address & PAGE_MASK, count, pages, FOLL_WRITE | FOLL_LONGTERM);
 }
+#else
+/* pin_user_pages() of 6.5 and what carries it back, and of before. */
+typedef long compat_pin4(unsigned long, unsigned long, unsigned int, struct page **);
+typedef long compat_pin5(unsigned long, unsigned long, unsigned int, struct page **,
+			 struct vm_area_struct **);
+
+static inline long compat_call_pin4(compat_pin4 *pin, unsigned long at, unsigned long count,
+				    struct page **pages)
+{
+	return pin(at, count, FOLL_WRITE | FOLL_LONGTERM, pages);
+}
+
+static inline long compat_call_pin5(compat_pin5 *pin, unsigned long at, unsigned long count,
+				    struct page **pages)
+{
+	return pin(at, count, FOLL_WRITE | FOLL_LONGTERM, pages, NULL);
+}
+
+#define compat_call_pin \
+	__builtin_choose_expr(__builtin_types_compatible_p(typeof(pin_user_pages), compat_pin4), \
+			      compat_call_pin4, compat_call_pin5)
+
+/*
+ * Here a long-term pin does not let go of the mmap_lock, so a fault that user space must serve ends
+ * it. Hence each page is asked for before, as a user's store: an atomic "or" of nothing.
+ */
+static inline long compat_pin_user_pages(unsigned long address, unsigned long count,
+					 struct page **pages)
+{
+	unsigned long i, at;
+	long got;
+	int old;
+
+	for (i = 0; i < count; i++) {
+		at = i ? (address & PAGE_MASK) + i * PAGE_SIZE : address;
+		if (!access_ok((void __user *)at, sizeof(u32)) ||
+		    arch_futex_atomic_op_inuser(FUTEX_OP_OR, 0, &old, (u32 __user *)at))
+			return -EFAULT;
+	}
+	mmap_read_lock(current->mm);
+	got = compat_call_pin((void *)pin_user_pages, address & PAGE_MASK, count, pages);
+	mmap_read_unlock(current->mm);
+	return got;
+}
+#endif
 
 /* Has the CPU a store of 64 bytes that arrives whole, MOVDIR64B? */
 static inline bool compat_has_store64(void)

@@ -291,8 +291,8 @@ static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 	if (err)
 		return err;
 
-	compat_add_vm_flags(vma, VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY);
-	compat_drop_vm_flags(vma, VM_MAYEXEC);
+	compat_change_vm_flags(vma, VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY,
+			       VM_MAYEXEC);
 	vma->vm_ops = &p2pmod_vm_ops;
 	atomic64_inc(&p2pmod_count.maps);
 	return 0;

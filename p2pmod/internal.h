@@ -30,7 +30,7 @@ struct nvidia_p2p_page_table;
  *   mmap_lock          (the fault handler is called with it)
  *   p2pmod_file.lock   buffers of a file, and the "revoked" of each for sleeping readers
  *   p2pmod_lane.lock   calls of a lane
- *   p2pmod_buffer.access   the "revoked" of a buffer for readers that may not sleep
+ *   p2pmod_buffer.access   the "revoked" of a buffer for those that may not sleep
  * The driver holds a lock of its own around the free callback, and takes it in get_pages and
  * put_pages: so none of ours is held over those calls, and mmap_lock is never taken in the callback.
  */
@@ -59,9 +59,8 @@ struct p2pmod_buffer {
 	bool write_combined;    /* the physical ranges are reserved as such */
 	bool pinned;            /* @table is ours to put */
 	bool revoked;           /* under file->lock and @access */
-	rwlock_t access;
+	raw_spinlock_t access;  /* raw: it is taken in interrupts, also on PREEMPT_RT */
 	struct list_head listeners; /* under file->lock */
-	struct list_head lanes;     /* attached ones, under file->lock */
 	struct completion ready;    /* @bus is filled in: the callback may go on */
 	struct nvidia_p2p_page_table *table;
 	u64 *bus;               /* bus address of each GPU page */

@@ -181,24 +181,29 @@ void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset)
 }
 
 /*
- * Revoking waits for the lock held here, so no access is under way once it has happened; hence a
- * piece at a time.
+ * Revoking waits for the lock held here, so no access is under way once it has happened. Interrupts
+ * are off meanwhile, also on PREEMPT_RT: hence small pieces. A load from the device takes a
+ * microsecond however small it is; stores of a KiB are out after less.
  */
+#define READ_PIECE 64
+#define WRITE_PIECE 1024
+
 static int window_copy(struct p2pmod_window *window, u64 offset, void *data, size_t n, bool write)
 {
 	struct p2pmod_buffer *buffer = window->buffer;
+	u64 most = write ? WRITE_PIECE : READ_PIECE;
 	unsigned long flags;
 
 	if (offset > window->length || n > window->length - offset)
 		return -ERANGE;
 	while (n) {
 		u64 at = window->lead + offset;
-		size_t piece = min_t(u64, n, min_t(u64, PAGE_SIZE, GPU_PAGE - (at & (GPU_PAGE - 1))));
+		size_t piece = min3((u64)n, most, GPU_PAGE - (at & (GPU_PAGE - 1)));
 		void __iomem *page = window->page[at >> GPU_PAGE_SHIFT];
 
-		read_lock_irqsave(&buffer->access, flags);
+		raw_spin_lock_irqsave(&buffer->access, flags);
 		if (buffer->revoked || !page) {
-			read_unlock_irqrestore(&buffer->access, flags);
+			raw_spin_unlock_irqrestore(&buffer->access, flags);
 			return -ENODEV;
 		}
 		if (write)
@@ -207,7 +212,7 @@ static int window_copy(struct p2pmod_window *window, u64 offset, void *data, siz
 			memcpy_fromio(data, page + (at & (GPU_PAGE - 1)), piece);
 		if (write)
 			wmb(); /* out of the write-combining buffers before revoking may go on */
-		read_unlock_irqrestore(&buffer->access, flags);
+		raw_spin_unlock_irqrestore(&buffer->access, flags);
 		offset += piece;
 		data += piece;
 		n -= piece;

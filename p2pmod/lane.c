@@ -4,6 +4,8 @@
  * p2pmod-lane.h for what travels.
  *
  * Packets are stored under the lock that revoking takes, so none is under way once it has happened.
+ * That lock and a lane's own are raw ones: on PREEMPT_RT the others sleep, and calls come from
+ * interrupts there, too. So what is done under them is short: one packet, one reply.
  * Replies come into host memory of the process that offers the lane: it is pinned, and revoking
  * leaves it alone. The process can write what it likes there, so a reply is data and nothing more.
  */
@@ -11,6 +13,7 @@
 #include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/overflow.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -28,16 +31,17 @@ enum slot {
 };
 
 struct p2pmod_lane {
-	struct list_head entry; /* in buffer->lanes */
+	struct list_head entry; /* in @lanes */
 	struct p2pmod_buffer *buffer;
 	struct p2pmod_window *packets;
-	u64 start;              /* of the packets in the buffer, in bytes */
+	u64 start;              /* of the packets, from the start of the buffer's first GPU page */
 	u32 slots;
 	struct page **pages;    /* of the replies, in the process that attached */
 	unsigned int page_count;
+	u32 lead;               /* of the replies in the first of @pages */
 	void *mapped;           /* @pages */
 	const struct p2pmod_reply *replies;
-	spinlock_t lock;
+	raw_spinlock_t lock;
 	u32 next;               /* number of the next call; under @lock */
 	u8 slot[];              /* enum slot; under @lock */
 };
@@ -71,7 +75,7 @@ int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply
 	unsigned long flags;
 	int err = 0;
 
-	spin_lock_irqsave(&lane->lock, flags);
+	raw_spin_lock_irqsave(&lane->lock, flags);
 	/* of a slot's calls only the last one can be awaited */
 	if (lane->next - 1 - sequence >= lane->slots || *slot != SLOT_AWAITED)
 		err = -ENOENT;
@@ -79,7 +83,7 @@ int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply
 		*slot = SLOT_FREE;
 	else
 		err = p2pmod_revoked(lane->buffer) ? -ENODEV : -EINPROGRESS;
-	spin_unlock_irqrestore(&lane->lock, flags);
+	raw_spin_unlock_irqrestore(&lane->lock, flags);
 	return err;
 }
 EXPORT_SYMBOL(p2pmod_lane_poll);
@@ -140,12 +144,12 @@ static int send(struct p2pmod_lane *lane, const struct p2pmod_packet *packet)
 	u64 at = (u64)slot_of(lane, packet->sequence) * sizeof(*packet);
 	int err = 0;
 
-	read_lock(&buffer->access);
+	raw_spin_lock(&buffer->access);
 	if (buffer->revoked)
 		err = -ENODEV;
 	else
 		store_packet(p2pmod_window_at(lane->packets, at), packet);
-	read_unlock(&buffer->access);
+	raw_spin_unlock(&buffer->access);
 	return err;
 }
 
@@ -163,7 +167,7 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 		return -EINVAL;
 	memcpy(packet.words, arguments, bytes);
 
-	spin_lock_irqsave(&lane->lock, flags);
+	raw_spin_lock_irqsave(&lane->lock, flags);
 	slot = &lane->slot[slot_of(lane, lane->next)];
 	if (*slot == SLOT_SENT && answered(lane, lane->next - lane->slots, NULL))
 		*slot = SLOT_FREE;
@@ -180,7 +184,7 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 			*sequence = lane->next;
 		lane->next++;
 	}
-	spin_unlock_irqrestore(&lane->lock, flags);
+	raw_spin_unlock_irqrestore(&lane->lock, flags);
 	return err;
 }
 EXPORT_SYMBOL(p2pmod_lane_submit);
@@ -215,16 +219,16 @@ static void release_replies(struct p2pmod_lane *lane)
 /* Pinned for writing: so they stay the very pages that the process has page-locked for the GPU. */
 static int pin_replies(struct p2pmod_lane *lane, unsigned long address)
 {
-	unsigned long offset = offset_in_page(address);
-	unsigned int wanted = PFN_UP(offset + lane->slots * sizeof(struct p2pmod_reply));
+	unsigned int wanted;
 	long got;
+
+	lane->lead = offset_in_page(address);
+	wanted = PFN_UP(lane->lead + lane->slots * sizeof(struct p2pmod_reply));
 
 	lane->pages = kvcalloc(wanted, sizeof(*lane->pages), GFP_KERNEL_ACCOUNT);
 	if (!lane->pages)
 		return -ENOMEM;
-	mmap_read_lock(current->mm);
-	got = compat_pin_user_pages(address - offset, wanted, lane->pages);
-	mmap_read_unlock(current->mm);
+	got = compat_pin_user_pages(address, wanted, lane->pages);
 	lane->page_count = max(got, 0L);
 	if (got != wanted) {
 		release_replies(lane);
@@ -235,7 +239,7 @@ static int pin_replies(struct p2pmod_lane *lane, unsigned long address)
 		release_replies(lane);
 		return -ENOMEM;
 	}
-	lane->replies = lane->mapped + offset;
+	lane->replies = lane->mapped + lane->lead;
 	return 0;
 }
 
@@ -250,23 +254,71 @@ static bool quiet(const struct p2pmod_lane *lane)
 	return answered(lane, lane->next - 1, NULL);
 }
 
-/* A lane has one caller. */
+/* ---- a lane has one caller ---- */
+
+static LIST_HEAD(lanes);         /* all that are attached, under the lock */
+static DEFINE_MUTEX(lanes_lock); /* process context only; nothing else is taken under it */
+
+struct piece {
+	u64 start, end; /* addresses of the CPU's bus */
+};
+
+/*
+ * The @i-th contiguous piece of what a lane uses, packets first: false after the last one. These are
+ * physical addresses, since a buffer may be pinned twice, and memory mapped twice.
+ */
+static bool lane_piece(const struct p2pmod_lane *lane, unsigned int i, struct piece *piece)
+{
+	u64 from = lane->start, to = from + (u64)lane->slots * sizeof(struct p2pmod_packet);
+	u64 first = from >> GPU_PAGE_SHIFT, unit = GPU_PAGE, base;
+	u64 last = (to - 1) >> GPU_PAGE_SHIFT;
+
+	if (i <= last - first) {
+		base = lane->buffer->bus[first + i];
+		from -= first << GPU_PAGE_SHIFT;
+		to -= first << GPU_PAGE_SHIFT;
+	} else {
+		i -= last - first + 1;
+		if (i >= lane->page_count)
+			return false;
+		unit = PAGE_SIZE;
+		base = page_to_phys(lane->pages[i]);
+		from = lane->lead;
+		to = from + lane->slots * sizeof(struct p2pmod_reply);
+	}
+	/* the ring lies at from..to of its pages laid end to end; page i is i*unit..(i+1)*unit */
+	piece->start = base + (i ? 0 : from);
+	piece->end = base + min(to - i * unit, unit);
+	return true;
+}
+
+static bool lanes_meet(const struct p2pmod_lane *a, const struct p2pmod_lane *b)
+{
+	struct piece one, other;
+	unsigned int i, j;
+
+	for (i = 0; lane_piece(a, i, &one); i++)
+		for (j = 0; lane_piece(b, j, &other); j++)
+			if (one.start < other.end && other.start < one.end)
+				return true;
+	return false;
+}
+
 static int list_lane(struct p2pmod_lane *lane)
 {
-	struct p2pmod_buffer *buffer = lane->buffer;
 	struct p2pmod_lane *other;
 	int err = 0;
 
-	down_write(&buffer->file->lock);
-	if (buffer->revoked)
+	mutex_lock(&lanes_lock);
+	/* what was revoked is no longer the lane's, and may be another's */
+	if (p2pmod_revoked(lane->buffer))
 		err = -ENODEV;
-	list_for_each_entry(other, &buffer->lanes, entry)
-		if (lane->start < other->start + other->slots * sizeof(struct p2pmod_packet) &&
-		    other->start < lane->start + lane->slots * sizeof(struct p2pmod_packet))
+	list_for_each_entry(other, &lanes, entry)
+		if (!p2pmod_revoked(other->buffer) && lanes_meet(lane, other))
 			err = -EBUSY;
 	if (!err)
-		list_add(&lane->entry, &buffer->lanes);
-	up_write(&buffer->file->lock);
+		list_add(&lane->entry, &lanes);
+	mutex_unlock(&lanes_lock);
 	return err;
 }
 
@@ -290,10 +342,10 @@ struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
 	if (!lane)
 		goto undo_count;
 	lane->buffer = buffer;
-	lane->start = d->packets;
+	lane->start = buffer->address - buffer->start + d->packets;
 	lane->slots = d->slots;
 	lane->next = d->first;
-	spin_lock_init(&lane->lock);
+	raw_spin_lock_init(&lane->lock);
 	lane->packets = p2pmod_window_open(buffer, d->packets,
 					   (u64)d->slots * sizeof(struct p2pmod_packet));
 	err = PTR_ERR_OR_ZERO(lane->packets);
@@ -323,9 +375,9 @@ u32 p2pmod_lane_detach(struct p2pmod_lane *lane)
 {
 	u32 next = lane->next;
 
-	down_write(&lane->buffer->file->lock);
+	mutex_lock(&lanes_lock);
 	list_del(&lane->entry);
-	up_write(&lane->buffer->file->lock);
+	mutex_unlock(&lanes_lock);
 	release_replies(lane);
 	p2pmod_window_close(lane->packets); /* and with it the reference on the buffer */
 	kvfree(lane);

@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define NVIDIA_P2P_CAP_GET_PAGES_PERSISTENT_API
+#define NVIDIA_P2P_CAP_GET_PAGES_PERSISTENT_API /* unless the build says P2PMOD_NO_PERSISTENT */
 
 enum nvidia_p2p_page_size_type {
 	NVIDIA_P2P_PAGE_SIZE_4KB,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 VM = ROOT / "tests" / "vm"
 FLAVOURS = ("open", "proprietary")
 CLIENTS = ("p2pmod_quixote", "p2pmod_caller", "p2pmod_priority")
-CLIENT_OPTIONS = ("P2PMOD_TEST=m", "P2PMOD_EXAMPLES=m")
+CLIENT_OPTIONS = ("TESTS=m", "EXAMPLES=m")
 
 
 def work_folder(name: str) -> Path:
@@ -45,8 +45,16 @@ class Modules:
     warnings: str
 
 
+# how a distribution may have compressed the driver's module, one way a kernel series
+PACKED = {"5.10": "xz", "6.1": "gzip", "6.12": "xz"}
+
+
 def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] = ()) -> Modules:
-    """Build for a kernel beside one flavour of the driver, with one of its headers ("own": ours)."""
+    """Build for a kernel beside one flavour of the driver, with one of its headers ("own": ours).
+
+    As a user does: the driver's module is installed in a system of its own, with its header where
+    distributions put it, and ``make -C p2pmod`` finds both.
+    """
     work = work_folder(f"{kernel.series}-{flavour}-{header}")
     for name in ("Kbuild", "p2pmod"):
         source = ROOT / name
@@ -57,44 +65,56 @@ def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] 
     shutil.copytree(VM / "standin", work / "standin")
     include = ""
     if header != "own":
-        (work / "include").mkdir()
-        shutil.copy(driver_header(header), work / "include" / "nv-p2p.h")
-        include = "include"
+        include = f"sysroot/usr/src/nvidia-{header}.1/nvidia"
+        (work / include).mkdir(parents=True)
+        shutil.copy(driver_header(header), work / include / "nv-p2p.h")
     # the stand-in's own relative include of p2pmod/nv-p2p-own.h is from tests/vm/standin
     text = (work / "standin/standin.c").read_text()
     (work / "standin/standin.c").write_text(text.replace("../../../p2pmod/", "../p2pmod/"))
-    proprietary = ["STANDIN_PROPRIETARY=y"] if flavour == "proprietary" else []
-    log = _make(kernel, work, "standin", [*proprietary, *extra], include)
-    log += _make(kernel, work, ".", [*CLIENT_OPTIONS, *extra], include,
-                 symvers="standin/Module.symvers")  # fmt: skip
+    inside = Path("/src") if kernel.root else work
+    words = [f"P2PMOD_HEADER={inside / include}"] if include else []
+    words += ["STANDIN_PROPRIETARY=y"] if flavour == "proprietary" else []
+    log = _make(kernel, work, headers_of(kernel), [f"M={inside / 'standin'}", *words, *extra, "modules"])
+    place = work / "sysroot/lib/modules" / kernel.release / "updates"
+    place.mkdir(parents=True)
+    shutil.copy(work / "standin/nvidia.ko", place)
+    if packer := PACKED.get(kernel.series):
+        run([packer, place / "nvidia.ko"])
+    told = user_make(kernel, work, *CLIENT_OPTIONS, *extra)
+    if "updates/nvidia.ko" not in told or include not in told:
+        raise LabError(f"the build did not find the driver it was to find:\n{told[:3000]}")
+    log += told
     return Modules(work / "standin/nvidia.ko", work / "p2pmod.ko",
                    tuple(work / f"{name}.ko" for name in CLIENTS),
                    "\n".join(x for x in log.splitlines() if "warning:" in x))  # fmt: skip
 
 
-def _make(kernel: Unpacked, work: Path, folder: str, words: list[str], include: str,
-          symvers: str = "") -> str:
-    """Run the kernel's build system over a folder; its output."""
+def headers_of(kernel: Unpacked) -> Path:
+    """A kernel's headers, as the build sees them."""
+    return Path("/usr/src", kernel.headers.name) if kernel.root else kernel.headers
+
+
+def user_make(kernel: Unpacked, work: Path, *words: str) -> str:
+    """``make -C p2pmod`` on a copy of the sources, beside the system in its folder sysroot."""
     inside = Path("/src") if kernel.root else work
-    command = [
-        "make", "-C", f"/usr/src/{kernel.headers.name}" if kernel.root else kernel.headers,
-        f"M={inside / folder}", "CONFIG_DEBUG_INFO_BTF_MODULES=", *words,
-    ]  # fmt: skip
-    if include:
-        command.append(f"P2PMOD_HEADER={inside / include}")
-    if symvers:
-        command.append(f"KBUILD_EXTRA_SYMBOLS={inside / symvers}")
+    return _make(kernel, work, inside / "p2pmod",
+                 [f"KVER={kernel.release}", f"KDIR={headers_of(kernel)}", f"SYSROOT={inside / 'sysroot'}",
+                  *words])  # fmt: skip
+
+
+def _make(kernel: Unpacked, work: Path, folder: Path, words: list[str]) -> str:
+    """Run make in a folder with the tools that the kernel was built with; its output."""
+    command = ["make", "-C", str(folder), "CONFIG_DEBUG_INFO_BTF_MODULES=", *words]
     if kernel.root is None:
         if kernel.series == "5.10":
             command += ["CC=gcc", "CROSS_COMPILE="]
-        return run([*command, "modules"])
-    (kernel.root / "src").mkdir(exist_ok=True)
-    (kernel.root / "proc").mkdir(exist_ok=True)
-    (kernel.root / "dev").mkdir(exist_ok=True)
+        return run(command)
+    for name in ("src", "proc", "dev", "tmp"):
+        (kernel.root / name).mkdir(exist_ok=True)
     script = (
         f"mount -t proc proc {kernel.root}/proc && mount --bind /dev {kernel.root}/dev && "
         f"mount --bind {work} {kernel.root}/src && "
-        f"exec chroot {kernel.root} {' '.join(map(str, command))} CC=gcc-14 HOSTCC=gcc-14 modules"
+        f"exec chroot {kernel.root} {' '.join(command)} CC=gcc-14 HOSTCC=gcc-14"
     )
     return run(["unshare", "--mount", "sh", "-c", script])
 
@@ -129,11 +149,10 @@ def gpl_only_symbols(module: Path, symvers: Path) -> list[str]:
 
 def sparse(kernel: Unpacked) -> list[str]:
     """What sparse says of the module."""
-    work = work_folder(f"sparse-{kernel.series}")
-    shutil.copy(ROOT / "Kbuild", work)
-    shutil.copytree(ROOT / "p2pmod", work / "p2pmod", ignore=shutil.ignore_patterns("*.o", "*.ko"))
-    log = _make(kernel, work, ".", ["C=2", "CHECK=sparse", "W=1", *CLIENT_OPTIONS,
-                                    "KBUILD_MODPOST_WARN=1"], "")  # fmt: skip
+    work = modules(kernel, "open", "own").p2pmod.parent
+    for old in work.rglob("*.o"):
+        old.unlink()
+    log = user_make(kernel, work, "C=2", "CHECK=sparse", "W=1", *CLIENT_OPTIONS)
     return [x for x in log.splitlines() if f"{work}/p2pmod" in x and ("warning:" in x or "error:" in x)]
 
 
