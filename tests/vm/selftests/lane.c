@@ -5,7 +5,9 @@
  */
 #include "tap.h"
 
+#include <linux/userfaultfd.h>
 #include <stdarg.h>
+#include <sys/syscall.h>
 
 #include "gpu.h"
 #include "resident.h"
@@ -546,6 +548,104 @@ TEST(a_lane_has_one_caller)
 	EXPECT(ioctl(other, CALLER_ATTACH, &a) == 0);
 	close(other);
 	scene_end(s);
+}
+
+TEST(lanes_share_no_memory_however_it_is_named)
+{
+	struct scene *s = scene_new(2);
+	const size_t ring = SLOTS * sizeof(struct p2pmod_packet), at = GPU_PAGE - ring / 2;
+	char *elsewhere = (char *)s->replies + 16 * CPU_PAGE;
+	struct p2pmod_pin again;
+	struct caller_attach a;
+	char *twice;
+	int memory;
+
+	/* the same memory pinned once more, on another file, from another address on */
+	int file = p2p_open();
+
+	ASSERT(p2p_pin(file, s->gpu.va + 64, s->gpu.length - 64, &again) == 0);
+	lane_new(s, at, SLOTS, 1); /* across two GPU pages */
+	for (size_t offset = at - ring + 64; offset < at + ring; offset += 64) {
+		a = describe(s, offset - 64, elsewhere, SLOTS, 1);
+		a.fd = file;
+		a.handle = again.handle;
+		EXPECT_ERRNO(EBUSY, ioctl(s->caller, CALLER_ATTACH, &a));
+	}
+	a.packets = at + ring - 64; /* just behind it */
+	EXPECT(ioctl(s->caller, CALLER_ATTACH, &a) == 0);
+
+	/* replies: any slot of them, through another mapping of the same pages */
+	memory = memfd_create("replies", 0);
+	ASSERT(memory >= 0 && ftruncate(memory, 4 * CPU_PAGE) == 0);
+	twice = mmap(NULL, 4 * CPU_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	ASSERT(twice != MAP_FAILED);
+	a = describe(s, 2 * ring, mmap(NULL, 4 * CPU_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0),
+		     SLOTS, 1);
+	a.replies += CPU_PAGE - 8 * sizeof(struct p2pmod_reply);
+	ASSERT(ioctl(s->caller, CALLER_ATTACH, &a) == 0);
+	for (int slot = 1 - SLOTS; slot < SLOTS; slot++) {
+		a = describe(s, 4 * ring, twice + CPU_PAGE + (slot - 8) * sizeof(struct p2pmod_reply), SLOTS, 1);
+		EXPECT_ERRNO(EBUSY, ioctl(s->caller, CALLER_ATTACH, &a));
+	}
+	a = describe(s, 4 * ring, twice + CPU_PAGE + 8 * sizeof(struct p2pmod_reply), SLOTS, 1);
+	EXPECT(ioctl(s->caller, CALLER_ATTACH, &a) == 0);
+	close(memory);
+	scene_end(s);
+	close(file);
+	EXPECT(gpu_pins() == 0 && counter("lanes") == 0 && pages_pinned() == 0);
+}
+
+/* Serves page faults of a range of memory, after a while each. */
+struct pager {
+	int fd;
+	unsigned served;
+};
+
+static void *pager_thread(void *argument)
+{
+	struct pager *pager = argument;
+	struct uffd_msg message;
+
+	while (read(pager->fd, &message, sizeof(message)) == sizeof(message)) {
+		struct uffdio_zeropage zero = {
+			.range = {message.arg.pagefault.address & ~(CPU_PAGE - 1), CPU_PAGE},
+		};
+
+		if (message.event != UFFD_EVENT_PAGEFAULT)
+			continue;
+		usleep(20000);
+		if (ioctl(pager->fd, UFFDIO_ZEROPAGE, &zero) == 0)
+			pager->served++;
+	}
+	return NULL;
+}
+
+TEST(replies_that_user_space_pages_in_are_waited_for)
+{
+	struct scene *s = scene_new(2);
+	const size_t bytes = 1024 * sizeof(struct p2pmod_reply) + CPU_PAGE;
+	char *replies = reply_memory(bytes);
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register watched = {.range = {(uintptr_t)replies, bytes},
+					  .mode = UFFDIO_REGISTER_MODE_MISSING};
+	struct caller_attach a = describe(s, 0, replies + CPU_PAGE - 64, 1024, 1);
+	struct pager pager = {.fd = syscall(SYS_userfaultfd, O_CLOEXEC)};
+	pthread_t thread;
+
+	ASSERT(pager.fd >= 0 && ioctl(pager.fd, UFFDIO_API, &api) == 0);
+	ASSERT(ioctl(pager.fd, UFFDIO_REGISTER, &watched) == 0);
+	ASSERT(pthread_create(&thread, NULL, pager_thread, &pager) == 0);
+	a.first = 1;
+	ASSERT(ioctl(s->caller, CALLER_ATTACH, &a) == 0);
+	EXPECT(pager.served == bytes / CPU_PAGE);
+	ASSERT(ioctl(pager.fd, UFFDIO_UNREGISTER, &watched.range) == 0);
+	resident_add(&s->resident, 0, replies + CPU_PAGE - 64, 1024, 1);
+	resident_start(&s->resident);
+	struct caller_run run = run_of(a.lane, CALLER_INTERRUPT, 200, 64);
+
+	EXPECT(ioctl(s->caller, CALLER_RUN, &run) == 0 && run.wrong == 0);
+	scene_end(s);
+	EXPECT(pages_pinned() == 0);
 }
 
 TEST(the_number_of_lanes_is_limited)
