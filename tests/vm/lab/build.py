@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from packages import CACHE, Apt, Unpacked, driver_header, run
+from packages import CACHE, Apt, LabError, Unpacked, driver_header, run
 
 ROOT = Path(__file__).resolve().parents[3]
 VM = ROOT / "tests" / "vm"
