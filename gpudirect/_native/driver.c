@@ -2,9 +2,12 @@
 /*
  * The device's driver, called through functions whose addresses the device handed over. This file
  * knows their types (CUDA driver API: cuMemcpyHtoD, cuMemcpyDtoH, cuStreamSynchronize,
- * cuPointerGetAttribute, cuLaunchKernel, cuCtxGetCurrent, cuCtxPushCurrent, cuCtxPopCurrent) and
- * nothing else of CUDA.
+ * cuPointerGetAttribute, cuLaunchKernel, cuLaunchCooperativeKernel, cuStreamQuery, cuEventCreate,
+ * cuEventDestroy, cuEventRecord, cuStreamWaitEvent, cuCtxGetCurrent, cuCtxPushCurrent,
+ * cuCtxPopCurrent, cuThreadExchangeStreamCaptureMode) and nothing else of CUDA.
  */
+#include <errno.h>
+
 #include "native.h"
 
 typedef int copy_in_function(uint64_t to, const void *from, size_t n);
@@ -14,6 +17,15 @@ typedef int attribute_function(void *value, int which, uint64_t address);
 typedef int launch_function(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
                             unsigned by, unsigned bz, unsigned shared, void *stream,
                             void **parameters, void **extra);
+typedef int launch_cooperative_function(void *function, unsigned gx, unsigned gy, unsigned gz,
+                                        unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                                        void *stream, void **parameters);
+typedef int query_function(void *stream);
+typedef int event_new_function(void **event, unsigned flags);
+typedef int event_free_function(void *event);
+typedef int event_record_function(void *event, void *stream);
+typedef int stream_wait_function(void *stream, void *event, unsigned flags);
+typedef int capture_mode_function(int *mode);
 typedef int current_function(void **context);
 typedef int push_function(void *context);
 typedef int pop_function(void **context);
@@ -24,6 +36,10 @@ typedef int pop_function(void **context);
 #define PARAM_END ((void *)0)
 #define PARAM_BUFFER ((void *)1)
 #define PARAM_SIZE ((void *)2)
+#define NOT_READY 600  /* CUDA_ERROR_NOT_READY */
+#define NO_TIMING 2    /* CU_EVENT_DISABLE_TIMING */
+#define RELAXED 2      /* CU_STREAM_CAPTURE_MODE_RELAXED */
+#define MOST_PARAMETERS 32
 
 #define CALL(name) ((name##_function *)(uintptr_t)driver->name)
 #define POINTER(number) ((void *)(uintptr_t)(number))
@@ -95,4 +111,66 @@ int gd_driver_launch(const struct gd_driver *driver, uint64_t function, const st
     gd_fence(); /* the kernel sees what was stored before */
     WITHIN(CALL(launch)(POINTER(function), g[0], g[1], g[2], b[0], b[1], b[2], grid->shared,
                         POINTER(stream), NULL, extra));
+}
+
+int gd_driver_launch_cooperative(const struct gd_driver *driver, uint64_t function,
+                                 const struct gd_grid *grid, uint64_t stream, char *arguments,
+                                 const uint32_t *offsets, unsigned count)
+{
+    void *parameters[MOST_PARAMETERS];
+    const uint32_t *g = grid->grid, *b = grid->block;
+
+    if (count > MOST_PARAMETERS)
+        return -E2BIG;
+    for (unsigned i = 0; i < count; i++)
+        parameters[i] = arguments + offsets[i];
+    gd_fence();
+    WITHIN(CALL(launch_cooperative)(POINTER(function), g[0], g[1], g[2], b[0], b[1], b[2],
+                                    grid->shared, POINTER(stream), parameters));
+}
+
+int gd_driver_thread(const struct gd_driver *driver)
+{
+    int mode = RELAXED, code = CALL(push)(POINTER(driver->context));
+
+    return code ? code : CALL(capture_mode)(&mode);
+}
+
+int gd_driver_query(const struct gd_driver *driver, uint64_t stream)
+{
+    int entered, code = enter(driver, &entered);
+
+    if (code)
+        return code;
+    code = CALL(query)(POINTER(stream));
+    leave(driver, entered);
+    return code == NOT_READY ? -EAGAIN : code;
+}
+
+int gd_driver_event_new(const struct gd_driver *driver, uint64_t *event)
+{
+    void *made = NULL;
+    int entered, code = enter(driver, &entered);
+
+    if (code)
+        return code;
+    code = CALL(event_new)(&made, NO_TIMING);
+    leave(driver, entered);
+    *event = (uintptr_t)made;
+    return code;
+}
+
+int gd_driver_event_free(const struct gd_driver *driver, uint64_t event)
+{
+    WITHIN(CALL(event_free)(POINTER(event)));
+}
+
+int gd_driver_event_record(const struct gd_driver *driver, uint64_t event, uint64_t stream)
+{
+    WITHIN(CALL(event_record)(POINTER(event), POINTER(stream)));
+}
+
+int gd_driver_stream_wait(const struct gd_driver *driver, uint64_t stream, uint64_t event)
+{
+    WITHIN(CALL(stream_wait)(POINTER(stream), POINTER(event), 0));
 }

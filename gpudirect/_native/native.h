@@ -107,8 +107,9 @@ uint64_t gd_now(void); /* monotonic clock */
 /* ---- driver.c: functions of the device's driver, called without Python in between ---- */
 /* Their addresses, and the context they want to be current; their types are in driver.c. */
 struct gd_driver {
-    uint64_t copy_in, copy_out, settle, attribute, launch;
-    uint64_t current, push, pop, context;
+    uint64_t copy_in, copy_out, settle, attribute, launch, launch_cooperative, query;
+    uint64_t event_new, event_free, event_record, stream_wait;
+    uint64_t current, push, pop, capture_mode, context;
 };
 /* Each returns 0 or the driver's own error (> 0). The caller's context stays as it was. */
 int gd_driver_copy_in(const struct gd_driver *driver, uint64_t to, const char *from, size_t n);
@@ -123,6 +124,18 @@ struct gd_grid {
 };
 int gd_driver_launch(const struct gd_driver *driver, uint64_t function, const struct gd_grid *grid,
                      uint64_t stream, const char *arguments, size_t n);
+/* The same with all blocks resident at once. offsets: where each of `count` parameters starts. */
+int gd_driver_launch_cooperative(const struct gd_driver *driver, uint64_t function,
+                                 const struct gd_grid *grid, uint64_t stream, char *arguments,
+                                 const uint32_t *offsets, unsigned count);
+/* For a thread of ours: the context is its own from now on, and no stream capture minds its calls. */
+int gd_driver_thread(const struct gd_driver *driver);
+/* 0: all work of the stream is done; -EAGAIN: not yet. */
+int gd_driver_query(const struct gd_driver *driver, uint64_t stream);
+int gd_driver_event_new(const struct gd_driver *driver, uint64_t *event);
+int gd_driver_event_free(const struct gd_driver *driver, uint64_t event);
+int gd_driver_event_record(const struct gd_driver *driver, uint64_t event, uint64_t stream);
+int gd_driver_stream_wait(const struct gd_driver *driver, uint64_t stream, uint64_t event);
 
 /* ---- paths.c: through the mapping or by the device's copy engine (DMA) ---- */
 #define GD_TURNS 6

@@ -11,9 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ForkError
+
+if TYPE_CHECKING:
+    from .relayed import Launch, Relayed
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,10 @@ class Device(ABC):
     @abstractmethod
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> Function:
         """Compile CUDA C++ ``source`` (cached on disk) and load its kernel ``name``."""
+
+    @abstractmethod
+    def relay(self, launch: Launch) -> Relayed:
+        """A resident kernel that ends after each slice and is launched again; not started yet."""
 
     @abstractmethod
     def facts(self) -> dict[str, object]:

@@ -19,6 +19,7 @@ from ..errors import (
     DeviceError,
     DeviceLostError,
     DeviceNotFoundError,
+    Error,
     LaunchError,
     NotMappableError,
     OutOfMemoryError,
@@ -34,6 +35,7 @@ from .base import (
     Parameter,
     Stream,
 )
+from .relayed import CudaRelayed, Launch
 
 # Device attributes by number: some are newer than the oldest header we run with.
 MULTIPROCESSORS = 16
@@ -391,6 +393,7 @@ class CudaDevice(Device):
         self._context = _check(d.cuDevicePrimaryCtxRetain(self._device), "opening the GPU")
         self._context_number = int(self._context)
         self._lock = threading.Lock()
+        self._relay: Any = None
         self._properties = self._allocation_properties()
         with self.current():
             self.granularity = int(
@@ -590,13 +593,41 @@ class CudaDevice(Device):
         names = {"copy_in": b"cuMemcpyHtoD", "copy_out": b"cuMemcpyDtoH",
                  "settle": b"cuStreamSynchronize", "current": b"cuCtxGetCurrent",
                  "push": b"cuCtxPushCurrent", "pop": b"cuCtxPopCurrent",
-                 "attribute": b"cuPointerGetAttribute", "launch": b"cuLaunchKernel"}  # fmt: skip
+                 "attribute": b"cuPointerGetAttribute", "launch": b"cuLaunchKernel",
+                 "launch_cooperative": b"cuLaunchCooperativeKernel", "query": b"cuStreamQuery",
+                 "event_new": b"cuEventCreate", "event_free": b"cuEventDestroy",
+                 "event_record": b"cuEventRecord", "stream_wait": b"cuStreamWaitEvent",
+                 "capture_mode": b"cuThreadExchangeStreamCaptureMode"}  # fmt: skip
         found = _native.ffi.new("struct gd_driver *", {"context": self._context_number})
         for key, name in names.items():
             # as they were in CUDA 12.0, whose types _native/driver.c knows
             result = _check(d.cuGetProcAddress(name, 12000, 0), f"finding {name.decode()}")
             setattr(found, key, int(result[0]))
         return found
+
+    def error(self, code: int, doing: str) -> Error:
+        """The exception for an error code of the driver that C met."""
+        try:
+            _check((_driver().CUresult(code),), doing)
+        except Error as e:
+            return e
+        return DeviceError(f"{doing}: error {code}", code)
+
+    def relay_thread(self) -> Any:
+        """The thread in C that launches resident kernels (``struct gd_relay *``), started once."""
+        with self._lock:
+            if self._relay is None:
+                relay = _native.lib.gd_relay_new(self._functions)
+                if relay == _native.ffi.NULL:
+                    raise DeviceError(
+                        f"no thread could be started for the resident kernels of {self.id}: this "
+                        "process has too many (ulimit -u), or too little memory"
+                    )
+                self._relay = relay
+            return self._relay
+
+    def relay(self, launch: Launch) -> CudaRelayed:
+        return CudaRelayed(self, launch)
 
     def near_cpus(self) -> list[int]:
         return near_cpus(self.pci_address)

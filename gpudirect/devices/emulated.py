@@ -54,6 +54,7 @@ from .emulation.client import (
     StreamConnection,
 )
 from .emulation.compiler import compile_kernel
+from .relayed import EmulatedRelayed, EmulatedRelayThread, Launch
 
 GRANULARITY = 2 << 20  # as NVIDIA's cuMemCreate
 BASE, REGION = 0x6000_0000_0000, 1 << 40  # device addresses: a region for each device
@@ -334,6 +335,7 @@ class EmulatedDevice(Device):
         self._stand_in = StandIn.present()
         self._streams = 0
         self._functions: dict[str, Any] = {}
+        self._relay = EmulatedRelayThread(self)
         self.default_stream = EmulatedStream(self, 0)
 
     @property
@@ -499,6 +501,9 @@ class EmulatedDevice(Device):
                 self._functions[key] = self.process.load(compiled)
             module = self._functions[key]
         return EmulatedFunction(self, name, module, tuple(compiled.parameters))
+
+    def relay(self, launch: Launch) -> EmulatedRelayed:
+        return EmulatedRelayed(self._relay, launch)
 
     def facts(self) -> dict[str, object]:
         free, total = self.memory()

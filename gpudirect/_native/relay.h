@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The relay: resident kernels that end by themselves after a slice, between two calls, each with
+ * its successor queued behind it. So whatever waits for the device waits for a slice and not for
+ * ever. cffi reads this file too: declarations and nothing else.
+ *
+ * One thread a device queues the launches. It holds no lock of Python's, so a busy interpreter or
+ * library delays nothing but, at worst, the thread itself; calls sent meanwhile wait and are
+ * answered. All residents of a device go in rounds: each is launched once a round, they end
+ * together (the slices are cut by the device's clock), and no launch of a round starts before all
+ * of the round before have ended. Without that, residents of several services would overlap, the
+ * device would never be idle, and who waits for that would starve.
+ */
+#ifndef GPUDIRECT_RELAY_H
+#define GPUDIRECT_RELAY_H
+
+#include <stdint.h>
+
+#include "native.h"
+
+#define GD_RELAY_AHEAD 2 /* launches queued at most: the one that runs, and its successor */
+
+struct gd_resident {
+    /* what is launched */
+    uint64_t function, stream;   /* the driver's handles */
+    struct gd_grid grid;
+    uint32_t cooperative;        /* all blocks at once */
+    uint32_t parameters;         /* of the kernel */
+    uintptr_t offsets;           /* of each in the arguments: uint32_t[parameters] */
+    uintptr_t arguments;         /* the argument block, changed for each launch in two places: */
+    uint32_t arguments_size;
+    uint32_t number_at;          /* uint32_t: number of the launch, from `launched` + 1 on */
+    uint32_t slice_at;           /* uint64_t: ns of a slice, the shortest of the device's residents */
+    uint64_t slice;              /* ns asked for */
+    /* page-locked words, written by the kernel */
+    uintptr_t ended;             /* uint32_t: number of the last launch that has ended */
+    uintptr_t over;              /* uint32_t: not 0 when there is nothing more to run */
+    /* what became of it, written by the relay */
+    uint32_t launched;           /* number of the last launch that was queued */
+    uint32_t late;               /* launches that were queued after all before had ended */
+    int32_t failure;             /* the driver's error that ended it, 0 */
+    /* the relay's own */
+    uint64_t event;
+    struct gd_resident *next;
+};
+
+struct gd_relay;
+
+/* A relay for a device, with its thread. NULL where no thread can be had. */
+struct gd_relay *gd_relay_new(const struct gd_driver *driver);
+/* Launch a resident again and again, until it is over or removed. The struct must stay where it is. */
+int gd_relay_add(struct gd_relay *relay, struct gd_resident *resident);
+/* Launch it no more. When this returns, the relay has forgotten it; what is queued still runs. */
+void gd_relay_remove(struct gd_relay *relay, struct gd_resident *resident);
+
+#endif
