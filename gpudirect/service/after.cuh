@@ -6,7 +6,11 @@
  *   GD_FAILS         whether a function may use gd_assert, gd_require or gd_status
  *
  * A lane is polled by the first warp of its first block. Its other warps wait at a barrier until
- * a function wants the block, its other blocks poll the relay until one wants the grid.
+ * a function wants the block, its other blocks poll the lane's board until one wants the grid.
+ *
+ * The kernel ends by itself after a slice, between two calls, and its next launch, queued behind it
+ * on the same stream, goes on from what the board of each lane says. Slices are cut at multiples of
+ * their length on the device's clock, so that all residents of a device end together.
  *
  * Compiled with loads that bypass the L1 cache (ptxas -dlcm=cg), where the CPU's stores do not
  * arrive: what a function reads after its packet was seen is what the CPU stored before it.
@@ -18,7 +22,7 @@ constexpr unsigned WORDS = P2PMOD_PACKET_BYTES / 4;
 constexpr unsigned LOADS_AHEAD = 4;      /* of a warp, at once; each takes in two packets */
 constexpr unsigned POLLS_A_CHECK = 16;   /* polls between looks at the clock and at `control` */
 constexpr unsigned SLOW = 20000;         /* clock ticks of a call after which `control` is looked at */
-enum : unsigned { GO_ON, STOP, PAUSE };  /* what `control` says */
+enum : unsigned { GO_ON, STOP, PAUSE, CUT }; /* what `control` says; CUT: the slice is over */
 
 /* ---- what the compiler knows of a function ---- */
 
@@ -135,6 +139,11 @@ __device__ inline unsigned look(const unsigned *at)
     return *(const volatile unsigned *)at;
 }
 
+__device__ inline unsigned long long look(const unsigned long long *at)
+{
+    return *(const volatile unsigned long long *)at;
+}
+
 __device__ inline uint4 look(const uint4 *at)
 {
 #ifdef GPUDIRECT_EMULATED
@@ -206,15 +215,15 @@ __device__ inline void follow()
 }
 
 /* The other blocks of a lane. */
-__device__ inline void second()
+__device__ inline void second(unsigned launch)
 {
-    for (unsigned last = 0;;) {
+    for (unsigned last = look(&shared_board->ordered[launch % 2]);;) {
         if (threadIdx.x == 0) {
-            while (look(&relayed->order) == last)
+            while (look(&shared_board->order) == last)
                 __nanosleep(100);
             __threadfence();
-            last = look(&relayed->order);
-            ordered = look(&relayed->function);
+            last = look(&shared_board->order);
+            ordered = look(&shared_board->function);
             team = GRID;
             failure[0] = failure[1] = 0;
         }
@@ -222,16 +231,16 @@ __device__ inline void second()
         if (ordered == P2PMOD_FUNCTION_STOP)
             return;
         for (unsigned i = threadIdx.x; i < ARGUMENT_WORDS / 4; i += blockDim.x)
-            arguments[i] = look(&relayed->arguments[i]);
+            arguments[i] = look(&shared_board->arguments[i]);
         __syncthreads();
         run(ordered);
         release();
         __syncthreads();
         if (threadIdx.x == 0) {
-            if (failure[0] && atomicCAS(&relayed->failure[0], 0u, failure[0]) == 0)
-                relayed->failure[1] = failure[1];
+            if (failure[0] && atomicCAS(&shared_board->failure[0], 0u, failure[0]) == 0)
+                shared_board->failure[1] = failure[1];
             __threadfence();
-            atomicAdd(&relayed->arrived, 1ull);
+            atomicAdd(&shared_board->arrived, 1ull);
         }
     }
 }
@@ -240,28 +249,28 @@ __device__ inline void second()
 __device__ inline void wake_grid(unsigned function)
 {
     for (unsigned i = threadIdx.x; i < ARGUMENT_WORDS / 4; i += 32)
-        relayed->arguments[i] = arguments[i];
+        shared_board->arguments[i] = arguments[i];
     __threadfence();
     __syncwarp();
     if (threadIdx.x == 0) {
-        relayed->function = function;
+        shared_board->function = function;
         __threadfence();
-        *(volatile unsigned *)&relayed->order = relayed->order + 1;
+        *(volatile unsigned *)&shared_board->order = shared_board->order + 1;
     }
 }
 
 /* By its first thread: until they have all ended the call. */
 __device__ inline void await_grid(unsigned long long calls)
 {
-    while (*(volatile unsigned long long *)&relayed->arrived < calls * (blocks - 1))
+    while (*(volatile unsigned long long *)&shared_board->arrived < calls * (blocks - 1))
         __nanosleep(20);
     __threadfence();
-    if (unsigned status = look(&relayed->failure[0])) {
+    if (unsigned status = look(&shared_board->failure[0])) {
         if (!failure[0]) {
             failure[0] = status;
-            failure[1] = look(&relayed->failure[1]);
+            failure[1] = look(&shared_board->failure[1]);
         }
-        relayed->failure[0] = 0;
+        shared_board->failure[0] = 0;
     }
 }
 
@@ -275,6 +284,7 @@ struct lane {
     unsigned mask;
     unsigned row;                        /* address of rows[0] */
     unsigned next;                       /* number of the call awaited */
+    unsigned long long cut;              /* when the slice is over; never, for ever */
     unsigned long long grids;            /* calls that the grid has run since */
 
     __device__ inline void go_to(unsigned number)
@@ -472,9 +482,11 @@ __device__ inline unsigned answer_ahead(lane &l, const unsigned *control, unsign
 
         if (!ready)
             return told;
+        if (!told && __any_sync(ALL, now() > l.cut))
+            return CUT;
 #pragma unroll 1
         for (unsigned i = 0; i < ready; i++) {
-            if (told && (told == PAUSE || !stops--))
+            if (told && (told != STOP || !stops--))
                 return told;
             unsigned function = ((const volatile unsigned *)rows[i])[TAG] >> 16;
             if (!answer(l, function, l.row + i * P2PMOD_PACKET_BYTES, told == STOP))
@@ -485,8 +497,11 @@ __device__ inline unsigned answer_ahead(lane &l, const unsigned *control, unsign
     }
 }
 
-/* Poll a lane until the service is stopped or paused, or its time is over. */
-__device__ inline void poll(lane &l, const unsigned *control, unsigned long long idle_after,
+/*
+ * Poll a lane until the service is stopped or paused, or its time or the slice is over. STOP: the
+ * lane has ended for good.
+ */
+__device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long long idle_after,
                             unsigned idle_sleep, unsigned long long end)
 {
     unsigned heard = GO_ON, polls = 0, polls_a_check = POLLS_A_CHECK;
@@ -507,7 +522,7 @@ __device__ inline void poll(lane &l, const unsigned *control, unsigned long long
             unsigned told = answer(l, function, l.row, false) ? GO_ON : STOP;
             told = answer_ahead(l, control, told);
             if (told)
-                return;
+                return told;
             work = true;
             polls_a_check = POLLS_A_CHECK;
         }
@@ -521,8 +536,10 @@ __device__ inline void poll(lane &l, const unsigned *control, unsigned long long
         if (unsigned told = __any_sync(ALL, t > end) ? STOP : alike(heard)) {
             if (told == STOP)
                 answer_ahead(l, control, told);
-            return;
+            return told;
         }
+        if (__any_sync(ALL, t > l.cut))
+            return CUT;
         heard = look(control);           /* waited for at the next check only */
         if (work) {
             worked = t;
@@ -534,25 +551,45 @@ __device__ inline void poll(lane &l, const unsigned *control, unsigned long long
     }
 }
 
+/* What the launches of a service tell the CPU, counted in device memory. Zeroed when it starts. */
+struct ends {
+    unsigned lanes;             /* that have ended this launch */
+    unsigned over;              /* that have ended for good */
+};
+
+/* By a lane's last act: the last one of the launch says so to whoever queues the next. */
+__device__ inline void tell_end(ends *all, unsigned lanes, unsigned launch, volatile unsigned *told)
+{
+    __threadfence();
+    if (atomicAdd(&all->lanes, 1u) != lanes - 1)
+        return;
+    all->lanes = 0;
+    if (*(volatile unsigned *)&all->over == lanes)
+        told[1] = 1;
+    release();
+    told[0] = launch;
+}
+
 }  // namespace gd_service
 
 extern "C" __global__ void gd_resident(
-    const unsigned *packets, uint4 *replies, const unsigned *control, unsigned char *relays,
-    unsigned relay_size, unsigned slots, unsigned blocks_per_lane, unsigned idle_sleep,
-    unsigned long long idle_after, unsigned long long lifetime)
+    const unsigned *packets, uint4 *replies, const unsigned *control, gd_service::ends *all,
+    unsigned char *boards, unsigned board_size, unsigned slots, unsigned blocks_per_lane,
+    unsigned idle_sleep, unsigned long long idle_after, unsigned long long lifetime,
+    volatile unsigned *told, unsigned launch, unsigned long long slice)
 {
     using namespace gd_service;
     unsigned number = blockIdx.x / blocks_per_lane;
 
     if (threadIdx.x == 0) {
         blocks = blocks_per_lane;
-        relayed = (relay *)(relays + (unsigned long long)number * relay_size);
+        shared_board = (board *)(boards + (unsigned long long)number * board_size);
         team = THREAD;
         failure[0] = failure[1] = 0;
     }
     __syncthreads();
     if (blockIdx.x % blocks_per_lane) {
-        second();
+        second(launch);
         return;
     }
     if (threadIdx.x >= 32) {
@@ -564,15 +601,34 @@ extern "C" __global__ void gd_resident(
     l.replies = replies + (unsigned long long)number * slots;
     l.mask = slots - 1;
     l.row = first_row();
-    l.grids = 0;
-    l.go_to(relayed->answered + 1);
-    unsigned long long end = lifetime ? now() + lifetime : ~0ull;
-    poll(l, control, idle_after, idle_sleep, end);
+    l.grids = blocks > 1 ? look(&shared_board->arrived) / (blocks - 1) : 0;
+    l.go_to(look(&shared_board->answered) + 1);
+    unsigned long long start = now();
+    l.cut = ~0ull;
+    if (slice) {
+        l.cut = (start / slice + 1) * slice;
+        if (l.cut - start < slice / 4) /* of a launch that did not follow another */
+            l.cut += slice;
+    }
+    unsigned long long end = look(&shared_board->deadline);
+    if (!end)
+        end = lifetime ? start + lifetime : ~0ull;
+    unsigned over = look(&shared_board->over);
+    __syncwarp();
+    if (!over)
+        over = poll(l, control, idle_after, idle_sleep, end) == STOP;
     if (threadIdx.x == 0) {
-        relayed->answered = l.next - 1;
+        if (over && !shared_board->over)
+            atomicAdd(&all->over, 1u);
+        shared_board->answered = l.next - 1;
+        shared_board->deadline = end;
+        shared_board->over = over;
+        shared_board->ordered[(launch + 1) % 2] = shared_board->order + (blocks_per_lane > 1);
         ordered = P2PMOD_FUNCTION_STOP;
     }
     if (blocks_per_lane > 1)
         wake_grid(P2PMOD_FUNCTION_STOP);
     __syncthreads();
+    if (threadIdx.x == 0)
+        tell_end(all, gridDim.x / blocks_per_lane, launch, told);
 }

@@ -15,22 +15,28 @@ namespace gd_service {
 
 enum : unsigned { THREAD, WARP, BLOCK, GRID };
 
-/* What the blocks of a lane share, in device memory. Zeroed when the service starts. */
-struct relay {
+/*
+ * What the blocks of a lane share, and one launch of the kernel hands to the next, in device
+ * memory. Zeroed when the service starts.
+ */
+struct board {
     unsigned long long barrier; /* arrivals of blocks at gd_sync(), ever */
     unsigned long long arrived; /* blocks that have ended their part of a call, ever */
     unsigned order;             /* number of the call to be run; the last word to be written */
     unsigned function;          /* P2PMOD_FUNCTION_STOP ends the block */
     unsigned failure[2];        /* status and line of the first failure in another block */
-    unsigned answered;          /* calls, when the kernel ended: a resumed one goes on from there */
-    unsigned reserved[3];
+    unsigned answered;          /* calls, when the kernel ended: the next launch goes on from there */
+    unsigned over;              /* not 0: the lane was told to end, and no launch serves it again */
+    unsigned ordered[2];        /* `order` when launch number n began is in ordered[n % 2] */
+    unsigned long long deadline; /* of the lifetime; 0 before the first launch */
+    unsigned reserved[2];
     uint4 arguments[1];         /* as many as the longest list needs */
 };
 
 __shared__ unsigned team;       /* which kind runs a function now */
 __shared__ unsigned failure[2]; /* status and line of the call's first failure in this block */
 __shared__ unsigned blocks;     /* of this block's lane */
-__shared__ relay *relayed;      /* to the blocks of this lane */
+__shared__ board *shared_board; /* of this lane */
 
 __device__ inline void fail(unsigned status, unsigned line)
 {
@@ -67,8 +73,8 @@ __device__ inline void grid_barrier()
     if (threadIdx.x == 0) {
         __threadfence();
         unsigned long long target =
-            (atomicAdd(&relayed->barrier, 1ull) / blocks + 1) * blocks;
-        while (*(volatile unsigned long long *)&relayed->barrier < target)
+            (atomicAdd(&shared_board->barrier, 1ull) / blocks + 1) * blocks;
+        while (*(volatile unsigned long long *)&shared_board->barrier < target)
             __nanosleep(20);
         __threadfence();
     }
