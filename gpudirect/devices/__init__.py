@@ -21,6 +21,7 @@ from .base import (
     Parameter,
     Stream,
 )
+from .relayed import Launch, Relayed
 
 _opened: dict[str, Device] = {}
 _lock = threading.RLock()
@@ -117,9 +118,11 @@ __all__ = [
     "DeviceMemory",
     "Function",
     "HostMemory",
+    "Launch",
     "Marker",
     "Ordering",
     "Parameter",
+    "Relayed",
     "Stream",
     "available",
     "cuda_reason",

@@ -41,6 +41,13 @@ class ServiceInfo:
     """Seconds of that sleep, at least; the device makes it up to twice as long."""
     lifetime: float | None
     """Seconds after which the kernel ends by itself, as soon as there is nothing to do."""
+    slice: float | None
+    """Seconds after which it makes way for its own next launch, and so for whoever waits for the
+    device; None: never."""
+    slices: int
+    """Launches since the service was started."""
+    late: int
+    """Of these, queued too late to follow the one before at once: calls waited a launch's time."""
 
 
 def declaration(s: Signature) -> str:

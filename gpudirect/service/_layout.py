@@ -1,8 +1,9 @@
 """Where in a service's memory its parts are. All sizes and offsets are bytes.
 
-Device memory, all of it mapped: the control word, a relay for each lane (``struct relay`` of
-before.cuh), the rings of packets, and the longer argument lists, a place for each slot. Page-locked
-host memory: the rings of replies.
+Device memory, all of it mapped: the control word, what launches count (``struct ends`` of after.cuh),
+a board for each lane (``struct board`` of before.cuh), the rings of packets, and the longer argument
+lists, a place for each slot. Page-locked host memory: the rings of replies, and the two words that
+tell how far the launches are.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ REPLY: int = _native.lib.P2PMOD_REPLY_BYTES
 WORD = 4
 LINE = 64
 APART = 256  # what different parties write is so far apart
-RELAY_HEAD = 48  # of `struct relay` before its arguments
-RELAY_ANSWERED = 32  # offset of its `answered`
+BOARD_HEAD = 64  # of `struct board` before its arguments
 
 
 class Ring(NamedTuple):
@@ -43,16 +43,17 @@ class Layout:
     slots: int
     longest: int
 
-    relays = APART
+    ends = LINE
+    boards = APART
 
     @property
-    def relay(self) -> int:
-        """Bytes of each relay."""
-        return _up(RELAY_HEAD + max(self.longest, IN_PACKET), APART)
+    def board(self) -> int:
+        """Bytes of each board."""
+        return _up(BOARD_HEAD + max(self.longest, IN_PACKET), APART)
 
     @property
     def packets(self) -> int:
-        return self.relays + self.lanes * self.relay
+        return self.boards + self.lanes * self.board
 
     @property
     def arguments(self) -> int:
@@ -70,6 +71,11 @@ class Layout:
     @property
     def host_bytes(self) -> int:
         """Of all the host memory."""
+        return self.told + LINE
+
+    @property
+    def told(self) -> int:
+        """In the host memory: two words, the last launch that ended, and whether all is over."""
         return self.lanes * self.slots * REPLY
 
     def ring(self, lane: int, packets: int, host: int, mapped: int, device: int) -> Ring:

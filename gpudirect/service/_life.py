@@ -20,7 +20,7 @@ from ._info import packet_store
 from ._layout import Layout
 from ._native import Function
 from ._poller import Poller
-from ._resident import GO_ON, PAUSE, STOP, Resident
+from ._resident import PAUSE, STOP, Resident
 
 START_TIMEOUT = 10.0  # seconds until the kernel must answer
 
@@ -143,7 +143,7 @@ class Living(Telling):
         resident, failure = self._resident, None
         self._stopping = True
         if resident is not None and resident.launched:
-            resident.tell(STOP)
+            resident.end(STOP)
             if not resident.await_end(self._options.stop_timeout):
                 failure = (
                     f"a function did not end within {self._options.stop_timeout} s of the service's "
@@ -182,13 +182,11 @@ class Living(Telling):
             if resident is None or not resident.ended():
                 return
             why = "the resident kernel has ended"
-            cause: BaseException | None = None
-            try:
-                resident.stream.synchronize()
-                if self._options.lifetime is not None:
-                    why = f"its lifetime of {self._options.lifetime} s is over"
-            except Error as e:
-                why, cause = f"the resident kernel failed: {e}", e
+            cause = resident.failure()
+            if cause is not None:
+                why = f"the resident kernel failed: {cause}"
+            elif self._options.lifetime is not None:
+                why = f"its lifetime of {self._options.lifetime} s is over"
             raise self._over(why, cause)
         finally:
             lock.release()
@@ -210,9 +208,9 @@ class Living(Telling):
             resident = self._resident
             if not self._opened or resident is None or not resident.launched:
                 return
-            resident.tell(PAUSE)
+            resident.end(PAUSE)
             if not resident.await_end(self._options.stop_timeout):
-                resident.tell(GO_ON)
+                resident.carry_on()
                 raise ServiceError(
                     f"{self.device.id} must be quiet for this, and a function of the resident service "
                     f"{self!r} did not end within {self._options.stop_timeout} s. Do it before the "

@@ -15,6 +15,7 @@ from ..errors import ArgumentError
 MOST_LANES = 64
 LONGEST_SLEEP = 1e-3  # seconds: CUDA's __nanosleep
 WARP = 32  # threads
+SHORTEST_SLICE = 1e-4  # seconds
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Options:
     idle_sleep: float
     lifetime: float | None
     stop_timeout: float
+    slice: float | None
+    """None: one launch for ever."""
 
     @property
     def all_blocks(self) -> int:
@@ -49,6 +52,7 @@ def checked(
     idle_sleep: Any,
     lifetime: Any,
     stop_timeout: Any,
+    slice: Any,
 ) -> Options:
     """The options, with what was left open chosen by the teams that run functions.
 
@@ -69,6 +73,7 @@ def checked(
         idle_sleep=_seconds(idle_sleep, "idle_sleep"),
         lifetime=None if lifetime is None else _seconds(lifetime, "lifetime"),
         stop_timeout=_seconds(stop_timeout, "stop_timeout"),
+        slice=None if slice is None else _seconds(slice, "slice"),
     )
     if found.slots & (found.slots - 1):
         raise ArgumentError(f"slots is {slots}: give a power of two")
@@ -78,6 +83,16 @@ def checked(
         raise ArgumentError(f"idle_sleep is {idle_sleep!r}: the device sleeps {LONGEST_SLEEP} s at most")
     if found.lifetime == 0:
         raise ArgumentError("lifetime is 0: give seconds, or None for no end")
+    if found.slice is not None and found.slice < SHORTEST_SLICE:
+        raise ArgumentError(
+            f"slice is {slice!r}: give at least {SHORTEST_SLICE} seconds, since each slice takes a launch "
+            "(3 to 4 us), or None for a kernel that stays until the service stops"
+        )
+    if found.slice and found.lifetime and found.slice > found.lifetime:
+        raise ArgumentError(
+            f"slice is {found.slice} s and lifetime {found.lifetime} s: a slice is a part of it, so make "
+            "it shorter"
+        )
     return found
 
 
@@ -89,7 +104,7 @@ def _count(value: Any, what: str, low: int, high: int) -> int:
 
 def _seconds(value: Any, what: str) -> float:
     try:
-        seconds = float(value)
+        seconds = -1.0 if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         seconds = -1.0
     if not 0 <= seconds < math.inf:

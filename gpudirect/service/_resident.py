@@ -7,10 +7,10 @@ import ctypes
 import time
 
 from ..arrays import empty
-from ..devices import Marker
+from ..devices import Launch, Marker, Relayed
 from ..errors import Error, RevokedError
 from ..kernels import Kernel
-from ._layout import RELAY_ANSWERED, WORD, Layout, Ring
+from ._layout import WORD, Layout, Ring
 from ._options import Options
 
 GO_ON, STOP, PAUSE = 0, 1, 2  # what the control word says: after.cuh
@@ -18,7 +18,10 @@ _LOOK = 50e-6  # seconds between looks whether it has ended
 
 
 class Resident:
-    """Memory and a stream for the kernel, and from ``launch()`` on the kernel itself."""
+    """Memory and a stream for the kernel, and from ``launch()`` on the kernel itself.
+
+    With a slice the kernel ends by itself after each, and the device launches it again.
+    """
 
     def __init__(
         self, kernel: Kernel, layout: Layout, options: Options, bridge: str | None = None
@@ -36,7 +39,31 @@ class Resident:
             self.stream = device.stream()
             self.stream.resident = True
             undo.pop_all()
+        self._launches = 0  # of a kernel that is not relayed
         self._marker: Marker | None = None
+        self._relayed: Relayed | None = None
+        self._up = False
+        if options.slice is not None:
+            self._relayed = self._relay(options.slice)
+
+    def _arguments(self, number: int, slice: float) -> tuple[object, ...]:
+        options, layout, memory = self._options, self.layout, self.memory.ptr
+        return (
+            self.packets()[0], self.host.ptr, memory, memory + layout.ends, memory + layout.boards,
+            layout.board, options.slots, options.blocks, int(options.idle_sleep * 1e9),
+            int(options.idle_after * 1e9), int((options.lifetime or 0) * 1e9),
+            self.host.ptr + layout.told, number, int(slice * 1e9),
+        )  # fmt: skip
+
+    def _relay(self, slice: float) -> Relayed:
+        options, told = self._options, self.host.ptr + self.layout.told
+        number, length = self._kernel.parameters[-2:]
+        return self._kernel.device.relay(Launch(
+            function=self._kernel._function, stream=self.stream, grid=options.all_blocks,
+            threads=options.threads, cooperative=options.blocks > 1,
+            arguments=self._kernel.pack(self._arguments(0, slice)), number_at=number.offset,
+            slice_at=length.offset, slice=slice, ended=told, over=told + WORD,
+        ))  # fmt: skip
 
     def packets(self) -> tuple[int, int]:
         """Where the rings of packets are: for the device, and for the CPU."""
@@ -49,47 +76,76 @@ class Resident:
             lane, self.packets()[1], self.host.ptr, self.memory.host_ptr, self.memory.ptr
         )
 
+    @property
+    def slices(self) -> int:
+        """Launches so far."""
+        return self._relayed.slices if self._relayed else self._launches
+
+    @property
+    def late(self) -> int:
+        """Launches that were queued too late to follow the one before at once."""
+        return self._relayed.late if self._relayed else 0
+
     def launch(self) -> None:
         """Start the kernel; it goes on behind the last call that was answered."""
-        options, layout = self._options, self.layout
-        self._kernel.launch(
-            options.all_blocks, options.threads,
-            self.packets()[0], self.host.ptr, self.memory.ptr, self.memory.ptr + layout.relays,
-            layout.relay, options.slots, options.blocks, int(options.idle_sleep * 1e9),
-            int(options.idle_after * 1e9), int((options.lifetime or 0) * 1e9),
-            stream=self.stream, cooperative=options.blocks > 1,
-        )  # fmt: skip
-        self._marker = self.stream.marker()
+        if self._relayed:
+            self._relayed.start()
+        else:
+            self._launches += 1
+            self._kernel.launch(
+                self._options.all_blocks, self._options.threads, *self._arguments(self._launches, 0),
+                stream=self.stream, cooperative=self._options.blocks > 1,
+            )  # fmt: skip
+            self._marker = self.stream.marker()
+        self._up = True
 
     def relaunch(self) -> None:
         """Start it again after it was paused."""
-        memory, layout = self.memory, self.layout
-        for n in range(layout.lanes):
-            at = layout.relays + n * layout.relay
-            answered = memory.read(offset=at + RELAY_ANSWERED, nbytes=WORD, synchronize=False)
-            memory.write(bytes(layout.relay), at)
-            memory.write(answered.tobytes(), at + RELAY_ANSWERED)
-        self.tell(GO_ON)
+        self._tell(GO_ON)
         self.launch()
 
-    def tell(self, what: int) -> None:
-        """Say in the control word what to do between two calls: GO_ON, STOP or PAUSE."""
+    def end(self, what: int) -> None:
+        """Tell the kernel to end between two calls: STOP, for good, or PAUSE."""
+        if self._relayed:
+            self._relayed.hold()
+        self._tell(what)
+
+    def carry_on(self) -> None:
+        """It shall not end after all."""
+        self._tell(GO_ON)
+        if self._relayed:
+            self._relayed.start()
+
+    def _tell(self, what: int) -> None:
         with contextlib.suppress(RevokedError):
             self.memory.write(what.to_bytes(WORD, "little"))
 
     @property
     def launched(self) -> bool:
         """Whether it was launched, and not parked since."""
-        return self._marker is not None
+        return self._up
 
     def ended(self) -> bool:
-        """Whether it was launched and has ended."""
+        """Whether it was launched and has ended, or failed."""
+        if not self._up:
+            return False
+        if self._relayed:
+            over = ctypes.c_uint32.from_address(self.host.ptr + self.layout.told + WORD).value
+            return self._relayed.failure() is not None or bool(over and self.stream.idle())
         return self._marker is not None and self._marker.done()
 
+    def failure(self) -> Error | None:
+        """What went wrong in a kernel that has ended."""
+        try:
+            self.stream.synchronize()
+        except Error as e:
+            return e
+        return self._relayed.failure() if self._relayed else None
+
     def await_end(self, timeout: float) -> bool:
-        """Whether it has ended within so many seconds, or was not launched."""
+        """Whether a kernel that was told to end has done so within so many seconds."""
         end = time.monotonic() + timeout
-        while self._marker is not None and not self._marker.done():
+        while self._up and not (self.stream.idle() if self._relayed else self.ended()):
             if time.monotonic() > end:
                 return False
             time.sleep(_LOOK)
@@ -97,7 +153,7 @@ class Resident:
 
     def park(self) -> None:
         """It has ended, and will be launched again: whoever checks meanwhile sees no end."""
-        self._marker = None
+        self._up = False
 
     def give_back(self) -> None:
         """Its memory and its stream. The kernel has ended, and nobody looks at the rings."""

@@ -19,6 +19,8 @@ from ._options import checked
 from ._poller import Poller
 from ._source import declared
 
+DEFAULT_SLICE = 1e-3  # seconds
+
 
 class Service(Living):
     """Device functions that answer calls: a resident kernel that polls rings in its own memory.
@@ -39,11 +41,14 @@ class Service(Living):
     idle_after, idle_sleep: seconds without a call until a lane sleeps between polls, and how long.
     lifetime: seconds after which the kernel ends by itself, as soon as there is nothing to do.
     stop_timeout: seconds that ``stop`` waits for a function that does not end.
+    slice: seconds after which the kernel ends by itself, between two calls, and its next launch,
+        queued behind it, goes on. So whoever waits for the whole device (``torch.cuda.synchronize()``,
+        loading code, cudaFree) waits for two slices at most. None keeps one launch for ever, and
+        them waiting as long.
 
     It runs from ``start()`` (or ``with``) to ``stop()``; then it can be started again. Meanwhile it
     holds ``info.blocks`` blocks of the device. Other launches go on beside it; ``gd.synchronize()``
-    does not wait for it. Compiling a kernel pauses it for a moment: loading code waits for
-    all that runs.
+    does not wait for it.
 
     Raises CompileError, KernelNotFoundError, ArgumentError; ServiceError where the device is too
     small for it, or promises a running kernel no order of the CPU's stores.
@@ -62,6 +67,7 @@ class Service(Living):
         idle_sleep: float = 2e-6,
         lifetime: float | None = None,
         stop_timeout: float = 5.0,
+        slice: float | None = DEFAULT_SLICE,
         device: Device | str | int | None = None,
         bridge: str | None = None,
         options: Sequence[str] = (),
@@ -71,6 +77,7 @@ class Service(Living):
         self._options = checked(
             teams.values(), lanes=lanes, slots=slots, threads=threads, blocks=blocks,
             idle_after=idle_after, idle_sleep=idle_sleep, lifetime=lifetime, stop_timeout=stop_timeout,
+            slice=slice,
         )  # fmt: skip
         self._bridge = bridge
         self._poller = Poller(self)
@@ -133,6 +140,9 @@ class Service(Living):
             idle_after=options.idle_after,
             idle_sleep=options.idle_sleep,
             lifetime=options.lifetime,
+            slice=options.slice,
+            slices=self._resident.slices if self._resident else 0,
+            late=self._resident.late if self._resident else 0,
         )
 
     def __repr__(self) -> str:

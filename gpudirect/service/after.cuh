@@ -274,6 +274,63 @@ __device__ inline void await_grid(unsigned long long calls)
     }
 }
 
+/* ---- the end of a launch ---- */
+
+/* What the lanes of a service agree on, in device memory. Zeroed when it starts. */
+struct ends {
+    unsigned ready;             /* lanes that have ended this launch, or are ready to */
+    unsigned ended;             /* lanes that have ended it */
+    unsigned over;              /* lanes that have ended for good */
+};
+__shared__ ends *ending;
+__shared__ unsigned lanes;      /* of the service */
+
+#ifdef GPUDIRECT_EMULATED
+constexpr unsigned GRACE = 2000000;
+#else
+constexpr unsigned GRACE = 50000;        /* ns that a lane waits for the others to be ready */
+#endif
+constexpr unsigned AGAIN = 8 * GRACE;    /* after which it asks them again */
+
+/*
+ * By a lane whose slice is over, between two calls: whether all lanes end now. While one runs a long
+ * function, the others go on: a launch that has ended in part would answer none of their calls.
+ */
+__device__ inline bool all_ready()
+{
+    bool all = false;
+
+    if (threadIdx.x == 0) {
+        unsigned seen = atomicAdd(&ending->ready, 1u) + 1;
+        unsigned long long end = now() + GRACE;
+        while (seen != lanes && now() < end) {
+            __nanosleep(100);
+            seen = look(&ending->ready);
+        }
+        while (seen != lanes) {          /* not ready any more, unless that is settled meanwhile */
+            unsigned found = atomicCAS(&ending->ready, seen, seen - 1);
+            if (found == seen)
+                break;
+            seen = found;
+        }
+        all = seen == lanes;
+    }
+    return __shfl_sync(ALL, unsigned(all), 0);
+}
+
+/* By a lane's last act: the last one of the launch tells whoever queues the next one. */
+__device__ inline void tell_end(unsigned launch, volatile unsigned *told)
+{
+    __threadfence();
+    if (atomicAdd(&ending->ended, 1u) != lanes - 1)
+        return;
+    ending->ended = ending->ready = 0;
+    if (look(&ending->over) == lanes)
+        told[1] = 1;
+    release();
+    told[0] = launch;
+}
+
 /* ---- the polling warp ---- */
 
 struct lane {
@@ -521,10 +578,12 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
             __syncwarp();
             unsigned told = answer(l, function, l.row, false) ? GO_ON : STOP;
             told = answer_ahead(l, control, told);
-            if (told)
+            if (told && told != CUT)
                 return told;
             work = true;
             polls_a_check = POLLS_A_CHECK;
+            if (told)
+                polls = POLLS_A_CHECK;   /* look at the clock now */
         }
 #ifdef GPUDIRECT_EMULATED
         __nanosleep(2000);
@@ -538,8 +597,11 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
                 answer_ahead(l, control, told);
             return told;
         }
-        if (__any_sync(ALL, t > l.cut))
-            return CUT;
+        if (__any_sync(ALL, t > l.cut)) {
+            if (all_ready())
+                return CUT;
+            l.cut = now() + AGAIN;
+        }
         heard = look(control);           /* waited for at the next check only */
         if (work) {
             worked = t;
@@ -551,29 +613,10 @@ __device__ inline unsigned poll(lane &l, const unsigned *control, unsigned long 
     }
 }
 
-/* What the launches of a service tell the CPU, counted in device memory. Zeroed when it starts. */
-struct ends {
-    unsigned lanes;             /* that have ended this launch */
-    unsigned over;              /* that have ended for good */
-};
-
-/* By a lane's last act: the last one of the launch says so to whoever queues the next. */
-__device__ inline void tell_end(ends *all, unsigned lanes, unsigned launch, volatile unsigned *told)
-{
-    __threadfence();
-    if (atomicAdd(&all->lanes, 1u) != lanes - 1)
-        return;
-    all->lanes = 0;
-    if (*(volatile unsigned *)&all->over == lanes)
-        told[1] = 1;
-    release();
-    told[0] = launch;
-}
-
 }  // namespace gd_service
 
 extern "C" __global__ void gd_resident(
-    const unsigned *packets, uint4 *replies, const unsigned *control, gd_service::ends *all,
+    const unsigned *packets, uint4 *replies, const unsigned *control, gd_service::ends *end_of_launch,
     unsigned char *boards, unsigned board_size, unsigned slots, unsigned blocks_per_lane,
     unsigned idle_sleep, unsigned long long idle_after, unsigned long long lifetime,
     volatile unsigned *told, unsigned launch, unsigned long long slice)
@@ -584,6 +627,8 @@ extern "C" __global__ void gd_resident(
     if (threadIdx.x == 0) {
         blocks = blocks_per_lane;
         shared_board = (board *)(boards + (unsigned long long)number * board_size);
+        ending = end_of_launch;
+        lanes = gridDim.x / blocks_per_lane;
         team = THREAD;
         failure[0] = failure[1] = 0;
     }
@@ -615,14 +660,15 @@ extern "C" __global__ void gd_resident(
         end = lifetime ? start + lifetime : ~0ull;
     unsigned over = look(&shared_board->over);
     __syncwarp();
-    if (!over)
-        over = poll(l, control, idle_after, idle_sleep, end) == STOP;
+    unsigned why = over ? unsigned(STOP) : poll(l, control, idle_after, idle_sleep, end);
     if (threadIdx.x == 0) {
-        if (over && !shared_board->over)
-            atomicAdd(&all->over, 1u);
+        if (why == STOP && !over)
+            atomicAdd(&ending->over, 1u);
+        if (why != CUT)
+            atomicAdd(&ending->ready, 1u);
         shared_board->answered = l.next - 1;
         shared_board->deadline = end;
-        shared_board->over = over;
+        shared_board->over = why == STOP;
         shared_board->ordered[(launch + 1) % 2] = shared_board->order + (blocks_per_lane > 1);
         ordered = P2PMOD_FUNCTION_STOP;
     }
@@ -630,5 +676,5 @@ extern "C" __global__ void gd_resident(
         wake_grid(P2PMOD_FUNCTION_STOP);
     __syncthreads();
     if (threadIdx.x == 0)
-        tell_end(all, gridDim.x / blocks_per_lane, launch, told);
+        tell_end(launch, told);
 }

@@ -107,7 +107,7 @@ class Round:
             t.start()
         if seconds is not None:
             threads[0].join(seconds)
-            self.service._resident.tell(1)  # as stop() does; its memory must stay until the replies are seen
+            self.service._resident.end(1)  # as stop() does; its memory must stay until the replies are seen
             assert self.service._resident.await_end(5.0)
             for s in self.states:
                 s.halt = 1

@@ -1,0 +1,187 @@
+"""Services across slices: the resident kernel ends and is launched again, and nobody notices.
+
+The GPU counterpart, with other libraries beside it, is tests/gpu/test_neighbours.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import gpudirect as gd
+
+SOURCE = """
+__device__ int add(int a, int b) { return a + b; }
+__device__ void count(unsigned *a) { (*a)++; }
+__device__ unsigned turn(unsigned *log, unsigned n) { unsigned at = log[0]++; log[1 + at] = n; return at; }
+__device__ unsigned wait_for(volatile unsigned *flag)
+{
+    unsigned polls = 0;
+    while (!*flag) { __nanosleep(1000); polls++; }
+    return polls;
+}
+__device__ float grid_sum(const float *a, int n, float *out)
+{
+    float mine = 0;
+    for (unsigned i = gd_rank(); i < n; i += gd_size())
+        mine += a[i];
+    atomicAdd(out, mine);
+    gd_sync();
+    return *(volatile float *)out;
+}
+"""
+QUICK = {"add": "thread", "count": "thread", "turn": "thread", "wait_for": "thread"}
+SLICE = 2e-3
+
+
+@pytest.fixture
+def svc():
+    with gd.Service(SOURCE, QUICK, lanes=2, slots=16, slice=SLICE, lifetime=300) as service:
+        yield service
+
+
+def slices(service, at_least):
+    """Wait until that many more launches were queued."""
+    target, end = service.info.slices + at_least, time.monotonic() + 60
+    while service.info.slices < target:
+        assert time.monotonic() < end, f"{service.info.slices} launches, {target} awaited"
+        time.sleep(1e-3)
+
+
+def test_a_service_that_nobody_calls_is_launched_again_and_again(svc):
+    slices(svc, 20)
+    assert svc.call("add", 20, 22) == 42
+
+
+def test_each_call_is_run_once_and_in_order_across_slices(svc):
+    """More calls than a slice holds, sent ahead, while slices end."""
+    log = gd.zeros(5001, "u4")
+    before = svc.info.slices
+    turns = list(svc.map("turn", (log for _ in range(5000)), range(5000)))
+    assert turns == list(range(5000)), "results are those of the calls, in their order"
+    assert svc.info.slices > before, "slices ended meanwhile"
+    told = log.read()
+    assert told[0] == 5000 and np.array_equal(told[1:], np.arange(5000))
+
+
+def test_a_function_longer_than_a_slice_ends_none(svc):
+    flag = gd.zeros(1, "u4")
+    future = svc.submit("wait_for", flag, lane=0)
+    for n in range(50):  # the other lane answers meanwhile
+        assert svc.call("add", n, 1, lane=1, timeout=60) == n + 1
+    flag.host[0] = 1
+    flag.flush()
+    assert future.result(60) > 0
+    slices(svc, 5)
+    assert svc.call("add", 1, 1, lane=0) == 2
+
+
+def test_a_pause_stands_between_two_slices(svc):
+    counter = gd.zeros(1, "u4")
+    for _ in range(10):
+        svc.call("count", counter)
+        with svc.device.quiet():
+            launched = svc.info.slices
+            time.sleep(5 * SLICE)
+            assert svc.info.slices == launched, "nothing is launched while the device is quiet"
+        slices(svc, 2)
+    assert counter.read()[0] == 10
+
+
+def test_a_grid_team_goes_on_across_slices():
+    a = gd.asarray(np.arange(1000, dtype="f4"))
+    with gd.Service(SOURCE, {"grid_sum": "grid", "add": "thread"}, threads=64, blocks=3, slice=SLICE,
+                    lifetime=300) as svc:  # fmt: skip
+        for _ in range(10):
+            out = gd.zeros(1, "f4")
+            assert svc.call("grid_sum", a, 1000, out, timeout=60) == pytest.approx(499500)
+            slices(svc, 2)
+            assert svc.call("add", 2, 2, timeout=60) == 4
+
+
+def test_several_services_share_the_clock():
+    with (gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=300) as one,
+          gd.Service(SOURCE, QUICK, slice=10 * SLICE, lifetime=300) as two):  # fmt: skip
+        counters = gd.zeros(2, "u4")
+        for _ in range(20):
+            for n, service in enumerate((one, two)):
+                service.call("count", counters[n : n + 1], timeout=60)
+            slices(two, 1)
+        assert list(counters.read()) == [20, 20]
+        first, second = one.info.slices, two.info.slices
+        slices(one, 10)
+        assert two.info.slices - second == pytest.approx(one.info.slices - first, abs=3), \
+            "both are launched once a round"  # fmt: skip
+
+
+def test_a_service_that_comes_and_goes_leaves_the_other_running(svc):
+    for _ in range(5):
+        with gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=300) as other:
+            assert other.call("add", 1, 2, timeout=60) == 3
+            assert svc.call("add", 3, 4, timeout=60) == 7
+        slices(svc, 3)
+        assert svc.call("add", 5, 6, timeout=60) == 11
+
+
+def test_a_started_service_goes_on_after_a_stop(svc):
+    svc.stop()
+    assert svc.info.slices == 0
+    svc.start()
+    slices(svc, 3)
+    assert svc.call("add", 1, 1) == 2
+
+
+def test_a_lifetime_counts_from_the_first_slice_on():
+    with gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=0.2) as svc:
+        slices(svc, 2)
+        end = time.monotonic() + 60
+        with pytest.raises(gd.ServiceError, match=r"lifetime of 0\.2 s is over"):
+            while time.monotonic() < end:
+                svc.call("add", 1, 1, timeout=60)
+                time.sleep(5e-3)
+        launched = svc.info.slices
+        time.sleep(10 * SLICE)
+        assert svc.info.slices == launched, "and no launch follows"
+
+
+def test_without_a_slice_one_launch_stays():
+    with gd.Service(SOURCE, QUICK, slice=None, lifetime=300) as svc:
+        time.sleep(5 * SLICE)
+        assert svc.call("add", 1, 1) == 2
+        assert svc.info.slice is None and (svc.info.slices, svc.info.late) == (1, 0)
+
+
+def test_callers_on_all_lanes_lose_nothing(svc):
+    """Calls from two threads, counted on the device, while slices end."""
+    counters = gd.zeros(2, "u4")
+    views = [counters[n : n + 1] for n in range(2)]
+    failures: list[BaseException] = []
+
+    def call(lane):
+        try:
+            for _ in range(2000):
+                svc.call("count", views[lane], lane=lane, timeout=60)
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=call, args=(lane,)) for lane in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(110)
+    assert not failures
+    assert list(counters.read()) == [2000, 2000]
+
+
+@pytest.mark.parametrize("slice", [0, -1, 1e-6, float("nan"), float("inf"), "x", True])
+def test_a_slice_that_makes_no_sense_is_refused(slice):
+    with pytest.raises(gd.ArgumentError, match="slice"):
+        gd.Service(SOURCE, QUICK, slice=slice)
+
+
+def test_a_slice_longer_than_the_lifetime_is_refused():
+    with pytest.raises(gd.ArgumentError, match="slice is 2"):
+        gd.Service(SOURCE, QUICK, slice=2, lifetime=1)
