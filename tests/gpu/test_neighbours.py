@@ -22,7 +22,8 @@ def beside(library, services, load):
         pytest.skip(f"{library} is not installed")
     done = subprocess.run(
         [sys.executable, str(HERE / "neighbour.py"), library, str(services), load, str(SLICE)],
-        capture_output=True, text=True, timeout=170, env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        capture_output=True, text=True, timeout=170,
+        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
     found = json.loads(done.stdout.splitlines()[-1])
