@@ -177,6 +177,7 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
     def pack_pointer(block: bytearray, value: Any, device: Device) -> None:
         if isinstance(value, Array):
             if value.device is not device:
+                device.ensure_usable()  # of the parent, maybe
                 raise refuse(value, f"it is on {value.device.id}, the kernel on {device.id}")
             pointee = parameter.pointee
             own = value.dtype.kind + str(value.itemsize)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ except ImportError as e:
     ) from e
 
 bind(int(ffi.cast("uintptr_t", lib.gd_api())))
-# mappings are not inherited: in a child the quick way in C is closed, and the slow one says why
-os.register_at_fork(after_in_child=lambda: bind(0))
 
 
 def bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:

@@ -334,8 +334,9 @@ int gd_time_steps(const struct gd_step *steps, int count, int rounds, double *ns
 
 const struct gd_lane_api *gd_lane_api(void)
 {
-    static const struct gd_lane_api api = {gd_lane_send, gd_lane_look, gd_lane_wait,
-                                           gd_lane_wait_any, gd_now};
+    static struct gd_lane_api api = {gd_lane_send,     gd_lane_look, gd_lane_wait,
+                                     gd_lane_wait_any, gd_now,       NULL};
 
+    api.forks = gd_forks();
     return &api;
 }

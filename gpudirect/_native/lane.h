@@ -92,6 +92,7 @@ struct gd_lane_api {
     int (*wait)(const struct gd_lane *, uint32_t, int64_t, struct p2pmod_reply *);
     int (*wait_any)(const struct gd_awaited *, int, uintptr_t, uint32_t, int64_t, int64_t);
     uint64_t (*now)(void);
+    const unsigned *forks; /* of native.h */
 };
 const struct gd_lane_api *gd_lane_api(void);
 

@@ -15,11 +15,12 @@
 
 #define KEEP_GIL_BELOW 4096 /* bytes: a copy of a few hundred ns is shorter than giving it up */
 
-static const struct gd_api *api; /* NULL in a child process, whose mappings are gone */
+static const struct gd_api *api;
 
 typedef struct {
     PyObject_HEAD
     uintptr_t address; /* 0: detached, or not plainly mapped */
+    unsigned forks;    /* gd_forks() when it was attached */
     Py_ssize_t nbytes;
     uint64_t device; /* address of the same bytes on the device */
     const struct gd_paths *paths; /* which way is faster; NULL: always through the mapping */
@@ -64,6 +65,12 @@ static PyTypeObject ExportType = {
 
 /* ---- Mapped ---- */
 
+/* Whether there is a plain mapping, in this process: a child of fork() has none of its parent's. */
+static inline int reachable(const Mapped *self)
+{
+    return self->address && self->forks == *api->forks;
+}
+
 static PyObject *Mapped_attach(Mapped *self, PyObject *args)
 {
     unsigned long long address, device, paths;
@@ -80,6 +87,7 @@ static PyObject *Mapped_attach(Mapped *self, PyObject *args)
         return NULL;
     }
     self->address = (uintptr_t)address;
+    self->forks = *api->forks;
     self->nbytes = nbytes;
     self->device = device;
     self->paths = (const struct gd_paths *)(uintptr_t)paths;
@@ -197,7 +205,7 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
     Py_buffer data;
     int code = -1;
 
-    if (!api || !self->address || way == OTHER || nargs < 1 || nargs > 2)
+    if (!reachable(self) || way == OTHER || nargs < 1 || nargs > 2)
         return slow(self, "_write_slow", args, nargs, kwnames);
     if (nargs == 2) {
         if (!PyLong_CheckExact(args[1]))
@@ -230,7 +238,7 @@ static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nar
     Py_buffer out;
     int code = -1;
 
-    if (!api || !self->address || way == OTHER || nargs != 1 || PySet_GET_SIZE(self->busy))
+    if (!reachable(self) || way == OTHER || nargs != 1 || PySet_GET_SIZE(self->busy))
         return slow(self, "_read_slow", args, nargs, kwnames);
     if (PyObject_GetBuffer(args[0], &out, PyBUF_WRITABLE | PyBUF_ND)) {
         PyErr_Clear();
@@ -247,7 +255,7 @@ static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nar
 static PyObject *Mapped_flush(Mapped *self, PyObject *ignored)
 {
     (void)ignored;
-    if (!api || !self->address)
+    if (!reachable(self))
         return slow(self, "_flush_slow", NULL, 0, NULL);
     api->fence();
     Py_RETURN_NONE;
@@ -259,7 +267,7 @@ static int Mapped_getbuffer(Mapped *self, Py_buffer *view, int flags)
     int code;
 
     view->obj = NULL;
-    if (!self->address) {
+    if (!reachable(self)) {
         PyObject *result = slow(self, "_buffer_slow", NULL, 0, NULL);
 
         if (result) {

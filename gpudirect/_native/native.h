@@ -166,6 +166,13 @@ int gd_unmap(uintptr_t at, size_t length);
 /* mremap(2) a mapping onto a fixed address, replacing what is there. */
 int64_t gd_move(uintptr_t from, uintptr_t to, size_t length);
 
+/* ---- process.c ---- */
+/*
+ * How many forks lie between this process and the one that loaded the library. Whoever remembers an
+ * address of a mapping remembers this number beside it: where it has changed, the mapping is gone.
+ */
+const unsigned *gd_forks(void);
+
 /* ---- for the CPython type in mapped.c, which is another shared object ---- */
 struct gd_api {
     int (*write)(uintptr_t, const char *, size_t, unsigned);
@@ -174,6 +181,7 @@ struct gd_api {
     int (*path)(const struct gd_paths *, int, const void *, size_t);
     int (*dma_in)(const struct gd_paths *, uint64_t, const char *, size_t);
     int (*dma_out)(const struct gd_paths *, char *, uint64_t, size_t);
+    const unsigned *forks;
 };
 const struct gd_api *gd_api(void);
 

@@ -100,6 +100,7 @@ def _after_fork_in_child() -> None:
         if isinstance(device, emulated.EmulatedDevice):
             device.forget()
     _opened.clear()
+    _default.cache_clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -209,6 +209,13 @@ class Device(ABC):
                 "after the fork."
             )
 
+    def ensure_alive(self) -> None:
+        """``ensure_usable``, and asks the device itself: a fault that nobody has met yet is told.
+
+        For loops that wait for a kernel. Never blocks.
+        """
+        self.ensure_usable()
+
     @abstractmethod
     def allocate(self, size: int) -> DeviceMemory:
         """A new block of at least ``size`` bytes (rounded up to ``granularity``)."""

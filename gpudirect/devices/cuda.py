@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..errors import (
     DeviceLostError,
     DeviceNotFoundError,
     Error,
+    ForkError,
     LaunchError,
     NotMappableError,
     OutOfMemoryError,
@@ -48,13 +50,19 @@ RDMA_SUPPORTED, RDMA_FLUSH_OPTIONS, RDMA_WRITES_ORDERING = 116, 117, 118
 
 # Errors after which every call in this context fails (CUDA programming guide, "sticky" errors)
 STICKY = {700, 702, 704, 709, 710, 714, 715, 716, 717, 718, 719}
-OUT_OF_MEMORY, NOT_READY = 2, 600
+OUT_OF_MEMORY, NOT_INITIALIZED, NOT_READY = 2, 3, 600
 INVALID_VALUE = 1
+
+
+_inherited = False
+"""Whether the process that forked this one had initialised CUDA."""
 
 
 @functools.cache
 def _driver() -> Any:
-    """cuda.bindings.driver, initialised. Raises DeviceNotFoundError with the reason."""
+    """cuda.bindings.driver, initialised. Raises DeviceNotFoundError with the reason, or ForkError."""
+    if _inherited:
+        raise _cuda_is_the_parents()
     try:
         from cuda.bindings import driver
     except ImportError as e:
@@ -65,9 +73,29 @@ def _driver() -> Any:
         (code,) = driver.cuInit(0)
     except Exception as e:  # the bindings raise types of their own when libcuda is absent
         raise DeviceNotFoundError(f"no NVIDIA driver library (libcuda.so.1): {e}") from e
+    if int(code) == NOT_INITIALIZED:  # CUDA's answer where a parent had initialised it, by whatever way
+        raise _cuda_is_the_parents()
     if code:
         raise DeviceNotFoundError(f"cuInit failed: {code.name} ({int(code)})", int(code))
     return driver
+
+
+def _cuda_is_the_parents() -> ForkError:
+    return ForkError(
+        "CUDA was initialised by the process that forked this one, and cannot be used in a child of "
+        "fork(): use multiprocessing's 'spawn' start method, or use the GPU only after the fork. "
+        "device='emulated' works here."
+    )
+
+
+def _after_fork_in_child() -> None:
+    global _inherited
+    _inherited = _inherited or bool(_driver.cache_info().currsize)
+    _driver.cache_clear()
+    _nvml.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _check(result: tuple[Any, ...], doing: str) -> Any:
@@ -462,6 +490,13 @@ class CudaDevice(Device):
             return None  # newer than these bindings
         code, value = d.cuDeviceGetAttribute(which, self._device)
         return None if int(code) else int(value)
+
+    def ensure_alive(self) -> None:
+        self.ensure_usable()
+        with self.current():
+            result = _driver().cuStreamQuery(0)
+        if int(result[0]) in STICKY:
+            _check(result, f"asking whether {self.id} is there")
 
     def allocate(self, size: int) -> CudaMemory:
         self.ensure_usable()

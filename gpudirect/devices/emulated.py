@@ -58,6 +58,8 @@ from .relayed import EmulatedRelayed, EmulatedRelayThread, Launch
 
 GRANULARITY = 2 << 20  # as NVIDIA's cuMemCreate
 BASE, REGION = 0x6000_0000_0000, 1 << 40  # device addresses: a region for each device
+GENERATIONS = 8  # parts of a region: for a process, its children of fork(), theirs ...
+GENERATION = REGION // GENERATIONS
 
 
 def count() -> int:
@@ -324,7 +326,9 @@ class EmulatedDevice(Device):
         self.lock = threading.RLock()
         self.lost: str | None = None  # the fault that ended the GPU process
         self._process: GpuProcess | None = None
-        self._addresses = Room(BASE + ordinal * REGION, REGION)
+        # not where the parent of a fork() had them: a stale pointer of its finds nothing there
+        start = BASE + ordinal * REGION + _native.lib.gd_forks()[0] % GENERATIONS * GENERATION
+        self._addresses = Room(start, GENERATION)
         self._blocks: dict[int, EmulatedMemory] = {}
         self._starts: list[int] = []
         self._total = env_size("GPUDIRECT_EMULATED_MEMORY", 1 << 30)
@@ -352,6 +356,12 @@ class EmulatedDevice(Device):
             raise DeviceLostError(
                 f"{self.id} is lost since a kernel failed: {self.lost}. Start a new process to go on."
             )
+
+    def ensure_alive(self) -> None:
+        process = self._process
+        if process is not None and not self.forked and process.ended():
+            self.lost = self.lost or process.lost
+        self.ensure_usable()
 
     def allocate(self, size: int, *, host: bool = False) -> EmulatedMemory:
         self.ensure_usable()

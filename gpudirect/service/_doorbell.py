@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import operator
 import os
+import weakref
 
 from .. import _native, devices
 from ..arrays import zeros
 from ..devices import Device
 from ..errors import ArgumentError, CallTimeoutError, ClosedError, RevokedError
+
+LOOK = 10_000_000
+"""ns of a wait between two looks for signals, and whether the device lives."""
 
 
 class Doorbell:
@@ -43,6 +48,7 @@ class Doorbell:
             raise
         ctypes.memset(self._host.ptr, 0, 64)
         self._bell = self._memory.host_ptr
+        _all.add(self)
         self.ptr = self._memory.ptr
         """Device address of the word that the kernel looks at."""
         self.answer_ptr = self._host.ptr
@@ -65,23 +71,29 @@ class Doorbell:
     def wait(self, value: int, timeout: float | None = None) -> None:
         """Spin until the answer is ``value``, for at most ``timeout`` seconds; 0 looks once.
 
-        Other Python threads run meanwhile. Raises CallTimeoutError with what is there instead.
+        Other Python threads run meanwhile, and a signal (Ctrl-C) ends it. Raises CallTimeoutError
+        with what is there instead, DeviceLostError when the device is no more.
         """
         if timeout is not None and not timeout >= 0:
             raise ArgumentError(f"timeout is {timeout!r}: give seconds, 0 or more")
-        if not self._bell:
-            self._refuse(0)
-        if self.device.forked:
-            self.device.ensure_usable()
-        ns = -1 if timeout is None or timeout > 9e9 else int(timeout * 1e9)
-        try:
-            code = self._wait(self.answer_ptr, value, ns)
-        except (OverflowError, TypeError):
-            raise ArgumentError(
-                f"{value!r} is no whole number of {self.bits} bits, 0 or more"
-            ) from None
-        if code:
-            self._refuse(code, f"no answer {value} within {timeout} s; it is {self.answer}")
+        left = -1 if timeout is None or timeout > 9e9 else int(timeout * 1e9)
+        while True:
+            if not self._bell:
+                self._refuse(0)
+            ns = LOOK if left < 0 else min(left, LOOK)
+            try:
+                code = self._wait(self.answer_ptr, value, ns)
+            except (OverflowError, TypeError):
+                raise ArgumentError(
+                    f"{value!r} is no whole number of {self.bits} bits, 0 or more"
+                ) from None
+            if not code:
+                return
+            if left >= 0:
+                left -= ns
+            if code != -errno.ETIMEDOUT or left == 0:
+                self._refuse(code, f"no answer {value} within {timeout} s; it is {self.answer}")
+            self.device.ensure_alive()
 
     @property
     def answer(self) -> int:
@@ -92,11 +104,9 @@ class Doorbell:
         return operator.index(kind.from_address(self.answer_ptr).value)
 
     def _refuse(self, code: int, late: str = "") -> None:
-        import errno
-
+        self.device.ensure_usable()
         if not self._bell:
             raise ClosedError("this doorbell was closed")
-        self.device.ensure_usable()
         if -code == errno.ETIMEDOUT:
             raise CallTimeoutError(late)
         if -code == errno.EFAULT:
@@ -120,3 +130,16 @@ class Doorbell:
         state = f"at {self.ptr:#x}" if self._bell else "closed"
         mark = " (emulated)" if self.device.emulated else ""
         return f"<Doorbell of {self.bits} bits on {self.device.id}, {state}{mark}>"
+
+
+_all: weakref.WeakSet[Doorbell] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """The words of the parent's doorbells are not there; others may be, at their addresses."""
+    for bell in tuple(_all):
+        bell._bell = 0
+    _all.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

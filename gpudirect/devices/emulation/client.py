@@ -80,6 +80,12 @@ class GpuProcess:
         """The process's number."""
         return self._process.pid
 
+    def ended(self) -> bool:
+        """Whether the process has ended by itself; ``lost`` then says why."""
+        if self._lost is None and not self._closed and self._process.poll() is not None:
+            self.mourn()
+        return self._lost is not None
+
     @property
     def lost(self) -> str | None:
         """The fault that ended the process, or None."""

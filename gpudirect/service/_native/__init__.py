@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from ... import _native
 
 try:
@@ -15,7 +13,5 @@ except ImportError as e:
     ) from e
 
 bind(int(_native.ffi.cast("uintptr_t", _native.lib.gd_lane_api())))
-# rings are not inherited: in a child every call takes the slow way, which says so
-os.register_at_fork(after_in_child=lambda: bind(0))
 
 __all__ = ["ARGUMENTS_MAX", "Call", "Caller", "Function"]

@@ -21,7 +21,7 @@ void finish(Call *call, enum state state)
 /* Look for the reply; whether the call is over. */
 static int over(Call *self)
 {
-    if (self->state == PENDING && api && self->caller->lanes) {
+    if (self->state == PENDING && reachable(self->caller) && self->caller->lanes) {
         Lane *lane = &self->caller->lanes[self->lane];
 
         self->caller->waiting++;

@@ -220,6 +220,7 @@ static PyObject *Caller_open(Caller *self, PyObject *args)
     Py_XSETREF(self->functions, Py_NewRef(functions));
     Py_XSETREF(self->device, Py_NewRef(device));
     Py_XSETREF(self->call_type, Py_NewRef(call_type));
+    self->forks = *api->forks;
     self->open = 1;
     Py_RETURN_NONE;
 
@@ -243,13 +244,13 @@ static PyObject *Caller_shut(Caller *self, PyObject *args)
     for (int i = 0; i < self->lane_count; i++) {
         Lane *lane = &self->lanes[i];
 
-        if (api)
+        if (reachable(self))
             sweep(lane);
         for (uint32_t s = 0; s < lane->ring.slots; s++) {
             struct slot *slot = &lane->slots[s];
             PyObject *keep;
 
-            if (slot->owner == NOBODY || slot->owner == WAITER || (api && settle(lane, slot)))
+            if (slot->owner == NOBODY || slot->owner == WAITER || (reachable(self) && settle(lane, slot)))
                 continue;
             keep = slot->keep;
             slot->keep = NULL;
@@ -319,7 +320,7 @@ static PyObject *Caller_get_pending(Caller *self, void *ignored)
     for (int i = 0; list && i < self->lane_count; i++) {
         Lane *lane = &self->lanes[i];
 
-        if (api && self->open)
+        if (self->open && reachable(self))
             sweep(lane);
         PyTuple_SET_ITEM(list, i, PyLong_FromUnsignedLong(lane->ring.sent - lane->swept));
     }

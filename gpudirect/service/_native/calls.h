@@ -60,6 +60,7 @@ typedef struct {
     Lane *lanes;
     int lane_count;
     int open;
+    unsigned forks;       /* gd_forks() when it was opened */
     int waiting;          /* threads inside call(), submit() or result(): rings must stay */
     PyObject *functions;  /* name -> Function */
     PyObject *device;
@@ -84,7 +85,13 @@ typedef struct {
 } Call;
 
 extern PyTypeObject FunctionType, CallerType, CallType;
-extern const struct gd_lane_api *api; /* NULL in a child process, whose mappings are gone */
+extern const struct gd_lane_api *api;
+
+/* Whether the rings are those of this process: a child of fork() has none of its parent's. */
+static inline int reachable(const Caller *self)
+{
+    return self->forks == *api->forks;
+}
 
 /* -- function.c -- */
 

@@ -31,7 +31,7 @@ int closed(Caller *self)
 {
     PyObject *result;
 
-    if (api && self->open)
+    if (self->open && reachable(self))
         return 0;
     result = invoke(self, "_refuse", "()");
     if (result) {
