@@ -12,6 +12,7 @@ queued at that moment has finished.
 from __future__ import annotations
 
 import atexit
+import mmap
 import os
 import threading
 from collections import deque
@@ -35,7 +36,7 @@ SMALLEST = 256  # bytes: CUDA's own alignment of allocations
 LARGEST_SMALL = 1 << 20
 POOL_ENVIRONMENT = "GPUDIRECT_POOL"
 POOL_DEFAULT = 64 << 20
-HOST_PAGE = 4096
+HOST_PAGE = mmap.PAGESIZE
 
 
 class Closeable(Protocol):

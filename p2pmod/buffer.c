@@ -328,7 +328,7 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 	err = read_table(buffer);
 	if (!err && buffer->flags & P2PMOD_PIN_CACHED && !buffer->cacheable)
 		err = -EOPNOTSUPP;
-	if (!err && !(buffer->flags & (P2PMOD_PIN_UNCACHED | P2PMOD_PIN_CACHED)))
+	if (!err && !(buffer->flags & P2PMOD_PIN_UNCACHED) && !buffer->cacheable)
 		err = reserve_write_combining(buffer);
 	if (err == -EBUSY)
 		err = 0; /* somebody has reserved it with another type: so it is mapped, and told */

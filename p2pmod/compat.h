@@ -149,6 +149,19 @@ static inline pgprot_t compat_uncached(pgprot_t prot)
 }
 
 /*
+ * For the kernel's own use: of the type that processes map it with. Coherent memory is known to
+ * other architectures only; there the kernel may map it already, and that mapping is taken.
+ */
+static inline void __iomem *compat_ioremap(u64 bus, size_t bytes, bool cacheable)
+{
+#ifndef CONFIG_X86
+	if (cacheable)
+		return ioremap_cache(bus, bytes);
+#endif
+	return ioremap_wc(bus, bytes);
+}
+
+/*
  * Pages of the calling process, for as long as one likes. Sleeps for as long as the process's own
  * page faults may: its memory can be under userfaultfd.
  */

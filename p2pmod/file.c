@@ -212,6 +212,12 @@ static long p2pmod_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
 	return 0;
 }
 
+/* What is pinned could not be mapped: offsets have more bits than such a caller's mmap takes. */
+static long p2pmod_ioctl32(struct file *filp, unsigned int cmd, unsigned long arg)
+{
+	return -EOPNOTSUPP;
+}
+
 /* ---- mappings ---- */
 
 /*
@@ -285,8 +291,10 @@ static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 		err = -EINVAL;
 	else if (buffer->flags & P2PMOD_PIN_UNCACHED)
 		vma->vm_page_prot = compat_uncached(vma->vm_page_prot);
-	else if (!(buffer->flags & P2PMOD_PIN_CACHED))
+	else if (!buffer->cacheable)
 		vma->vm_page_prot = compat_writecombine(vma->vm_page_prot);
+	/* else as it is, cached: beside the cached mappings of others no other type is coherent */
+	vma->vm_page_prot = compat_decrypted(vma->vm_page_prot);
 	up_read(&file->lock);
 	if (err)
 		return err;
@@ -303,6 +311,6 @@ const struct file_operations p2pmod_fops = {
 	.open = p2pmod_open,
 	.release = p2pmod_release,
 	.unlocked_ioctl = p2pmod_ioctl,
-	.compat_ioctl = compat_ptr_ioctl, /* the structs are the same for 32-bit callers */
+	.compat_ioctl = p2pmod_ioctl32,
 	.mmap = p2pmod_mmap,
 };

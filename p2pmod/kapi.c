@@ -7,6 +7,7 @@
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
 
+#include "compat.h"
 #include "internal.h"
 #include "p2pmod-kernel.h"
 
@@ -121,7 +122,8 @@ static int window_map(struct p2pmod_window *window, u64 offset)
 	window->lead = at & (GPU_PAGE - 1);
 	n = (window->lead + window->length + GPU_PAGE - 1) >> GPU_PAGE_SHIFT;
 	for (i = 0; i < n; i++) {
-		window->page[i] = ioremap_wc(buffer->bus[(at >> GPU_PAGE_SHIFT) + i], GPU_PAGE);
+		window->page[i] = compat_ioremap(buffer->bus[(at >> GPU_PAGE_SHIFT) + i], GPU_PAGE,
+						 buffer->cacheable);
 		if (!window->page[i]) {
 			window_unmap(window);
 			return -ENOMEM;

@@ -11,7 +11,8 @@
  *   ENOTTY      the command is unknown
  *   E2BIG       non-zero bytes that this kernel does not understand
  *   EINVAL      a field is wrong: size, alignment, range, a reserved field that is not zero
- *   EOPNOTSUPP  a known flag that this kernel, driver or memory does not offer
+ *   EOPNOTSUPP  a known flag that this kernel, driver or memory does not offer; or any call of a
+ *               32-bit program, which could pin but not map
  *   EFAULT      a pointer to memory that cannot be read or written
  *   ENOENT      the handle names no buffer of this file
  *   ENODEV      the buffer was revoked: the owner freed the memory, or died
@@ -26,8 +27,9 @@
  * map_length, MAP_SHARED only. A buffer can be mapped any number of times, whole and in parts.
  * Pages appear when they are touched. Mappings are not inherited over fork(2).
  *
- * Caching: write-combined unless asked otherwise; p2pmod_pin.state says whether the mappings really
- * are. One physical page has one type: where somebody else has reserved the range with another (the
+ * Caching: memory that the driver calls cacheable (on machines where CPU and GPU are coherent) is
+ * mapped cached, all other write-combined, unless asked otherwise; p2pmod_pin.state says whether the
+ * mappings really are. One physical page has one type: where somebody else has reserved the range with another (the
  * driver, or another pin of the same page), that type is what every mapping gets. On x86 CACHED gives
  * what the platform allows for device memory, which is uncached.
  *

@@ -89,6 +89,8 @@ void gd_load_fence(void)
 {
 #if defined(__x86_64__)
     _mm_mfence();
+#elif defined(__aarch64__)
+    __asm__ volatile("dmb osh" ::: "memory"); /* a device is outside the CPUs' inner domain */
 #else
     __sync_synchronize();
 #endif

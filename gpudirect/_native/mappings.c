@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "guard.h"
 #include "native.h"
@@ -24,7 +25,7 @@ int64_t gd_map(uintptr_t at, size_t length, int readable, int writable, int fd, 
 
 int64_t gd_reserve(uintptr_t at, size_t length, size_t alignment)
 {
-    size_t extra = !at && alignment > 4096 ? alignment : 0;
+    size_t extra = !at && alignment > (size_t)sysconf(_SC_PAGESIZE) ? alignment : 0;
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0);
     char *p = mmap((void *)at, length + extra, PROT_NONE, flags, -1, 0);
     size_t lead;

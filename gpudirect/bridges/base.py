@@ -6,6 +6,7 @@ and it does not import devices: the two protocols below say what it may ask of o
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,8 @@ from typing import Protocol
 from .. import _native
 from ..errors import ApertureError, BridgeError
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
+"""Bytes of a page of this system: 4096, and 16 or 64 KiB on some arm64 machines."""
 
 
 class Source(Protocol):

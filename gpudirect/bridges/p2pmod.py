@@ -81,6 +81,8 @@ class P2pmodMapping(Mapping):
         pin.flags = getattr(_lib, flag) if isinstance(flag, str) else flag
         _call(fd, _lib.P2PMOD_PIN, pin, f"pinning {length} bytes at {source.ptr + offset:#x}")
         self._handle = pin.handle
+        if caching == "wc" and pin.state & _lib.P2PMOD_STATE_CACHEABLE:
+            self.caching = "wb"  # coherent memory: cached is what the module maps, and the faster way
         # of the first and last GPU page, only what was asked for: neighbours stay out of reach
         lead = pin.lead % PAGE
         self._size = -(-(lead + length) // PAGE) * PAGE

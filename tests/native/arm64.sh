@@ -21,6 +21,15 @@ done
 echo "== aarch64, emulated"
 "$compiler" -g -O3 -std=gnu11 -Wall -Wextra -Werror -fno-strict-aliasing -static \
     -fno-tree-loop-distribute-patterns -Igpudirect/_native -pthread "${sources[@]}" -o "$out/arm64"
+
+# a device is outside the CPUs' inner shareable domain: the fences must reach the outer one
+fences=$("${compiler%gcc}objdump" -d --no-show-raw-insn "$out/arm64")
+for want in 'gd_fence dsb\sst' 'gd_load_fence dmb\sosh$'; do
+    sed -n "/<${want% *}>:/,/ret/p" <<<"$fences" | grep -qP "${want#* }" || {
+        echo "tests/native: ${want% *} does not contain ${want#* }" >&2
+        exit 1
+    }
+done
 result=$("$emulator" "$out/arm64")
 echo "$result"
 grep -q '^neon .* checks$' <<<"$result" || {

@@ -104,7 +104,7 @@ def user_make(kernel: Unpacked, work: Path, *words: str) -> str:
 
 def _make(kernel: Unpacked, work: Path, folder: Path, words: list[str]) -> str:
     """Run make in a folder with the tools that the kernel was built with; its output."""
-    command = ["make", "-C", str(folder), "CONFIG_DEBUG_INFO_BTF_MODULES=", *words]
+    command = ["make", "-C", str(folder), "CONFIG_DEBUG_INFO_BTF_MODULES=", *kernel.words, *words]
     if kernel.root is None:
         if kernel.series == "5.10":
             command += ["CC=gcc", "CROSS_COMPILE="]

@@ -6,11 +6,13 @@ written into a private sources list in the cache folder only.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,18 @@ def run(command: Iterable[object], **how: object) -> str:
     return str(done.stdout)
 
 
+def install(*packages: str) -> None:
+    """Install Debian packages that are missing, as root; otherwise say what to install."""
+    missing = [p for p in packages if subprocess.run(["dpkg", "-s", p], capture_output=True).returncode]
+    if not missing:
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise LabError(f"the lab needs these Debian packages: apt-get install {' '.join(missing)}")
+    run(["apt-get", "update", "-qq"])
+    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing],
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A distribution kernel."""
@@ -52,8 +66,18 @@ KERNELS = {
         Kernel("5.10", r"linux-headers-5\.10\.0-\d+-amd64"),
         Kernel("6.1", r"linux-headers-6\.1\.0-\d+-amd64"),
         Kernel("6.12", r"linux-headers-6\.12\.[\d.]+\+deb12-amd64"),
+        Kernel("6.12-rt", r"linux-headers-6\.12\.[\d.]+\+deb12-rt-amd64"),
         Kernel("7.2", r"linux-headers-7\.2\.[\d.]+\+deb13-amd64", foreign=True),
+        Kernel("7.3", r"linux-headers-7\.3\.[\d.]+\+deb13-amd64", foreign=True),
+        Kernel("7.3-rt", r"linux-headers-7\.3\.[\d.]+\+deb13-rt-amd64", foreign=True),
     )
+}
+# a machine of the lab: the kernel, and words of its command line
+MACHINES = {
+    **{name: (name, ()) for name in KERNELS},
+    "6.1-nopat": ("6.1", ("nopat",)),  # no write-combining to be had
+    # every allocation is filled, and checked when freed
+    "7.3-slab": ("7.3", ("init_on_alloc=1", "init_on_free=1", "slab_debug=FZPU", "page_poison=1")),
 }
 DRIVERS = {  # header name -> (package, suite's version prefix, path inside the package's tarball)
     "470": ("nvidia-kernel-source", "470.", "modules/nvidia-kernel/nvidia/nv-p2p.h"),
@@ -140,10 +164,26 @@ class Unpacked:
     headers: Path
     root: Path | None
     """The folder to chroot into for building, or None."""
+    words: tuple[str, ...] = ()
+    """Words that every make for it needs."""
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """What is fetched or built into the cache is so by one process at a time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def kernel(series: str) -> Unpacked:
     """Fetch a kernel of KERNELS, its headers relocated. Cached."""
+    with alone("kernels"):
+        return _kernel(series)
+
+
+def _kernel(series: str) -> Unpacked:
     what = KERNELS[series]
     base = CACHE / "kernels" / series
     done = base / "release"
@@ -160,9 +200,11 @@ def kernel(series: str) -> Unpacked:
         tree.mkdir()
         if what.foreign:
             _build_root(apt, tree)
-        common = release.removesuffix("-amd64") + "-common"
+        abi = release.removesuffix("-amd64").removesuffix("-rt")
         apt.unpack(headers, tree)
-        apt.unpack(f"linux-headers-{common}", tree)
+        for common in (f"linux-headers-{abi}-common", f"linux-headers-{abi}-common-rt"):
+            if apt.names(re.escape(common)):
+                apt.unpack(common, tree)
         apt.unpack(_kbuild(apt, release), tree)
         image = f"linux-image-{release}-unsigned"
         if not apt.names(re.escape(image)):
@@ -191,7 +233,7 @@ def kernel(series: str) -> Unpacked:
 def _kbuild(apt: Apt, release: str) -> str:
     """The package with the build tools of a kernel release."""
     version = re.match(r"(\d+\.\d+)", release)[1]  # type: ignore[index]
-    abi = release.removesuffix("-amd64")
+    abi = release.removesuffix("-amd64").removesuffix("-rt")
     for name in (f"linux-kbuild-{abi}", f"linux-kbuild-{version}"):
         if apt.names(re.escape(name)):
             return name
@@ -217,6 +259,11 @@ def _build_root(apt: Apt, tree: Path) -> None:
 
 def driver_header(name: str) -> Path:
     """NVIDIA's own nv-p2p.h of a driver series, out of Debian's packages. Cached."""
+    with alone("headers"):
+        return _driver_header(name)
+
+
+def _driver_header(name: str) -> Path:
     package, prefix, inside = DRIVERS[name]
     folder = CACHE / "headers" / name
     header = folder / "nv-p2p.h"

@@ -42,13 +42,7 @@ def prepare() -> None:
     missing = [p for program, p in NEEDED.items() if shutil.which(program) is None]
     missing += [p for file, p in LIBRARIES.items() if not os.path.exists(file) and not
                 list(Path("/usr/include").glob(f"*/{Path(file).parent.name}/{Path(file).name}"))]  # fmt: skip
-    if not missing:
-        return
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise LabError(f"the lab needs these Debian packages: apt-get install {' '.join(missing)}")
-    run(["apt-get", "update", "-qq"])
-    run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing],
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})  # fmt: skip
+    packages.install(*missing)
 
 
 def report(passed: int, failed: int) -> int:
@@ -215,7 +209,8 @@ def one(kernel: str = "6.1", flavour: str = "open", header: str = "own", test: s
     import debugkernel
 
     prepare()
-    there = debugkernel.kernel() if kernel == "debug" else packages.kernel(kernel)
+    debugs = {"debug": "gcc", "debug-clang": "clang"}
+    there = debugkernel.kernel(debugs[kernel]) if kernel in debugs else packages.kernel(kernel)
     if test.startswith("tests/"):  # Python's
         result = python_suite(there, test)
         print(result.text)
@@ -347,14 +342,15 @@ def python_suite(kernel: Unpacked, what: str) -> boot.Result:
 # -- the debug kernel ------------------------------------------------------------------------
 
 
-def debug() -> int:
+def debug(compiler: str = "gcc") -> int:
     """C tests, failing allocations, and the fuzzer, on a kernel that looks for mistakes."""
     import debugkernel
 
     prepare()
     start = time.monotonic()
-    kernel = debugkernel.kernel()
-    print(f"# debug kernel {kernel.release} ready after {time.monotonic() - start:.0f} s", flush=True)
+    kernel = debugkernel.kernel(compiler)
+    took = time.monotonic() - start
+    print(f"# debug kernel {kernel.release}, built with {compiler}, ready after {took:.0f} s", flush=True)
     modules = build.modules(kernel, "open", "own", ("KCFLAGS=-g",))
     files = files_of(modules, build.tests())
     passed = failed = 0
@@ -375,7 +371,7 @@ def debug() -> int:
         print(f"{'not ok' if bad else 'ok'} - {name}: {len(result.passed)} passed, "
               f"{len(result.failed)} failed, {result.seconds:.0f} s", flush=True)  # fmt: skip
         RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"debug-{name.replace(' ', '-')}.log").write_text(result.text)
+        (RESULTS / f"{kernel.series}-{name.replace(' ', '-')}.log").write_text(result.text)
         for line in [*result.failed, *result.splats][:40]:
             print(f"#   {line}")
         for line in result.text.splitlines():
