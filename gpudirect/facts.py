@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from . import _native, bridges, cpu, devices, memory
+from . import _native, aperture, bridges, cpu, devices, memory
 from .bridges.rm import driver_version
 from .devices import Device
 from .errors import Error
@@ -44,16 +46,27 @@ def commit() -> str | None:
     return run.stdout.strip() or None
 
 
+def installed(name: str) -> str | None:
+    """The version of an installed package; None without it."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+PACKAGES = ("gpudirect", "numpy", "cuda-bindings", "cuda-core", "nvidia-ml-py", "cffi", "typer", "click",
+            "rich")  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The packages that gpudirect stands on, and their versions."""
+    from . import __version__
+
+    return {name: found for name in PACKAGES if (found := installed(name))} | {"gpudirect": __version__}
+
+
 def machine() -> dict[str, Any]:
     """CPU, memory, kernel, driver, versions and commit, as plain data."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -73,28 +86,63 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _reason(e: BaseException) -> str:
+    """What an exception says, with its kind where that is not one of ours."""
+    return str(e) if isinstance(e, Error) else f"{type(e).__name__}: {e}"
+
+
 def of_device(device: Device) -> dict[str, Any]:
     """A device's facts and every bridge's standing on it."""
-    found = dict(device.facts())
-    found["bridges"] = {
-        name: {"usable": s.usable, "reason": s.reason}
-        for name, s in bridges.standings(device).items()
-    }
+    standings: dict[str, dict[str, Any]] = {}
+    for name in bridges.NAMES:
+        try:
+            standing = bridges.get(name).standing(device)
+            standings[name] = {"usable": standing.usable, "reason": standing.reason}
+        except Exception as e:  # one that cannot even be asked hides no other
+            standings[name] = {"usable": False, "reason": f"it cannot be asked: {_reason(e)}"}
+    found = {**device.facts(), "bridges": standings}
     try:
-        found["bridge"] = bridges.choose(device).name
-    except Error as e:
-        found["bridge"] = None
-        found["bridge_reason"] = str(e)
+        found["bridge"], found["bridge_reason"] = bridges.choose(device).name, None
+    except Exception as e:
+        found["bridge"], found["bridge_reason"] = None, _reason(e)
+    return found
+
+
+def _each_device(cuda: bool) -> list[dict[str, Any]]:
+    """Every device's facts; of one that cannot be opened, why."""
+    found = []
+    names = [f"cuda:{n}" for n in range(devices.cuda.count())] if cuda else []
+    names += [f"emulated:{n}" for n in range(devices.emulated.count())]
+    for name in names:
+        try:
+            found.append(of_device(devices.get(name)))
+        except Exception as e:
+            found.append({"device": name, "emulated": name.startswith("emulated"), "bridge": None,
+                          "bridges": {}, "reason": f"it cannot be opened: {_reason(e)}"})  # fmt: skip
     return found
 
 
 def everything() -> dict[str, Any]:
-    """What ``gpudirect info`` shows."""
-    reason = devices.cuda_reason()
+    """What ``gpudirect info`` shows. Never raises: what cannot be told is in ``not_told``, by part."""
+    not_told: dict[str, str] = {}
+
+    def ask(part: str, question: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return question()
+        except Exception as e:
+            not_told[part] = _reason(e)
+            return otherwise
+
+    reason = ask("CUDA", devices.cuda_reason, "it cannot be asked")
+    default = ask("default device", lambda: devices.get().id, None)
     return {
         "machine": machine(),
+        "versions": versions(),
         "cuda": {"available": reason is None, "reason": reason},
-        "devices": [of_device(d) for d in devices.available()],
-        "default_device": devices.get().id,
-        "heaps": [vars(s) for s in memory.statistics()],
+        "devices": ask("devices", lambda: _each_device(reason is None), []),
+        "default_device": default,
+        "default_device_reason": not_told.pop("default device", None),
+        "heaps": ask("memory held", lambda: [vars(s) for s in memory.statistics()], []),
+        "aperture": ask("aperture", aperture.told, []),
+        "not_told": not_told,
     }

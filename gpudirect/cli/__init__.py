@@ -1,89 +1,64 @@
-"""The command ``gpudirect``."""
+"""The command ``gpudirect``.
+
+Exit status: 0 done, and everything checked holds; 1 it ran and something failed or does not hold;
+2 what was asked for makes no sense: a wrong name, option or file.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .. import __version__, use
-from ..config import defaults
-from ..errors import Error
+from .. import __version__
+from ..errors import ArgumentError, BridgeError, CompileError, DeviceNotFoundError, Error
+from ._options import Command, option
+from ._screen import console
 
 app: typer.Typer = typer.Typer(
     help="CPU code writes NVIDIA GPU memory directly, and launches kernels on that data.",
+    epilog="Start with `gpudirect demo`. `gpudirect doctor` says what is missing or slow here, and "
+    "what mends it. Exit status: 0 fine, 1 something failed, 2 not understood.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: it fits any width, and brackets stay brackets
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(help="cuda, cuda:1, emulated, a UUID or a PCI address [default: the first GPU]"),
-]
-BridgeOption = Annotated[
-    str | None, typer.Option(help="p2pmod, dmabuf, gdrdrv, rm or emulated [default: first usable]")
-]
 
 
-def choose(device: str | None, bridge: str | None) -> None:
-    """Make the options the process's choice, which every part of the package reads."""
-    use(device=device or defaults.device, bridge=bridge or defaults.bridge)
-
-
-@app.callback(invoke_without_command=True)
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        console.print(f"gpudirect {__version__}")
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"gpudirect {__version__}")
         raise typer.Exit
 
 
-@app.command()
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    device: DeviceOption = None,
-    bridge: BridgeOption = None,
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, option("Print the version", "--version", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Devices, BAR1, driver, CPU copy instructions, and every bridge with its reason."""
-    choose(device, bridge)
-    from . import _info
-
-    _info.show(console, as_json)
+    pass
 
 
-@app.command()
-def demo(device: DeviceOption = None, bridge: BridgeOption = None) -> None:
-    """The seed experiments: write GPU memory with CPU stores, see it arrive, run kernels on it."""
-    choose(device, bridge)
-    from .. import demo as experiments
+from . import _bench, _calibrate, _demo, _experiment, _info, _litmus  # noqa: E402 - after `app`
 
-    raise typer.Exit(experiments.run(console))
-
-
-@app.command()
-def calibrate(device: DeviceOption = None, bridge: BridgeOption = None) -> None:
-    """Measure at which sizes mapped stores and loads beat DMA here, and keep the answer."""
-    choose(device, bridge)
-    from . import _calibrate
-
-    _calibrate.run(console, device, bridge)
-
-
-from . import _bench, _experiment  # noqa: E402 - they use what stands above
-
-app.add_typer(_bench.app, name="bench")
-app.command()(_experiment.experiment)
+app.command(cls=Command, short_help="What this machine has, and why not more.")(_info.info)
+app.command(cls=Command, short_help="See it work: five checked experiments.")(_demo.demo)
+app.command(cls=Command, short_help="Find the faster path for each size.")(_calibrate.calibrate)
+app.add_typer(_bench.app, name="bench", short_help="Measure, and judge what was measured.")
+app.command(cls=Command, short_help="Does avoiding copies pay? Ten programs.")(_experiment.experiment)
+app.command(cls=Command, short_help="Is the promised order of stores kept?")(_litmus.litmus)
 
 
 def main() -> None:
-    """Entry point: errors of ours are one red sentence, not a traceback."""
+    """Entry point: errors of ours are one sentence and a status, not a traceback."""
     try:
         app()
     except Error as e:
-        Console(stderr=True).print(f"[bold red]{type(e).__name__}[/]: ", end="")
-        Console(stderr=True).print(str(e), markup=False, highlight=False)
-        raise SystemExit(1) from None
+        err = console(error=True)
+        err.print(type(e).__name__, style="bold red", end=": ")
+        err.print(str(e))
+        if isinstance(e, (BridgeError, DeviceNotFoundError, CompileError)):
+            err.print("`gpudirect doctor` says what is missing here, and what mends it.")
+        raise SystemExit(2 if isinstance(e, ArgumentError) else 1) from None

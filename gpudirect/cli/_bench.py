@@ -7,85 +7,87 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from .. import devices
 from ..bench import NAMES, load
 from ..bench.figures import Figures
 from ..bench.measure import Figure
 from ..errors import ArgumentError
-from . import BridgeOption, DeviceOption, _bench_report, choose
+from . import _bench_report
+from ._options import BridgeOption, Command, DeviceOption, JsonOption, argument, choose, option, starting
+from ._screen import Screen
+from ._table import Table
+from ._words import short
 
-app: typer.Typer = typer.Typer(help="Measure gpudirect beside what one would use otherwise.",
-                  no_args_is_help=True)  # fmt: skip
-app.command()(_bench_report.check)
-app.command()(_bench_report.report)
+app: typer.Typer = typer.Typer(
+    help="Measure gpudirect beside what one would use otherwise, and judge what was measured.",
+    no_args_is_help=True, rich_markup_mode=None,
+)  # fmt: skip
 
 
-def short(ns: float) -> str:
-    """A time for people."""
-    return f"{ns:.0f} ns" if ns < 1000 else f"{ns / 1000:.2f} us" if ns < 1e6 else f"{ns / 1e6:.2f} ms"
-
-
-def rows(figures: list[Figure]) -> Table:
+def table(figures: list[Figure]) -> Table:
     """Cases as rows; where a case has many sizes, powers of four of them."""
-    table = Table(title_justify="left")
-    for column in ("case", "bytes", "best", "median", "p99", "p99.9"):
-        table.add_column(column, justify="left" if column == "case" else "right")
+    found = Table(("case", "bytes", "best", "median", "p99", "p99.9"))
     many = len({f.size for f in figures}) > 12
     for f in sorted(figures, key=lambda f: (f.group, f.case, f.size)):
         power = f.size & (f.size - 1) == 0 and f.size.bit_length() % 2 == 1
         if not many or power or not f.size:
-            table.add_row(f.case, str(f.size or ""), *map(short, (f.p0, f.p50, f.p99, f.p999)))
-    return table
+            found.add(f.case, f.size or "", *map(short, (f.p0, f.p50, f.p99, f.p999)))
+    return found
 
 
-@app.command()
+def file_in(out: Path | None, *words: str) -> Path | None:
+    """The figures file that ``--out`` means: itself, or in that folder under a name made of words."""
+    if out is None or out.suffix == ".json":
+        return out
+    return out / ("-".join(re.sub(r"\W+", "-", w).strip("-").lower() for w in words) + ".json")
+
+
+@app.command(cls=Command, short_help="Run benchmarks, and print their figures.")
 def run(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Which: {', '.join(NAMES)} [default: all]")
+        list[str] | None,
+        argument(f"Which: {', '.join(NAMES)}", default="all",
+                 autocompletion=lambda: starting(*NAMES)),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the figures file, or its name ending in .json.")
+        Path | None,
+        option("Write the figures: a file ending in .json, or a folder for it",
+               default="nothing is written", metavar="PATH"),
     ] = None,
-    quick: Annotated[bool, typer.Option(help="Few samples, to see that it works.")] = False,
+    quick: Annotated[bool, option("Few samples, to see that it works", "--quick")] = False,
+    as_json: JsonOption = False,
     device: DeviceOption = None,
     bridge: BridgeOption = None,
-) -> None:
-    """Run benchmarks and print their figures; with --out, write them to a figures file."""
+) -> None:  # fmt: skip
+    """Run benchmarks and print their figures: best, median, 99th and 99.9th percentile of each case,
+    beside other ways to do the same. A minute or two for all of them."""
+    for name in names or ():
+        if name not in NAMES:
+            raise ArgumentError(f"there is no benchmark {name!r}; there are {', '.join(NAMES)}")
     choose(device, bridge)
-    unknown = set(names or ()) - set(NAMES)
-    if unknown:
-        raise ArgumentError(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    console = Console()
+    screen = Screen(as_json)
     chosen = devices.get()
-    if chosen.emulated:
-        console.print("[bold yellow]Emulated device: these times say nothing about a GPU.[/]")
+    screen.emulated(chosen)
     figures = Figures(chosen)
-    path = out
-    if out is not None and out.suffix != ".json":
-        label = re.sub(r"\W+", "-", chosen.name).strip("-").lower()
-        path = out / ("-".join([label, *(names or ())]) + ".json")
+    path = file_in(out, chosen.name, *(names or ()))
     if path is not None:
         figures.save(path)  # a folder that cannot be written is known before the minutes are spent
-    columns = TextColumn("{task.fields[bench]}"), BarColumn(), TextColumn("{task.description}")
     for name in names or NAMES:
         bench = load(name)
-        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-            task = progress.add_task("", bench=name)
-            found = bench.run(
-                chosen, quick,
-                lambda what, done, total: progress.update(
-                    task, description=what, completed=done, total=total  # noqa: B023
-                ),
-            )  # fmt: skip
+        with screen.progress(name, measures=True) as tell:
+            found = bench.run(chosen, quick, tell)
         figures.add(*found)
         figures.notes[name] = bench.NOTE
-        console.print(f"[bold]{name}[/] on {chosen.id}, {chosen.name}: {bench.NOTE}", highlight=False)
-        console.print(rows(found))
+        screen.say(f"{name} on {chosen.id}, {chosen.name}: {bench.NOTE}", "bold")
+        screen.table(table(found))
+        screen.line()
         if path is not None:
             figures.save(path)
+    screen.json(figures.as_dict() if as_json else None)
     if path is not None:
-        console.print(f"figures written to {path}", soft_wrap=True)
+        screen.note(f"figures written to {path}")
+
+
+app.command(cls=Command, short_help="Hold figures against their targets.")(_bench_report.check)
+app.command(cls=Command, short_help="Make a page and plots of figures.")(_bench_report.report)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ..bench import check as bars
+from ..bench import check as targets
 from ..bench import report as page
-from ..bench.check import HOLDS, MISSING, SHORT
+from ..bench.check import HOLDS, MISSING, SHORT, Outcome
+from ._options import JsonOption, argument, option
+from ._screen import STYLES, Screen
 
-FigureFile = Annotated[Path, typer.Argument(help="A figures file, from `bench run --out`.")]
+FigureFile = Annotated[
+    Path, argument("A figures file, from `gpudirect bench run --out`")
+]
 COUNTED = {HOLDS: "hold", SHORT: "fall short", MISSING: "not measured"}
-STYLES = {HOLDS: "green", SHORT: "bold red", MISSING: "yellow"}
 
 
 def what_it_is(found: dict[str, Any]) -> str:
@@ -27,44 +30,76 @@ def what_it_is(found: dict[str, Any]) -> str:
     )
 
 
+def as_data(o: Outcome) -> dict[str, Any]:
+    """An outcome for programs."""
+    return {
+        "id": o.bar.id, "state": o.state, "asked": o.bar.asked, "limit": o.limit_text,
+        "figure": None if math.isnan(o.figure) else o.figure,
+        "where": o.where_text, "size": o.size, "reason": o.reason or None,
+    }  # fmt: skip
+
+
 def check(
     file: FigureFile,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Only this bar or bench; wildcards work. Repeat it for several."),
+        option("Only this target or benchmark; wildcards work, and several times --only",
+               default="all", metavar="NAME"),
     ] = None,
-) -> None:
-    """Hold a figures file against the bars. Exit status 1 if one falls short or was not measured."""
-    found = bars.read(file)
-    outcomes = bars.judge(found, bars.chosen(bars.bars(), only or ()))
-    console = Console(soft_wrap=True, highlight=False)
-
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False)
-
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Hold a figures file against the targets that this project sets itself: ratios to other ways
+    in the same run. Exit status 1 if one falls short or was not measured."""
+    screen = Screen(as_json)
+    found = targets.read(file)
+    outcomes = targets.judge(found, targets.chosen(targets.bars(), only or ()))
     emulated = bool(found["device"].get("emulated"))
-    say(f"{'EMULATED. ' if emulated else ''}{file}: {what_it_is(found)}", "bold yellow" if emulated else "")
-    width = max(len(o.bar.id) for o in outcomes)
+    failed = emulated or any(o.state != HOLDS for o in outcomes)
+    screen.json({
+        "file": str(file), "device": found["device"].get("name"), "emulated": emulated,
+        "held": not failed, "targets": [as_data(o) for o in outcomes],
+    })  # fmt: skip
+    screen.say(f"{'EMULATED. ' if emulated else ''}{file}: {what_it_is(found)}",
+               "bold yellow" if emulated else "")  # fmt: skip
+    widest = max(len(o.bar.id) for o in outcomes)
+    beside = screen.width is None or widest + 14 <= screen.width // 2
     for o in outcomes:
-        console.print(f"{o.state:<12}", style=STYLES[o.state], end="  ", markup=False)
         told = f"{o.figure_text}, {o.limit_text}" if o.state != MISSING else o.limit_text
-        say(f"{o.bar.id:<{width}}  {told}; {o.where_text}".rstrip("; "))
+        words = f"{told}; {o.where_text}".rstrip("; ")
         if o.state == SHORT:
-            say(f"{'':<12}  asked: {o.bar.asked}")
-    counts = {state: sum(o.state == state for o in outcomes) for state in STYLES}
-    say(", ".join(f"{n} {COUNTED[state]}" for state, n in counts.items() if n))
+            words += f"; asked: {o.bar.asked}"
+        _row(screen, o, words, widest, beside)
+    counts = {state: sum(o.state == state for o in outcomes) for state in COUNTED}
+    screen.say(", ".join(f"{n} {COUNTED[state]}" for state, n in counts.items() if n))
     if emulated:
-        say("EMULATED device: these times say nothing about a GPU, so no bar is met by them.",
-            "bold yellow")  # fmt: skip
-    if emulated or counts[HOLDS] < len(outcomes):
+        screen.say("EMULATED device: these times say nothing about a GPU, so no target is met by them.",
+                   "bold yellow")  # fmt: skip
+    if failed:
         raise typer.Exit(1)
+
+
+def _row(screen: Screen, o: Outcome, words: str, widest: int, beside: bool) -> None:
+    """State and name, and the figures beside them, or below where there is no room."""
+    if beside:
+        head = f"{o.state:<12}  {o.bar.id:<{widest}}  "
+        screen.coloured(head + words, STYLES[o.state], len(o.state), " " * len(head))
+    else:
+        screen.coloured(f"{o.state:<12}  {o.bar.id}", STYLES[o.state], len(o.state))
+        screen.say(words, indent="    ")
 
 
 def report(
     file: FigureFile,
-    out: Annotated[Path | None, typer.Option(help="Folder for it [default: FILE's name with -report]")] = None,
-) -> None:
-    """Make one self-contained HTML page of a figures file, and its plots as PNG beside it."""
+    out: Annotated[
+        Path | None,
+        option("Folder for it", default="FILE's name with -report", metavar="FOLDER"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Make one HTML page of a figures file that stands alone, and its plots as PNG beside it."""
+    screen = Screen(as_json)
     folder = out if out is not None else file.with_name(f"{file.stem}-report")
-    path, plots = page.write(file, folder)
-    Console(soft_wrap=True).print(f"{path}; {plots} plots in {folder / page.PLOTS}", markup=False)
+    with screen.progress("drawing"):
+        path, plots = page.write(file, folder)
+    screen.json({"page": str(path), "plots": plots, "folder": str(folder / page.PLOTS)})
+    screen.line(f"{path}; {plots} plots in {folder / page.PLOTS}")

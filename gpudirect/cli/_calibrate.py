@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from dataclasses import asdict
 
 from .. import bridges, devices
-from ..calibration import calibrate
+from ..calibration import calibrate as measure
 from ..limits import DIRECTIONS, NEVER, THRESHOLDS, Limits, ensure_writable, file_of
-from ._info import size
+from ._options import BridgeOption, DeviceOption, JsonOption, choose
+from ._screen import Screen
+from ._words import size
 
 
 def words(limits: Limits, direction: str) -> str:
@@ -20,30 +21,34 @@ def words(limits: Limits, direction: str) -> str:
     return ", ".join([*found, f"then {last}" if found else f"{last} always"])
 
 
-def table(limits: Limits, title: str) -> Table:
+def rows(limits: Limits) -> list[tuple[str, str]]:
     """The limits, for people."""
-    shown = Table(title=title, title_justify="left", show_header=False)
+    shown = []
     for name in DIRECTIONS:
         way, memory = name.split("_")
         memory = "page-locked" if memory == "pinned" else memory
-        shown.add_row(f"{way}, {memory} memory", words(limits, name))
+        shown.append((f"{way}, {memory} memory", words(limits, name)))
     for name in THRESHOLDS:
         least = getattr(limits, name)
         way = "alone" if name.endswith("alone") else "in a row"
-        shown.add_row(f"{name.split('_')[0]}, several threads, {way}",
-                      "never" if least >= NEVER else f"from {size(least)} on")  # fmt: skip
+        shown.append((f"{name.split('_')[0]}, several threads, {way}",
+                      "never" if least >= NEVER else f"from {size(least)} on"))  # fmt: skip
     return shown
 
 
-def run(console: Console, device: str | None, bridge: str | None) -> None:
-    """Calibrate one device, show and keep what was found."""
+def calibrate(as_json: JsonOption = False, device: DeviceOption = None,
+              bridge: BridgeOption = None) -> None:
+    """Measure at which sizes mapped stores and loads beat DMA here, and keep the answer: later
+    programs on this machine use it. A few seconds; the file is named at the end."""
+    choose(device, bridge)
+    screen = Screen(as_json)
     chosen = devices.get(device)
-    if chosen.emulated:
-        console.print("[bold yellow]Emulated device: these limits say nothing about a GPU.[/]")
+    screen.emulated(chosen)
     ensure_writable(file_of(chosen, bridges.choose(chosen, bridge).name))
-    with console.status("measuring") as status:
-        limits, path = calibrate(
-            chosen, bridge, progress=lambda text: status.update(f"measuring: {text}")
-        )
-    console.print(table(limits, f"faster path on {chosen.id}, {chosen.name}"))
-    console.print(f"kept in {path}; remove that file to return to the built-in limits", soft_wrap=True)
+    with screen.progress("measuring", measures=True) as tell:
+        limits, path = measure(chosen, bridge, progress=tell)
+    screen.json({"device": chosen.id, "name": chosen.name, "emulated": chosen.emulated,
+                 "limits": asdict(limits), "file": str(path)})  # fmt: skip
+    screen.say(f"Faster path on {chosen.id}, {chosen.name}", "bold")
+    screen.facts(rows(limits), "  ")
+    screen.note(f"kept in {path}; remove that file to return to the built-in limits")

@@ -2,66 +2,78 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
-
-import typer
-from rich.console import Console
 
 from .. import devices
 from ..bench import plots
 from ..bench.figures import Figures, load
 from ..errors import ArgumentError
 from ..experiment import analysis, lines, measure, ports, report
-from . import BridgeOption, DeviceOption, choose
+from ._bench import file_in
+from ._options import BridgeOption, DeviceOption, JsonOption, argument, choose, option, starting
+from ._screen import Screen
+from ._table import Table
 
 SECONDS = 0.8  # of each configuration
+WORDS = {"verdict", "claim", "detail"}
+"""Columns of its tables that hold words."""
 
 
 def experiment(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Which ports: {', '.join(ports.NAMES)} [default: all]")
+        list[str] | None,
+        argument(f"Which programs: {', '.join(ports.NAMES)}", default="all",
+                 autocompletion=lambda: starting(*ports.NAMES)),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for figures and the HTML page.")] = None,
-    quick: Annotated[bool, typer.Option(help="Smallest sizes, few samples: does it work?")] = False,
-    seconds: Annotated[float, typer.Option(help="Time for each configuration.")] = SECONDS,
-    examples: Annotated[Path | None, typer.Option(help="Folder of the ports.")] = None,
+    out: Annotated[
+        Path | None,
+        option("Folder for the figures and an HTML page", default="nothing is written",
+               metavar="FOLDER"),
+    ] = None,
+    quick: Annotated[bool, option("Smallest sizes, few samples: does it work?", "--quick")] = False,
+    seconds: Annotated[float, option("Time for each program and size", default="0.8", metavar="S")] = SECONDS,
+    examples: Annotated[
+        Path | None,
+        option("Folder of the programs", default="the checkout's examples", metavar="FOLDER"),
+    ] = None,
     again: Annotated[
-        Path | None, typer.Option(help="Measure nothing: tables and page of this figures file.")
+        Path | None,
+        option("Measure nothing: the tables of this figures file and, with --out, its page",
+               metavar="FILE"),
     ] = None,
+    as_json: JsonOption = False,
     device: DeviceOption = None,
     bridge: BridgeOption = None,
-) -> None:
-    """Run the ports with copies, double-buffered and direct, and compare times and results."""
+) -> None:  # fmt: skip
+    """Run the example programs with copies, double-buffered and with direct stores, and compare times
+    and results: docs/does-avoiding-dma-pay.md. Minutes for all of them; --quick for seconds."""
     if not 0 <= seconds <= 3600:
         raise ArgumentError(f"--seconds {seconds}: give 0 to 3600")
+    screen = Screen(as_json)
     if again is not None:
-        _show(load(again), again.with_suffix(".html") if out is None else out / f"{again.stem}.html")
+        _show(screen, load(again), None if out is None else out / f"{again.stem}.html")
         return
     choose(device, bridge)
     chosen_ports = [ports.load(n, examples) for n in names] if names else ports.available(examples)
-    console = Console()
     chosen = devices.get()
-    if chosen.emulated:
-        console.print("[bold yellow]Emulated device: these times say nothing about a GPU.[/]")
+    screen.emulated(chosen)
     figures = Figures(chosen)
-    path = None
-    if out is not None:  # what cannot be written or drawn is known before the minutes are spent
+    path = file_in(out, chosen.name, "experiment")
+    if path is not None:  # what cannot be written or drawn is known before the minutes are spent
         plots.matplotlib()
-        label = re.sub(r"\W+", "-", chosen.name).strip("-").lower()
-        path = out / f"{label}-experiment.json"
         figures.save(path)
+    runs = [(port, kind, n) for port in chosen_ports
+            for n in ((port.small,) if quick or chosen.emulated else port.sizes)
+            for kind in (port.kinds[:1] if quick else port.kinds)]  # fmt: skip
     configurations = []
-    figures.add(*measure.link(chosen))
-    for port in chosen_ports:
-        sizes = (port.small,) if quick or chosen.emulated else port.sizes
-        for kind in port.kinds[:1] if quick else port.kinds:
-            for n in sizes:
-                with console.status(f"{port.name}, {kind}, {n}"):
-                    found, configuration = measure.run(port, n, kind, 0 if quick else seconds)
-                figures.add(*found)
-                configurations.append(configuration.as_dict())
+    with screen.progress("measuring", measures=True) as tell:
+        figures.add(*measure.link(chosen))
+        for done, (port, kind, n) in enumerate(runs):
+            tell(f"{port.name}, {kind}, {n}", done, len(runs))
+            found, configuration = measure.run(port, n, kind, 0 if quick else seconds)
+            figures.add(*found)
+            configurations.append(configuration.as_dict())
     figures.checks["configurations"] = configurations
     figures.checks["ports"] = {p.name: {"title": p.title, "flow": p.flow, "update": p.update}
                                for p in chosen_ports}  # fmt: skip
@@ -69,15 +81,19 @@ def experiment(
                                for p in chosen_ports}  # fmt: skip
     if path is not None:
         figures.save(path)
-        console.print(f"figures written to {path}", soft_wrap=True)
-    _show(figures.as_dict(), path and path.with_suffix(".html"))
+        screen.note(f"figures written to {path}")
+    _show(screen, figures.as_dict(), path and path.with_suffix(".html"))
 
 
-def _show(found: dict[str, Any], page: Path | None) -> None:
+def _show(screen: Screen, found: dict[str, Any], page: Path | None) -> None:
     """Print what the figures of an experiment say; with a path, write the page as well."""
-    console = Console()
-    for table in analysis.tables(analysis.Experiment(found)):
-        console.print(table.rich())
+    told = analysis.tables(analysis.Experiment(found))
+    screen.json(found)
+    for t in told:
+        words = tuple(i for i, name in enumerate(t.columns) if name in WORDS)
+        screen.table(Table(t.columns, words, t.title, t.rows))
+        screen.line()
     if page is not None:
-        report.write(found, page)
-        console.print(f"page and plots written to {page.with_suffix('')}...", soft_wrap=True)
+        with screen.progress("drawing"):
+            report.write(found, page)
+        screen.note(f"page and plots written to {page.with_suffix('')}...")

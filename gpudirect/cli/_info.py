@@ -2,84 +2,92 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from .. import aperture, facts
-
-
-def size(count: int | None) -> str:
-    """Bytes for people: "256 MiB"."""
-    if count is None:
-        return "not told"
-    value = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
+from .. import facts
+from ..config import defaults
+from ._options import BridgeOption, DeviceOption, JsonOption, known
+from ._screen import Screen
+from ._table import Table
+from ._words import size
 
 
-def show(console: Console, as_json: bool) -> None:
-    """Print the page, or the same as JSON."""
-    found = facts.everything()
-    found["aperture"] = aperture.told()
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    machine = found["machine"]
-    table = Table(title="Machine", show_header=False, title_justify="left")
-    driver = machine["driver"]
+def info(
+    as_json: JsonOption = False,
+    device: DeviceOption = None,
+    bridge: BridgeOption = None,
+) -> None:
+    """This machine: devices, BAR1, driver, CPU, and each way to map GPU memory with its reason.
+
+    Whatever is missing is told as such: `info` itself does not fail. `gpudirect doctor` says what
+    would mend it.
+    """
+    if device is not None or bridge is not None:
+        known(device, bridge)
+        defaults.device, defaults.bridge = device or defaults.device, bridge or defaults.bridge
+    screen = Screen(as_json)
+    with screen.progress("looking at this machine"):
+        found = facts.everything()
+    screen.json(found)
+    show(screen, found)
+
+
+def show(screen: Screen, found: dict[str, Any]) -> None:
+    """Print the page."""
+    machine, versions = found["machine"], found["versions"]
     present = (n for n, usable in machine["copy_instructions_present"].items() if usable)
-    for name, value in (
+    driver = f"{machine['driver']}, {machine['driver_flavour']} kernel modules"
+    screen.line("Machine", "bold")
+    screen.facts([
         ("CPU", f"{machine['cpu']}, {machine['cpus']} logical"),
         ("copy instructions", f"{machine['copy_instructions']} (present: {', '.join(present)})"),
         ("kernel", machine["kernel"]),
-        ("NVIDIA driver", f"{driver}, {machine['driver_flavour']}" if driver else "none"),
-        ("CUDA", "available" if found["cuda"]["available"] else found["cuda"]["reason"]),
-        ("Python", f"{machine['python']}, NumPy {machine['numpy']}"),
-    ):
-        table.add_row(name, str(value))
-    console.print(table)
+        ("NVIDIA driver", driver if machine["driver"] else "none is loaded"),
+        ("CUDA", found["cuda"]["reason"] or "available"),
+        ("Python", f"{machine['python']}, NumPy {machine['numpy']}, "
+                   f"cuda-bindings {machine['cuda_bindings'] or 'not installed'}"),
+        ("gpudirect", versions["gpudirect"]),
+    ], "  ")  # fmt: skip
     for device in found["devices"]:
-        _device(console, device, device["device"] == found["default_device"])
+        screen.line()
+        _device(screen, device, device["device"] == found["default_device"])
+    screen.line()
+    if found["default_device"] is None:
+        screen.say(f"No default device: {found['default_device_reason']}", "bold red")
     for heap in found["heaps"]:
-        console.print(
-            f"held by this process on {heap['device']} via {heap['bridge']}: "
-            f"{size(heap['mapped'])} mapped, {size(heap['in_use'])} in use"
-        )
+        screen.say(f"Held by this process on {heap['device']} via {heap['bridge']}: "
+                   f"{size(heap['mapped'])} mapped, {size(heap['in_use'])} in use.")  # fmt: skip
     for use in found["aperture"]:
-        console.print(f"  {use['device']}: {use['words']}", highlight=False)
+        screen.say(f"{use['device']}: {use['words']}.")
+    for part, reason in found["not_told"].items():
+        screen.say(f"{part}: not told: {reason}", "yellow")
 
 
-def _device(console: Console, device: dict[str, Any], default: bool) -> None:
-    mark = "  [bold yellow](emulated: no GPU is involved)[/]" if device["emulated"] else ""
-    chosen = "  [green]default[/]" if default else ""
-    table = Table(
-        title=f"{device['device']}  {device['name']}{mark}{chosen}", title_justify="left"
-    )
-    table.add_column("bridge")
-    table.add_column("usable")
-    table.add_column("why")
-    for name, standing in device["bridges"].items():
-        usable = "[green]yes[/]" if standing["usable"] else "[red]no[/]"
-        arrow = " [bold]<- chosen[/]" if name == device["bridge"] else ""
-        table.add_row(name, usable, standing["reason"] + arrow)
-    console.print(table)
+def _device(screen: Screen, device: dict[str, Any], default: bool) -> None:
+    marks = ["emulated: no GPU is involved"] if device.get("emulated") else []
+    marks += ["the default"] if default else []
+    marked = f" ({', '.join(marks)})" if marks else ""
+    screen.say(f"{device['device']}, {device.get('name', 'unknown')}{marked}",
+               "bold yellow" if device.get("emulated") else "bold")  # fmt: skip
+    if device.get("reason"):
+        screen.say(device["reason"], "red", "  ")
+        return
     used = device["bar1_used_bytes"]
-    console.print(
-        f"  memory {size(device['memory_bytes'])}, {size(device['memory_free_bytes'])} free; "
-        f"BAR1 {size(device['bar1_bytes'])}, {size(used)} used\n"
-        f"  {device['uuid']} at {device['pci_address']}",
-        highlight=False,
-    )
-    ordering = device.get("ordering")
-    if ordering:
-        console.print(
-            f"  writes through BAR1: seen in order by {ordering['scope']}; flush by the host: "
-            f"{'yes' if ordering['flush_by_host'] else 'no'}",
-            highlight=False,
-        )
+    rows = [
+        ("memory", f"{size(device['memory_bytes'])}, {size(device['memory_free_bytes'])} free"),
+        ("BAR1", f"{size(device['bar1_bytes'])}, {size(used)} used"),
+        ("UUID", device["uuid"]),
+        ("PCI address", device["pci_address"]),
+    ]
+    if ordering := device.get("ordering"):
+        flush = "yes" if ordering["flush_by_host"] else "no"
+        rows.append(("writes through BAR1", f"seen in order by {ordering['scope']}; flush by the "
+                                            f"host: {flush}"))  # fmt: skip
+    screen.facts(rows, "  ")
+    table = Table(("bridge", "usable", "why"), words=(1, 2))
+    for name, standing in device["bridges"].items():
+        chosen = " <- chosen" if name == device["bridge"] else ""
+        table.add(name, "yes" if standing["usable"] else "no", standing["reason"] + chosen)
+    screen.table(table)
+    if device["bridge"] is None:
+        screen.say(f"No bridge: {device['bridge_reason']}", "red", "  ")

@@ -1,17 +1,17 @@
-"""``gpudirect demo``: the seed experiments of this field, each a few lines against the public API.
+"""``gpudirect demo``: five small experiments, each a few lines against the public API.
 
-Every experiment checks what it claims. ``run`` returns the number of failed checks, at most 1.
+Every experiment checks what it claims and tells a ``Listener`` as it goes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from rich.console import Console
 
 import gpudirect as gd
 
@@ -28,7 +28,41 @@ SENTENCES = (
 )
 """Cervantes, Don Quixote (1605), in John Ormsby's translation of 1885."""
 
-Check = Callable[[str, bool, str], None]
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was claimed."""
+
+    experiment: str
+    what: str
+    held: bool
+    detail: str
+    """What was seen; where an experiment was ended by an error, its name and sentence."""
+
+
+class Listener(Protocol):
+    """Who is told of a demo while it runs."""
+
+    def begins(self, on: gd.Device, bridge: str) -> None: ...
+    def experiment(self, letter: str, name: str, about: str) -> None: ...
+    def check(self, check: Check) -> None: ...
+    def remark(self, text: str, emulated: str = "") -> None:
+        """A line beside the checks; ``emulated`` says of what in it that it is none of a GPU's."""
+
+
+class Tell:
+    """What an experiment is given: it says what it checks and what it saw."""
+
+    def __init__(self, listener: Listener, name: str) -> None:
+        self.name = name
+        self.checks: list[Check] = []
+        self.remark = listener.remark
+        self._listener = listener
+
+    def check(self, what: str, held: bool, detail: str) -> None:
+        found = Check(self.name, what, bool(held), detail)
+        self.checks.append(found)
+        self._listener.check(found)
 
 
 def source(name: str) -> str:
@@ -36,7 +70,7 @@ def source(name: str) -> str:
     return files(__package__).joinpath(f"{name}.cu").read_text()
 
 
-def signature(check: Check, console: Console) -> None:
+def signature(tell: Tell) -> None:
     """cudaMemcpy puts a pattern into device memory; the CPU finds it through the mapping."""
     size = 64 << 20
     with gd.empty(size, "u1") as a:
@@ -44,35 +78,35 @@ def signature(check: Check, console: Console) -> None:
         for where, offset in (("low", 0), ("middle", size // 2 + 12345), ("high", size - 4096)):
             a.write(pattern, offset, via="dma")
             seen = a.read(offset=offset, nbytes=4096, via="map")
-            check(
+            tell.check(
                 f"4096 bytes at the {where} end, {a.ptr + offset:#x}",
                 bool(np.array_equal(seen, pattern)),
                 "copied in by DMA, loaded by the CPU: the same",
             )
 
 
-def don_quixote(check: Check, console: Console) -> None:
+def don_quixote(tell: Tell) -> None:
     """The CPU writes the novel's first sentences with plain stores; a kernel counts in them."""
     text = " ".join(SENTENCES).encode()
     with gd.empty(len(text), "u1") as a, gd.zeros(2, "u4") as counts:
         a.host[:] = np.frombuffer(text, np.uint8)  # plain stores: nothing copies
         a.flush()
         back = a.read(via="dma").tobytes()
-        check("the text", back == text, f"{len(text)} bytes stored by the CPU, read back by DMA")
+        tell.check("the text", back == text, f"{len(text)} bytes stored by the CPU, read back by DMA")
         count = gd.kernel(source("count"), "count")
         count[-(-len(text) // 128), 128](a, len(text), counts)
         words, letters = counts.read()
-        check("words", words == len(text.split()), f"the kernel counts {words}")
-        check("letters", letters == sum(map(str.isalpha, text.decode())), f"and {letters}")
-    console.print(f"  [italic]{SENTENCES[0][:73]}...[/]")
+        tell.check("words", words == len(text.split()), f"the kernel counts {words}")
+        tell.check("letters", letters == sum(map(str.isalpha, text.decode())), f"and {letters}")
+    tell.remark(f"{SENTENCES[0][:73]}...")
 
 
-def by_reference(check: Check, console: Console) -> None:
+def by_reference(tell: Tell) -> None:
     """A linked list built by the CPU in device memory, walked by a kernel: no marshalling."""
     nodes = 1000
     node = np.dtype([("next", "u8"), ("value", "i8")])
     with gd.empty(nodes, node) as a, gd.zeros(2, "i8") as result:
-        check(
+        tell.check(
             "one pointer for both sides", a.ptr == a.host_ptr or a.bridge == "gdrdrv",
             f"a.ptr {a.ptr:#x}, a.host_ptr {a.host_ptr:#x}",
         )  # fmt: skip
@@ -84,47 +118,39 @@ def by_reference(check: Check, console: Console) -> None:
         walk = gd.kernel(source("walk"), "walk")
         walk[1, 1](a.ptr + int(order[0]) * node.itemsize, result)
         length, total = result.read()
-        check("nodes visited", length == nodes, f"{length}, in an order the CPU shuffled")
-        check("sum of values", total == sum(i * i for i in range(nodes)), f"{total}")
+        tell.check("nodes visited", length == nodes, f"{length}, in an order the CPU shuffled")
+        tell.check("sum of values", total == sum(i * i for i in range(nodes)), f"{total}")
 
 
-def pages(check: Check, console: Console) -> None:
+def pages(tell: Tell) -> None:
     """Where the bytes are: device address, bus address, aperture."""
     with gd.empty(4 << 20, "u1") as a:
         part = a[1000:-1000]
         runs = part.pages
         told = sum(r.size for r in runs)
-        check("the runs cover the slice", told == part.nbytes, f"{told} bytes in {len(runs)} run(s)")
+        tell.check("the runs cover the slice", told == part.nbytes, f"{told} bytes in {len(runs)} run(s)")
         for run in runs[:4]:
             bus = "not told by this bridge" if run.bus_address is None else f"{run.bus_address:#x}"
-            mark = " [yellow](made up: emulated)[/]" if run.emulated else ""
-            console.print(
-                f"  device {run.device_address:#x} -> bus {bus}, {run.size} bytes{mark}",
-                highlight=False,
-            )
+            tell.remark(f"device {run.device_address:#x} -> bus {bus}, {run.size} bytes",
+                        "the bus address is made up" if run.emulated else "")  # fmt: skip
         aperture = a.device.aperture()
         if aperture:
-            console.print(
-                f"  BAR1: {aperture.total >> 20} MiB, {aperture.used >> 20} MiB in use",
-                highlight=False,
-            )
+            tell.remark(f"BAR1: {aperture.total >> 20} MiB, {aperture.used >> 20} MiB in use")
 
 
-def latency(check: Check, console: Console) -> None:
+def latency(tell: Tell) -> None:
     """One line of latency: 64 bytes by a mapped store, beside a copy by the driver."""
     data = bytes(range(64))
     with gd.empty(64, "u1") as a:
         mapped = _median(lambda: a.write(data), 2000)
         copied = _median(lambda: a.write(data, 0, via="dma"), 200)
-        check("64 bytes arrived", a.read(via="dma").tobytes() == data, "read back by DMA")
+        tell.check("64 bytes arrived", a.read(via="dma").tobytes() == data, "read back by DMA")
         what = "the emulated device's copy" if a.device.emulated else "cuMemcpyHtoD, waited for,"
-        console.print(
-            f"  64 bytes from Python: mapped store and fence {mapped * 1e6:.2f} us, {what} "
+        tell.remark(
+            f"64 bytes from Python: mapped store and fence {mapped * 1e6:.2f} us, {what} "
             f"{copied * 1e6:.2f} us ({copied / mapped:.1f} times)",
-            highlight=False,
+            "these times say nothing about a GPU" if a.device.emulated else "",
         )
-        if a.device.emulated:
-            console.print("  [yellow]emulated: these times say nothing about a GPU[/]")
 
 
 def _median(work: Callable[[], Any], rounds: int) -> float:
@@ -146,35 +172,23 @@ EXPERIMENTS = (
 )
 
 
-def run(console: Console) -> int:
-    """Run every experiment on the default device; 0 if every check held, else 1."""
+def run(listener: Listener) -> list[Check]:
+    """Run every experiment on the default device, and return what was checked.
+
+    An error ends its experiment, not the demo: it is a check that did not hold.
+    """
     device = gd.device()
     probe = gd.empty(1)
-    console.print(f"[bold]gpudirect[/] on {device.id}, {device.name}, bridge {probe.bridge}")
-    if device.emulated:
-        console.print("[bold yellow]This is the emulated device: no GPU is involved.[/]")
+    listener.begins(device, probe.bridge)
     probe.close()
-    failed: list[str] = []
-    checks = 0
+    checks: list[Check] = []
     for letter, (name, experiment) in zip("abcde", EXPERIMENTS, strict=True):
-        console.print(f"\n[bold]({letter}) {name}[/]: {experiment.__doc__}")
-
-        def check(what: str, held: bool, detail: str, name: str = name) -> None:
-            nonlocal checks
-            checks += 1
-            mark = "[green]ok[/]" if held else "[bold red]FAILED[/]"
-            console.print(f"  {mark}  {what}: {detail}", highlight=False)
-            if not held:
-                failed.append(f"{name}: {what}")
-
+        listener.experiment(letter, name, " ".join((experiment.__doc__ or "").split()))
+        tell = Tell(listener, name)
         try:
-            experiment(check, console)
+            experiment(tell)
         except gd.Error as e:
-            check("no error", False, f"{type(e).__name__}: {e}")
-    console.print()
-    if failed:
-        console.print(f"[bold red]{len(failed)} of {checks} checks failed[/]: {'; '.join(failed)}")
-        return 1
-    where = "the emulated device" if device.emulated else device.name
-    console.print(f"[bold green]All {checks} checks held[/] on {where}.")
-    return 0
+            done = f"after {len(tell.checks)} checks" if tell.checks else "before its first check"
+            tell.check(f"ended {done} by {type(e).__name__}", False, str(e))
+        checks += tell.checks
+    return checks

@@ -79,7 +79,7 @@ def get(which: Device | str | int | None = None) -> Device:
     if kind in ("cuda", "emulated") and (number.isdecimal() or not number):
         if kind == "cuda" and (reason := cuda_reason()):
             raise DeviceNotFoundError(
-                f"no CUDA device: {reason}. Without a GPU, GPUDIRECT_DEVICE=emulated runs "
+                f"no CUDA device: {reason.rstrip('.')}. Without a GPU, GPUDIRECT_DEVICE=emulated runs "
                 "everything in software."
             )
         return _open(kind, int(number or 0))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rich.table import Table as RichTable
 
 from ..errors import ArgumentError
 
@@ -43,14 +42,6 @@ class Table:
 
     def add(self, *cells: object) -> None:
         self.rows.append(tuple(map(str, cells)))
-
-    def rich(self) -> RichTable:
-        table = RichTable(title=self.title, title_justify="left")
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if i else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
 
     def markdown(self) -> str:
         lines = ["| " + " | ".join(self.columns) + " |",

@@ -1,6 +1,6 @@
 """Litmus tests of the memory model (docs/memory-model.md): who sees which store, and when.
 
-    python -m gpudirect.litmus --rounds 1000000
+    gpudirect litmus --rounds 1000000
 
 Each test plays one small pattern of stores and loads between the CPU and the device many times
 and counts the rounds in which the other side saw something out of order. A promised order must
