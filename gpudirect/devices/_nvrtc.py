@@ -15,7 +15,7 @@ from typing import Any
 from ..config import cache_folder
 from ..errors import CompileError, KernelNotFoundError
 from .base import Parameter
-from .emulation.signature import FILE, parse_signature, signature_source
+from .emulation.signature import FILE, parse_signature, signature_header, signature_source
 
 SOURCE = "kernel.cu"
 _SYMBOL = b"gd-name:"  # in the cache, before the image: the kernel's name in it
@@ -71,7 +71,8 @@ def compile_kernel(
     """
     core, version = _compiler()
     arch = f"sm_{capability[0]}{capability[1]}"
-    whole = source + signature_source(name)
+    whole = f'{signature_header()}#line 1 "{SOURCE}"\n{source}{signature_source(name)}'
+    kernel = f"(gd_kernel_pointer)&{name}"  # of several functions of the name the one that it can be
     key = hashlib.sha256("\0".join((whole, name, arch, version, *options)).encode()).hexdigest()
     path = cache_folder() / "cuda" / f"{key}.cubin"
     with contextlib.suppress(OSError, ValueError):
@@ -85,7 +86,7 @@ def compile_kernel(
             whole, "c++", core.ProgramOptions(arch=arch, name=SOURCE, std="c++17",
                                               **_options(options)),
         )  # fmt: skip
-        object_code = program.compile("cubin", name_expressions=(name,))
+        object_code = program.compile("cubin", name_expressions=(kernel,))
     except Exception as e:
         log = str(e)
         if FILE in log and f"{SOURCE}(" not in log:  # only the question for the name is wrong
@@ -96,7 +97,7 @@ def compile_kernel(
         raise CompileError(f"the source of kernel {name!r} does not compile:\n{log}", log) from None
     code = bytes(object_code.code)
     mapping = object_code.symbol_mapping
-    found = mapping.get(name) or mapping.get(name.encode()) or name
+    found = mapping.get(kernel) or mapping.get(kernel.encode()) or name
     symbol = found.decode() if isinstance(found, bytes) else found
     _store(path, _SYMBOL + symbol.encode() + b"\n" + code)
     return Compiled(code, symbol, parse_signature(code))

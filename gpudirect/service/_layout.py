@@ -1,7 +1,7 @@
 """Where in a service's memory its parts are. All sizes and offsets are bytes.
 
-Device memory, all of it mapped: the control word, what launches count (``struct ends`` of after.cuh),
-a board for each lane (``struct board`` of before.cuh), the rings of packets, and the longer argument
+Device memory, all of it mapped: the control word, what launches count (``struct gd_ends`` of ends.cuh),
+a board for each lane (``struct board`` of offered.cuh), the rings of packets, and the longer argument
 lists, a place for each slot. Page-locked host memory: the rings of replies, and the two words that
 tell how far the launches are.
 """

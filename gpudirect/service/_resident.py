@@ -13,7 +13,7 @@ from ..kernels import Kernel
 from ._layout import WORD, Layout, Ring
 from ._options import Options
 
-GO_ON, STOP, PAUSE = 0, 1, 2  # what the control word says: after.cuh
+GO_ON, STOP, PAUSE = 0, 1, 2  # what the control word says: polling.cuh
 _LOOK = 50e-6  # seconds between looks whether it has ended
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 from .. import _native
 from ..devices import Parameter
+from ..devices.emulation.signature import plain_words, signature_header
 from ..errors import ArgumentError
 
 HERE = Path(__file__).resolve().parent
 KERNEL = "gd_resident"
 USER_FILE = "kernel.cu"
 """Under which name compilers report errors in the functions' source."""
+TYPES_FILE = "gpudirect-functions"
+"""The same of errors in the functions' names; the line is the function's number and one."""
 TEAMS = ("thread", "warp", "block", "grid")
 
 _MAGIC = b"gd-fun01"
@@ -73,35 +76,80 @@ def declared(functions: str | Sequence[str] | Mapping[str, str]) -> dict[str, st
     return found
 
 
+_BEFORE = ("lane", "offered.cuh", "memory.cuh", "described.cuh", "teams.cuh",
+           "ends.cuh", "polling.cuh")  # fmt: skip
+_BEHIND = "entry.cuh"
+_MACRO = re.compile(r"(-D|-U|--define-macro|--undefine-macro)=?(.*)", re.DOTALL)
+
+
 @cache
 def _part(name: str) -> str:
     if name == "lane":
-        return str(_native.ffi.string(_native.lib.gd_lane_source).decode())
-    if name == "signature.h":
-        return (HERE.parent / "devices" / "emulation" / name).read_text()
-    return (HERE / name).read_text()
+        text = str(_native.ffi.string(_native.lib.gd_lane_source).decode())
+    else:
+        text = (HERE / name).read_text()
+    return f'#line 1 "gpudirect-{name}"\n{text}'
 
 
 def resident_source(
-    source: str, functions: Mapping[str, str], options: Sequence[str] = ()
-) -> str:
-    """CUDA C++ of the resident kernel that serves ``functions`` of ``source``.
+    source: str,
+    functions: Mapping[str, str],
+    options: Sequence[str] = (),
+    likes: Mapping[str, str] | None = None,
+) -> tuple[str, tuple[str, ...]]:
+    """CUDA C++ of the resident kernel that serves ``functions`` of ``source``, and with which of
+    the options it is to be compiled.
 
-    options: those that it will be compiled with, which may bring in what the source does not show.
+    likes: of functions that share their name with others, declarations of functions of the same
+        type, which are named as ``like(name, functions)`` says.
+
+    What is ours stands before the source, or behind it under names that begin with gd: whatever the
+    source calls its functions and macros, ours stay as they are. For that macros given as options
+    become part of the source.
     """
     if not isinstance(source, str) or not source.strip():
         raise ArgumentError("source is empty: give CUDA C++ text with __device__ functions")
+    macros, rest = _macros(options)
     entries = " ".join(
-        f"X({number}, {name}, {team.upper()})" for number, (name, team) in enumerate(functions.items())
+        f"X({number}, ::{name}, {TEAMS.index(team)})"
+        for number, (name, team) in enumerate(functions.items())
     )
-    return "\n".join([
-        _part("lane"), _part("before.cuh"),
+    types = [
+        f"{likes[name]} typedef decltype(&::{like(name, functions)}) gd_type_of_{number};"
+        if likes and name in likes else f"typedef decltype(&::{name}) gd_type_of_{number};"
+        for number, name in enumerate(functions)
+    ]  # fmt: skip
+    fails = bool(_FAILS.search(" ".join((source, *options))))
+    text = "\n".join([
+        f"#define GD_FAILS {int(fails)}", signature_header(), *map(_part, _BEFORE),
+        '#line 1 "gpudirect-options"', *macros,
         f'#line 1 "{USER_FILE}"', source,
-        '#line 1 "gpudirect-signature.h"', _part("signature.h"),
-        f"#define GD_FUNCTIONS(X) {entries}",
-        f"#define GD_FAILS {int(bool(_FAILS.search(' '.join((source, *options)))))}",
-        '#line 1 "gpudirect-service.cuh"', _part("after.cuh"),
+        plain_words(), f'#line 1 "{TYPES_FILE}"', *types, f"#define GD_FUNCTIONS(X) {entries}", _part(_BEHIND),
     ])  # fmt: skip
+    return text, rest
+
+
+def like(name: str, functions: Mapping[str, str]) -> str:
+    """What a function of the same type as ``name`` is called, beside it."""
+    outer, colons, _ = name.rpartition("::")
+    return f"{outer}{colons}gd_like_{list(functions).index(name)}"
+
+
+def _macros(options: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Options that define macros as lines of source, and the options that are left."""
+    lines, rest = [], []
+    remaining = iter(options)
+    for option in remaining:
+        found = _MACRO.fullmatch(option) if isinstance(option, str) else None
+        if not found:
+            rest.append(option)
+            continue
+        name, given, value = (found[2] or next(remaining, "")).partition("=")
+        if found[1] in ("-U", "--undefine-macro"):
+            lines.append(f"#undef {name}")
+        else:
+            lines.append(f"#define {name} {value if given else 1}")
+    return lines, tuple(rest)
 
 
 def signatures(image: bytes, functions: Mapping[str, str]) -> dict[str, Signature]:

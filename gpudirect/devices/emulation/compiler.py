@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ...errors import ArgumentError, CompileError, KernelNotFoundError
 from ..base import Parameter
-from .signature import FILE, block_size, parse_signature, signature_source
+from .signature import FILE, block_size, parse_signature, signature_header, signature_source
 
 SHARED_MEMORY = 227 << 10
 """Bytes of dynamic shared memory that a block may have: what an H100 gives."""
@@ -144,8 +144,9 @@ def _build_kernel(source: str, name: str, flags: list[str], runtime: Path, path:
         # macros only where the source begins: the shim's own names are not the user's to replace
         macros = "".join(_macro(f) for f in flags if f[:2] in ("-D", "-U"))
         flags = [f for f in flags if f[:2] not in ("-D", "-U")]
-        entry = signature_source(name) + f'#line 1 "{FILE}"\nGD_KERNEL({name})\n'
-        (work / "entry.cc").write_text(f'{macros}#include "{SOURCE}"\n{entry}')
+        entry = signature_source(name) + f'#line 1 "{FILE}"\nGD_KERNEL((gd_kernel_pointer)&{name})\n'
+        whole = f'{signature_header()}{macros}#include "{SOURCE}"\n{entry}'
+        (work / "entry.cc").write_text(whole)
         log = _run(
             [*_FLAGS, *_KERNEL_FLAGS, *own, *flags, "-I", "include", "-I", str(_HERE), "-include",
              "cuda_shim.h", "entry.cc", str(runtime), "-Wl,-rpath,$ORIGIN", "-o", "out.so"],

@@ -35,9 +35,9 @@
 #define __shared__ thread_local           /* a block runs on one OS thread */
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
-#define __align__(n) __attribute__((aligned(n)))
-#define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
+#define __align__(n) __attribute__((__aligned__(n)))
+#define __forceinline__ inline __attribute__((__always_inline__))
+#define __noinline__ __attribute__((__noinline__))
 #ifndef __clang__
 #define __builtin_assume(condition) ((condition) ? (void)0 : __builtin_unreachable())
 #endif
@@ -511,9 +511,9 @@ template <class... P> inline void gd_enter(void (*kernel)(P...), const void *arg
 }
 
 #define GD_KERNEL(...)                                                                            \
-    extern "C" __attribute__((visibility("default"))) void gd_entry(const void *arguments)        \
+    extern "C" __attribute__((__visibility__("default"))) void gd_entry(const void *gd_arguments) \
     {                                                                                             \
-        gd_enter(&__VA_ARGS__, arguments);                                                        \
+        gd_enter(__VA_ARGS__, gd_arguments);                                                      \
     }
 
 #endif

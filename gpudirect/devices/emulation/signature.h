@@ -1,7 +1,8 @@
 /*
  * A kernel's parameters as data, made by the compiler itself: GD_SIGNATURE(scale<float>) after
  * the source defines gd_signature, which `signature.py` finds in the compiled image and reads.
- * Every name begins with gd: the source before it may have made a macro of any other.
+ * It stands before the source. Every name begins with gd, as the source, behind which the macro
+ * is used, may have made a macro of any other, and so may the compiler's options.
  * Serves NVRTC and the host's compiler alike, so it includes nothing.
  */
 #ifndef GPUDIRECT_SIGNATURE_H
@@ -63,6 +64,7 @@ template <class GdT> struct gd_describe<GdT *> {
 
 /* Deduction picks the kernel where the name is also that of a function with a result. */
 template <class... GdP> struct gd_kernel {
+    typedef void (*gd_pointer)(GdP...);
     static constexpr gd_table<sizeof...(GdP)> gd_signature = {
         {'g', 'd', '-', 's', 'i', 'g', '0', '1'}, sizeof...(GdP), {gd_describe<GdP>::gd_value..., {}}};
 };
@@ -70,7 +72,9 @@ template <class... GdP> __device__ gd_kernel<GdP...> gd_type(void (*)(GdP...));
 
 }  // namespace gd_signature_of
 
+/* And gd_kernel_pointer is its pointer's type: the name alone may not say which function is meant. */
 #define GD_SIGNATURE(...)                                                                         \
+    typedef decltype(gd_signature_of::gd_type(&__VA_ARGS__))::gd_pointer gd_kernel_pointer;       \
     extern "C" __device__ const auto gd_signature =                                               \
         decltype(gd_signature_of::gd_type(&__VA_ARGS__))::gd_signature;
 #endif

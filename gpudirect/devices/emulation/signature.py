@@ -1,7 +1,8 @@
 """A kernel's parameters, as its compiler laid them out. The same for NVRTC and the host's compiler.
 
-``signature_source(name)`` goes behind the kernel's source; the compiled image (a cubin, a shared
-object, or the bytes of the global ``gd_signature``) then tells the parameters.
+``signature_header()`` goes before the kernel's source and ``signature_source(name)`` behind it; the
+compiled image (a cubin, a shared object, or the bytes of the global ``gd_signature``) then tells the
+parameters.
 """
 
 from __future__ import annotations
@@ -20,17 +21,32 @@ _COUNT = struct.Struct("<I")
 _PARAMETER = struct.Struct("<IIIII")
 
 
+WORDS = ("alignas alignof auto bool case char class const constexpr decltype default else enum extern "
+         "float if inline int long namespace return short signed sizeof static static_assert struct "
+         "switch template typedef typename union unsigned using void volatile device global "
+         "host shared constant")  # fmt: skip
+"""Of the language, and those of which NVRTC makes ``__device__`` and the like."""
+
+
 @cache
-def _header() -> str:
-    return (Path(__file__).parent / "signature.h").read_text()
+def signature_header() -> str:
+    """CUDA C++ to put before a source, where its macros do not reach it. Lines are counted anew."""
+    text = (Path(__file__).parent / "signature.h").read_text()
+    return f'#line 1 "{FILE}.h"\n{text}\n'
+
+
+@cache
+def plain_words() -> str:
+    """CUDA C++ to put behind a source: its macros named like words of the language are no more."""
+    return "\n" + "".join(f"#undef {word}\n" for word in WORDS.split())
 
 
 def signature_source(name: str) -> str:
-    """CUDA C++ to append to a source: makes it tell the parameters of its kernel ``name``.
+    """CUDA C++ to put behind a source: makes it tell the parameters of its kernel ``name``.
 
     A name expression as NVRTC takes them: ``scale``, ``filters::scale<float, 3>``.
     """
-    return f'\n#line 1 "{FILE}"\n{_header()}\n#line 1 "{FILE}"\nGD_SIGNATURE({name})\n'
+    return f'{plain_words()}#line 1 "{FILE}"\nGD_SIGNATURE({name})\n'
 
 
 def parse_signature(image: bytes) -> tuple[Parameter, ...]:

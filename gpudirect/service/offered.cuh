@@ -1,12 +1,14 @@
 /*
- * What functions of a service may use. Stands before their source, behind p2pmod-lane.h.
+ * What functions of a service may use. Like all of the resident kernel but entry.cuh it stands before
+ * their source, where neither their names nor their macros reach it. What the macros here leave in
+ * the source begins with gd, as their macros may have made something else of any other name.
  *
  *   gd_rank(), gd_size()    this thread's number in the team that runs the function, and how many
  *                           there are: one thread, a warp, a block or a grid, as declared
  *   gd_sync()               wait for the team; what its threads wrote before, all of them see after
- *   gd_assert(c)            unless c, return, and the call raises AssertionFailedError with the line
+ *   gd_assert(c)            unless c, return, and the call raises DeviceAssertionError with the line
  *   gd_assert(c, result)    the same in a function with a result
- *   gd_require(c[, result]) the same for an argument: the call raises ArgumentError
+ *   gd_require(c[, result]) the same for an argument: the call raises RefusedArgumentError
  *   gd_status(n)            the call raises CallError with this status, 256 or more
  *
  * In a team gd_assert and gd_require must come out alike in all its threads if a gd_sync follows.
@@ -38,7 +40,7 @@ __shared__ unsigned failure[2]; /* status and line of the call's first failure i
 __shared__ unsigned blocks;     /* of this block's lane */
 __shared__ board *shared_board; /* of this lane */
 
-__device__ inline void fail(unsigned status, unsigned line)
+__device__ inline void gd_fail(unsigned status, unsigned line)
 {
     if (atomicCAS(&failure[0], 0u, status) == 0)
         failure[1] = line;
@@ -112,18 +114,18 @@ __device__ inline void gd_sync()
     }
 }
 
-#define gd_status(n) gd_service::fail((n), __LINE__)
+#define gd_status(n) gd_service::gd_fail((n), __LINE__)
 #define gd_assert(condition, ...)                                                                 \
     do {                                                                                          \
         if (!(condition)) {                                                                       \
-            gd_service::fail(P2PMOD_STATUS_ASSERT, __LINE__);                                     \
+            gd_service::gd_fail(P2PMOD_STATUS_ASSERT, __LINE__);                                     \
             return __VA_ARGS__;                                                                   \
         }                                                                                         \
     } while (0)
 #define gd_require(condition, ...)                                                                \
     do {                                                                                          \
         if (!(condition)) {                                                                       \
-            gd_service::fail(P2PMOD_STATUS_ARGUMENT, __LINE__);                                   \
+            gd_service::gd_fail(P2PMOD_STATUS_ARGUMENT, __LINE__);                                   \
             return __VA_ARGS__;                                                                   \
         }                                                                                         \
     } while (0)
