@@ -15,7 +15,7 @@ from . import devices
 from .arrays import Array, asarray, empty, full, register, zeros
 from .bridges import PageRun
 from .config import defaults
-from .devices import Device, Stream
+from .devices import Device, Event, Stream
 from .devices import get as device
 from .errors import (
     ApertureError,
@@ -65,7 +65,7 @@ def use(*, device: str | None = None, bridge: str | None = None) -> None:
 
 
 def stream(device: Device | str | int | None = None) -> Stream:
-    """A new stream on a device, independent of all others."""
+    """A new stream on a device, independent of all others: ``with stream:`` makes it current."""
     return devices.get(device).stream()
 
 
@@ -125,6 +125,7 @@ __all__ = [
     "DeviceNotFoundError",
     "Doorbell",
     "Error",
+    "Event",
     "ForkError",
     "Future",
     "HostView",

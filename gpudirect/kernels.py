@@ -95,9 +95,10 @@ class Kernel:
         shared: int = 0,
         cooperative: bool = False,
     ) -> None:
-        """Queue the kernel on a stream; returns at once. Stores made before are fenced first.
+        """Queue the kernel; returns at once. Stores made before are fenced first.
 
         grid, block: one to three numbers. shared: bytes of dynamic shared memory.
+        stream: None takes the current one: of ``with stream:``, or else the default stream.
         arguments: arrays go by reference, numbers and NumPy scalars by value, structured NumPy
             scalars as structs.
         cooperative: every block is resident at once (grid-wide synchronisation).
@@ -135,13 +136,12 @@ class Launcher:
         self._grid = _dim(grid, "grid")
         self._block = _dim(block, "block")
         device = kernel.device
-        if stream is None:
-            self._stream = device.default_stream
-        elif isinstance(stream, Stream):
+        self._stream: Stream | None = None  # the current one when it is called
+        if isinstance(stream, Stream):
             if stream.device is not device:
                 raise ArgumentError(f"{stream!r} is no stream of {device.id}")
             self._stream = stream
-        else:
+        elif stream is not None:
             self._stream = device.adopt_stream(stream)
         try:
             self._shared = operator.index(shared)
@@ -154,9 +154,10 @@ class Launcher:
     def __call__(self, *arguments: Any) -> None:
         kernel = self._kernel
         block = kernel.pack(arguments)
+        stream = self._stream or kernel.device.current_stream
         _native.lib.gd_fence()
         kernel._function.launch(
-            self._grid, self._block, self._shared, self._stream, block,
+            self._grid, self._block, self._shared, stream, block,
             cooperative=self._cooperative,
         )  # fmt: skip
 

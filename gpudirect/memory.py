@@ -268,7 +268,7 @@ class Heap:
         try:
             if self._account.held:  # perhaps by this thread, in the middle of mapping
                 self._returned.append((piece.block, piece.ptr, piece.nbytes, piece.exported))
-            elif self.device.busy or piece.exported or self._returned:
+            elif self.device.pending or piece.exported or self._returned:
                 self._returned.append((piece.block, piece.ptr, piece.nbytes, piece.exported))
                 self._collect()
             else:
@@ -290,11 +290,11 @@ class Heap:
             self._put(block, ptr)
 
     def _markers(self, exported: bool) -> list[Marker]:
-        streams = set(self.device.busy)
+        queues = set(self.device.pending_queues())
         if exported:
-            streams.add(self.device.default_stream)
+            queues.add(self.device.default_stream.queue)
         try:
-            return [s.marker() for s in streams]
+            return [q.record(False) for q in queues]
         except Error:
             return []  # a lost device runs nothing any more
 

@@ -85,9 +85,19 @@ int gd_driver_copy_out(const struct gd_driver *driver, char *to, uint64_t from, 
     WITHIN(CALL(copy_out)(to, from, n));
 }
 
-int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream)
+static int settle(const struct gd_driver *driver, uint64_t stream)
 {
     WITHIN(CALL(settle)(POINTER(stream)));
+}
+
+int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream, struct gd_work *work)
+{
+    uint64_t mark = work ? gd_work_mark(work) : 0;
+    int code = settle(driver, stream);
+
+    if (work) /* after an error too: what failed has been told, and runs no more */
+        gd_work_settle(work, mark);
+    return code;
 }
 
 static int memory_type(const struct gd_driver *driver, const void *ordinary, unsigned *type)
@@ -102,15 +112,28 @@ int gd_driver_pinned(const struct gd_driver *driver, const void *ordinary)
     return !memory_type(driver, ordinary, &type) && type == TYPE_HOST;
 }
 
-int gd_driver_launch(const struct gd_driver *driver, uint64_t function, const struct gd_grid *grid,
-                     uint64_t stream, const char *arguments, size_t n)
+static int launch(const struct gd_driver *driver, uint64_t function, const struct gd_grid *grid,
+                  uint64_t stream, void **extra)
 {
-    void *extra[] = {PARAM_BUFFER, (void *)(uintptr_t)arguments, PARAM_SIZE, &n, PARAM_END};
     const uint32_t *g = grid->grid, *b = grid->block;
 
-    gd_fence(); /* the kernel sees what was stored before */
     WITHIN(CALL(launch)(POINTER(function), g[0], g[1], g[2], b[0], b[1], b[2], grid->shared,
                         POINTER(stream), NULL, extra));
+}
+
+int gd_driver_launch(const struct gd_driver *driver, uint64_t function, const struct gd_grid *grid,
+                     uint64_t stream, const char *arguments, size_t n, struct gd_work *work)
+{
+    void *extra[] = {PARAM_BUFFER, (void *)(uintptr_t)arguments, PARAM_SIZE, &n, PARAM_END};
+    int code;
+
+    if (work)
+        gd_work_begin(work);
+    gd_fence(); /* the kernel sees what was stored before */
+    code = launch(driver, function, grid, stream, extra);
+    if (work)
+        gd_work_queued(work);
+    return code;
 }
 
 int gd_driver_launch_cooperative(const struct gd_driver *driver, uint64_t function,

@@ -27,7 +27,7 @@ typedef struct {
     unsigned flags;        /* GD_GUARDED or 0 */
     char format;           /* struct format character of an element; 0: only bytes fit */
     PyObject *owner;       /* keeps the mapping alive */
-    PyObject *busy;        /* a set: what a read must wait for first */
+    const struct gd_work *work; /* what a read must wait for first; NULL: nothing */
     PyObject *weakrefs;
 } Mapped;
 
@@ -73,14 +73,14 @@ static inline int reachable(const Mapped *self)
 
 static PyObject *Mapped_attach(Mapped *self, PyObject *args)
 {
-    unsigned long long address, device, paths;
-    PyObject *owner, *busy;
+    unsigned long long address, device, paths, work;
+    PyObject *owner;
     Py_ssize_t nbytes;
     const char *format;
     unsigned flags;
 
-    if (!PyArg_ParseTuple(args, "KnOzIKKO!:_attach", &address, &nbytes, &owner, &format, &flags,
-                          &device, &paths, &PySet_Type, &busy))
+    if (!PyArg_ParseTuple(args, "KnOzIKKK:_attach", &address, &nbytes, &owner, &format, &flags,
+                          &device, &paths, &work))
         return NULL;
     if (nbytes < 0) {
         PyErr_SetString(PyExc_ValueError, "_attach: nbytes must not be negative");
@@ -91,12 +91,11 @@ static PyObject *Mapped_attach(Mapped *self, PyObject *args)
     self->nbytes = nbytes;
     self->device = device;
     self->paths = (const struct gd_paths *)(uintptr_t)paths;
+    self->work = (const struct gd_work *)(uintptr_t)work;
     self->flags = flags;
     self->format = format && format[0] && !format[1] ? format[0] : 0;
     Py_INCREF(owner);
     Py_XSETREF(self->owner, owner);
-    Py_INCREF(busy);
-    Py_XSETREF(self->busy, busy);
     Py_RETURN_NONE;
 }
 
@@ -106,7 +105,6 @@ static PyObject *Mapped_detach(Mapped *self, PyObject *ignored)
     self->address = 0;
     self->nbytes = 0;
     Py_CLEAR(self->owner);
-    Py_CLEAR(self->busy);
     Py_RETURN_NONE;
 }
 
@@ -238,7 +236,8 @@ static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nar
     Py_buffer out;
     int code = -1;
 
-    if (!reachable(self) || way == OTHER || nargs != 1 || PySet_GET_SIZE(self->busy))
+    if (!reachable(self) || way == OTHER || nargs != 1 ||
+        (self->work && api->open(self->work)))
         return slow(self, "_read_slow", args, nargs, kwnames);
     if (PyObject_GetBuffer(args[0], &out, PyBUF_WRITABLE | PyBUF_ND)) {
         PyErr_Clear();
@@ -290,7 +289,6 @@ static int Mapped_getbuffer(Mapped *self, Py_buffer *view, int flags)
 static int Mapped_traverse(Mapped *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->owner);
-    Py_VISIT(self->busy);
     return 0;
 }
 
@@ -298,7 +296,6 @@ static int Mapped_clear(Mapped *self)
 {
     self->address = 0;
     Py_CLEAR(self->owner);
-    Py_CLEAR(self->busy);
     return 0;
 }
 
@@ -313,9 +310,10 @@ static void Mapped_dealloc(Mapped *self)
 
 static PyMethodDef Mapped_methods[] = {
     {"_attach", (PyCFunction)Mapped_attach, METH_VARARGS,
-     "_attach(address, nbytes, owner, format, flags, device, paths, busy): take up a mapping.\n\n"
+     "_attach(address, nbytes, owner, format, flags, device, paths, work): take up a mapping.\n\n"
      "device: address of the same bytes on the device. paths: address of a struct gd_paths that\n"
-     "lives on, or 0. busy: a set; while it is not empty, reads go the slow way."},
+     "lives on, or 0. work: address of a struct gd_work that lives on, or 0; while some of it is\n"
+     "open, reads go the slow way."},
     {"_detach", (PyCFunction)Mapped_detach, METH_NOARGS, "_detach(): let go of the mapping."},
     {"write", (PyCFunction)(void (*)(void))Mapped_write, METH_FASTCALL | METH_KEYWORDS,
      "write(data, offset=0, /, *, via=None)\n--\n\n"

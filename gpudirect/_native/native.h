@@ -104,6 +104,19 @@ int gd_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, do
                 int64_t timeout);
 uint64_t gd_now(void); /* monotonic clock */
 
+/* ---- work.c: what was queued on a device and not waited for since ---- */
+/* Of one stream, or (device: NULL) the sum over the streams of a device. Counted by any thread. */
+struct gd_work {
+    uint64_t begun, queued, settled; /* pieces of work: about to be queued, queued, waited for */
+    struct gd_work *device;          /* the sum that this belongs to */
+};
+void gd_work_begin(struct gd_work *work);  /* before work is queued */
+void gd_work_queued(struct gd_work *work); /* after it was */
+int gd_work_open(const struct gd_work *work); /* 1 if there is work that nobody waited for */
+/* What may be settled once a wait that begins now is over; 0: nothing. */
+uint64_t gd_work_mark(const struct gd_work *work);
+void gd_work_settle(struct gd_work *work, uint64_t mark);
+
 /* ---- driver.c: functions of the device's driver, called without Python in between ---- */
 /* Their addresses, and the context they want to be current; their types are in driver.c. */
 struct gd_driver {
@@ -114,16 +127,17 @@ struct gd_driver {
 /* Each returns 0 or the driver's own error (> 0). The caller's context stays as it was. */
 int gd_driver_copy_in(const struct gd_driver *driver, uint64_t to, const char *from, size_t n);
 int gd_driver_copy_out(const struct gd_driver *driver, char *to, uint64_t from, size_t n);
-int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream);
+/* Wait for a stream, and settle what was queued on it. work: NULL where that is not counted. */
+int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream, struct gd_work *work);
 /* 1 if the memory is page-locked and the driver knows it. */
 int gd_driver_pinned(const struct gd_driver *driver, const void *ordinary);
-/* Fence, and queue a kernel whose argument block is n bytes at `arguments`. */
+/* Fence, and queue a kernel whose argument block is n bytes at `arguments`; counted in `work`. */
 struct gd_grid {
     uint32_t grid[3], block[3];
     uint32_t shared; /* bytes */
 };
 int gd_driver_launch(const struct gd_driver *driver, uint64_t function, const struct gd_grid *grid,
-                     uint64_t stream, const char *arguments, size_t n);
+                     uint64_t stream, const char *arguments, size_t n, struct gd_work *work);
 /* The same with all blocks resident at once. offsets: where each of `count` parameters starts. */
 int gd_driver_launch_cooperative(const struct gd_driver *driver, uint64_t function,
                                  const struct gd_grid *grid, uint64_t stream, char *arguments,
@@ -181,6 +195,7 @@ struct gd_api {
     int (*path)(const struct gd_paths *, int, const void *, size_t);
     int (*dma_in)(const struct gd_paths *, uint64_t, const char *, size_t);
     int (*dma_out)(const struct gd_paths *, char *, uint64_t, size_t);
+    int (*open)(const struct gd_work *);
     const unsigned *forks;
 };
 const struct gd_api *gd_api(void);

@@ -85,7 +85,7 @@ static void launch(const struct gd_relay *relay, struct gd_resident *r, uint64_t
                                                   r->parameters);
     else
         r->failure = gd_driver_launch(relay->driver, r->function, &r->grid, r->stream, arguments,
-                                      r->arguments_size);
+                                      r->arguments_size, NULL);
     if (!r->failure)
         __atomic_store_n(&r->launched, number, __ATOMIC_RELEASE);
 }

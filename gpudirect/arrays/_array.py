@@ -93,7 +93,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
             kind = dtype.char if dtype.names is None else None
             choice = paths.of(piece.device, piece.bridge)
             self._attach(address, nbytes, piece, kind, self._flags, ptr, choice.address,
-                         piece.device.busy)
+                         piece.device.work_address)
         return self
 
     # -- what it is --------------------------------------------------------------------------
@@ -428,7 +428,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
             out = np.empty(count, np.uint8) if part else np.empty(self.shape, self.dtype)
         else:
             out = _destination(out, count)
-        if synchronize and piece.device.busy:
+        if synchronize and piece.device.pending:
             piece.device.synchronize()
         if count:
             if self.contiguous:

@@ -16,12 +16,11 @@ from .base import (
     DeviceMemory,
     Function,
     HostMemory,
-    Marker,
     Ordering,
     Parameter,
-    Stream,
 )
 from .relayed import Launch, Relayed
+from .streams import Event, Marker, Stream
 
 _opened: dict[str, Device] = {}
 _lock = threading.RLock()
@@ -117,6 +116,7 @@ __all__ = [
     "Aperture",
     "Device",
     "DeviceMemory",
+    "Event",
     "Function",
     "HostMemory",
     "Launch",

@@ -8,12 +8,16 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .. import _native
+from .._keeper import keeper, patient
 from ..errors import ForkError
+from .streams import Queue, Stream
 
 if TYPE_CHECKING:
     from .relayed import Launch, Relayed
@@ -80,52 +84,33 @@ class DeviceMemory(ABC):
         return f"<{type(self).__name__} {self.size} bytes at {self.ptr:#x} of {self.device.name}>"
 
 
-class Stream(ABC):
-    """A queue of work on a device, run in order."""
+class HostMemory:
+    """Page-locked host memory that the device reads and writes through the same address.
 
-    device: Device
-    handle: int
-    resident = False
-    """A kernel that waits for calls runs on it: ``Device.synchronize`` does not wait for it."""
+    Given back by ``free``, or when nobody refers to it any more.
+    """
 
-    @abstractmethod
-    def synchronize(self) -> None:
-        """Wait until everything queued so far is done; raises what went wrong in it."""
+    __slots__ = ("_give_back", "_lease", "ptr", "size")
 
-    @abstractmethod
-    def idle(self) -> bool:
-        """Whether nothing queued is left to do. Never blocks, and raises nothing."""
+    def __init__(self, ptr: int, size: int, give_back: Callable[[], object]) -> None:
+        left = [give_back]
 
-    @abstractmethod
-    def marker(self) -> Marker:
-        """A point in the stream: is everything queued so far done?"""
+        def once() -> None:
+            while left:
+                left.pop()()
 
-    @abstractmethod
-    def close(self) -> None:
-        """Wait for the work queued and give the stream back."""
+        patient.begin()
+        # giving it back may wait for all that runs on the device
+        self._lease: Any = _native.Lease(patient.post, once)
+        self._give_back = once
+        self.ptr = ptr
+        self.size = size
 
-
-class Marker(ABC):
-    """A point in a stream."""
-
-    @abstractmethod
-    def done(self) -> bool:
-        """Whether everything queued before the marker has finished. Never blocks."""
-
-    @abstractmethod
-    def wait(self) -> None:
-        """Wait for it."""
-
-
-class HostMemory(ABC):
-    """Page-locked host memory that the device reads and writes through the same address."""
-
-    ptr: int
-    size: int
-
-    @abstractmethod
     def free(self) -> None:
-        """Give it back. Safe twice."""
+        """Give it back. Safe twice. May wait until nothing runs on the device."""
+        self.ptr = 0
+        self._lease.end()
+        self._give_back()
 
 
 class Function(ABC):
@@ -183,7 +168,13 @@ class Device(ABC):
     default_stream: Stream
 
     def __init__(self) -> None:
-        self.busy: set[Stream] = set()
+        self.work = _native.ffi.new("struct gd_work *")
+        """What was queued on all streams together, and waited for."""
+        self.work_address = int(_native.ffi.cast("uintptr_t", self.work))
+        self.queues: set[Queue] = set()
+        """Those of all streams that live or have work left."""
+        self.entered: ContextVar[tuple[Stream, Any] | None] = ContextVar("stream", default=None)
+        """The streams entered with ``with``, the innermost first, as a linked list."""
         self.residents: weakref.WeakSet[Resident] = weakref.WeakSet()
         """Resident kernels that run: they end when they are told to, and not before."""
         self.residents_lock = threading.RLock()
@@ -290,10 +281,39 @@ class Device(ABC):
     def facts(self) -> dict[str, object]:
         """What a figures file must say of this device, as plain data."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether work was queued through gpudirect that nobody has waited for since."""
+        return bool(_native.lib.gd_work_open(self.work))
+
+    def pending_queues(self) -> list[Queue]:
+        """The queues with work that nobody has waited for since."""
+        return [q for q in tuple(self.queues) if q.pending]
+
     def working(self) -> bool:
         """Whether work queued through gpudirect is still to be done: kernels may be waiting for
-        data. ``busy`` holds every stream that was not synchronised since."""
-        return any(not stream.idle() for stream in tuple(self.busy))
+        data."""
+        return self.pending and any(not q.idle() for q in self.pending_queues())
+
+    @property
+    def current_stream(self) -> Stream:
+        """Where launches go that name no stream: the one entered with ``with``, or the default."""
+        top = self.entered.get()
+        return self.default_stream if top is None else top[0]
+
+    def retire(self, queue: Queue) -> None:
+        """Give a queue whose stream is gone back to the driver, once its work is done. Keeper's."""
+        if self.forked:
+            return
+        queue.retired = True
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Destroy the queues of streams that are gone, as far as they are idle. Keeper's."""
+        for queue in [q for q in tuple(self.queues) if q.retired]:
+            if queue.settle_if_idle():
+                self.queues.discard(queue)
+                queue.destroy()
 
     def synchronize(self) -> None:
         """Wait for all work that was queued through gpudirect on this device.
@@ -301,8 +321,12 @@ class Device(ABC):
         Resident kernels are left out: they wait for calls, and end when their service is stopped.
         """
         self.ensure_usable()
-        for stream in tuple(self.busy):
-            stream.synchronize()
+        left = False
+        for queue in self.pending_queues():
+            queue.synchronize()
+            left = left or queue.retired
+        if left:
+            keeper.post(self.sweep)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -10,11 +10,13 @@ import contextlib
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import _native
+from .._keeper import keeper, patient
 from ..errors import (
     ArgumentError,
     DeviceError,
@@ -32,12 +34,11 @@ from .base import (
     DeviceMemory,
     Function,
     HostMemory,
-    Marker,
     Ordering,
     Parameter,
-    Stream,
 )
 from .relayed import CudaRelayed, Launch
+from .streams import Event, Queue, Stream, counted
 
 # Device attributes by number: some are newer than the oldest header we run with.
 MULTIPROCESSORS = 16
@@ -52,6 +53,9 @@ RDMA_SUPPORTED, RDMA_FLUSH_OPTIONS, RDMA_WRITES_ORDERING = 116, 117, 118
 STICKY = {700, 702, 704, 709, 710, 714, 715, 716, 717, 718, 719}
 OUT_OF_MEMORY, NOT_INITIALIZED, NOT_READY = 2, 3, 600
 INVALID_VALUE = 1
+LEGACY_STREAM = 1  # CU_STREAM_LEGACY: another name of handle 0
+MOST_ADOPTED = 64
+"""Streams of others that are remembered without looking which of them are done."""
 
 
 _inherited = False
@@ -229,68 +233,50 @@ class CudaMemory(DeviceMemory):
             _check(d.cuMemAddressFree(self.ptr, self.size), "freeing a device address")
 
 
-class CudaHostMemory(HostMemory):
-    """cuMemHostAlloc'd memory."""
+class CudaEvent(Event):
+    """A CUDA event recorded on a stream. The driver's own is used again when this one is gone."""
 
-    def __init__(self, device: CudaDevice, size: int) -> None:
+    def __init__(self, queue: CudaQueue, timing: bool) -> None:
         d = _driver()
-        with device.current():
-            self.ptr = int(
-                _check(
-                    d.cuMemHostAlloc(size, d.CU_MEMHOSTALLOC_PORTABLE | d.CU_MEMHOSTALLOC_DEVICEMAP),
-                    f"allocating {size} bytes of page-locked host memory",
-                )
-            )
-        self.size = size
-        self._device = device
+        self.device: CudaDevice = queue.device
+        self.timing = timing
+        with self.device.current():
+            self._lease = self.device.take_event(timing)
+            self._event = self._lease.of
+            _check(d.cuEventRecord(self._event, queue.handle), "recording an event")
 
-    def free(self) -> None:
-        ptr, self.ptr = self.ptr, 0
-        if ptr and not self._device.forked:
-            with self._device.quiet(), self._device.current():
-                _driver().cuMemFreeHost(ptr)
-
-
-class CudaMarker(Marker):
-    """An event recorded on a stream."""
-
-    def __init__(self, stream: CudaStream) -> None:
-        d = _driver()
-        self._device = stream.device
-        with self._device.current():
-            self._event = _check(
-                d.cuEventCreate(d.CUevent_flags.CU_EVENT_DISABLE_TIMING), "making an event"
-            )
-            _check(d.cuEventRecord(self._event, stream.handle), "recording an event")
+    @property
+    def handle(self) -> int:
+        """The driver's number of it (CUevent), good as long as this object lives."""
+        return int(self._event)
 
     def done(self) -> bool:
-        with self._device.current():
+        with self.device.current():
             (code,) = _driver().cuEventQuery(self._event)
         return int(code) != NOT_READY
 
     def wait(self) -> None:
-        with self._device.current():
+        self.device.ensure_usable()
+        with self.device.current():
             _check(_driver().cuEventSynchronize(self._event), "waiting for an event")
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            if not self._device.forked:
-                with self._device.current():
-                    _driver().cuEventDestroy(self._event)
+    def since(self, earlier: Any) -> float:
+        with self.device.current():
+            return float(
+                _check(_driver().cuEventElapsedTime(earlier._event, self._event), "timing events")
+            )
 
 
-class CudaStream(Stream):
+class CudaQueue(Queue):
     """A CUDA stream: the legacy default one (handle 0), one of ours, or an adopted one."""
 
-    def __init__(self, device: CudaDevice, handle: int, owned: bool = False) -> None:
-        self.device: CudaDevice = device
-        self.handle = handle
-        self._owned = owned
+    device: CudaDevice
 
     def synchronize(self) -> None:
         self.device.ensure_usable()
-        code = _native.lib.gd_driver_synchronize(self.device.driver_functions(), self.handle)
-        self.device.busy.discard(self)
+        code = _native.lib.gd_driver_synchronize(
+            self.device.driver_functions(), self.handle, self.work
+        )
         if code:
             _check((_driver().CUresult(code),), "waiting for a stream")
 
@@ -299,22 +285,22 @@ class CudaStream(Stream):
             (code,) = _driver().cuStreamQuery(self.handle)
         return int(code) != NOT_READY
 
-    def marker(self) -> CudaMarker:
-        return CudaMarker(self)
+    def record(self, timing: bool) -> CudaEvent:
+        self.device.ensure_usable()
+        return CudaEvent(self, timing)
 
-    def close(self) -> None:
-        if self._owned and self.handle and not self.device.forked:
-            self.synchronize()
+    def hold(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self.device.ensure_usable()
+        with self.device.current():
+            found = _driver().cuStreamWaitEvent(self.handle, event._event, 0)
+        _check(found, "having a stream wait for an event")
+
+    def destroy(self) -> None:
+        handle, self.handle = self.handle, 0
+        if handle and not self.device.forked:
             with self.device.current():
-                _driver().cuStreamDestroy(self.handle)
-            self.handle = 0
-            self._owned = False
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
-
-    def __repr__(self) -> str:
-        return f"<Stream {self.handle:#x} of {self.device.id}>"
+                _driver().cuStreamDestroy(handle)
 
 
 @functools.lru_cache(256)
@@ -369,7 +355,7 @@ class CudaFunction(Function):
         else:
             code = _native.lib.gd_driver_launch(
                 device.driver_functions(), self.handle, _grid(grid, block, shared), stream.handle,
-                arguments, len(arguments),
+                arguments, len(arguments), stream.work,
             )  # fmt: skip
         if code:
             try:
@@ -381,8 +367,6 @@ class CudaFunction(Function):
                 raise
             except DeviceError as e:
                 raise LaunchError(str(e)) from None
-        if not stream.resident:
-            device.busy.add(stream)
 
     def image(self) -> bytes:
         return self._code
@@ -420,8 +404,11 @@ class CudaDevice(Device):
         self.pci_address = bus.split(b"\0")[0].decode().lower()
         self._context = _check(d.cuDevicePrimaryCtxRetain(self._device), "opening the GPU")
         self._context_number = int(self._context)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._relay: Any = None
+        self._adopted: dict[int, CudaQueue] = {}
+        self._events = {timing: _native.Yard() for timing in (False, True)}  # to be used again
+        self._free_events: dict[bool, list[Any]] = {False: [], True: []}
         self._properties = self._allocation_properties()
         with self.current():
             self.granularity = int(
@@ -444,7 +431,9 @@ class CudaDevice(Device):
             scope=scopes.get(self.attribute(RDMA_WRITES_ORDERING) or 0, "none"),
         )
         self._functions = self._find_functions()
-        self.default_stream = CudaStream(self, 0)
+        queue = CudaQueue(self, 0)
+        self.queues.add(queue)
+        self.default_stream = Stream(queue, owned=False)
 
     def _allocation_properties(self) -> Any:
         d = _driver()
@@ -500,6 +489,9 @@ class CudaDevice(Device):
 
     def allocate(self, size: int) -> CudaMemory:
         self.ensure_usable()
+        return keeper.run(self._allocate, size)
+
+    def _allocate(self, size: int) -> CudaMemory:
         size = -(-size // self.granularity) * self.granularity
         d = _driver()
         doing = f"allocating {size} bytes on {self.id}"
@@ -548,6 +540,7 @@ class CudaDevice(Device):
         return not int(code)
 
     def memory(self) -> tuple[int, int]:
+        keeper.settle()  # what was dropped is given back first
         with self.current():
             free, total = _check(_driver().cuMemGetInfo(), "asking for free memory")
         return int(free), int(total)
@@ -563,20 +556,57 @@ class CudaDevice(Device):
             return None
         return Aperture(int(info.bar1Total), int(info.bar1Used))
 
-    def host_allocate(self, size: int) -> CudaHostMemory:
+    def host_allocate(self, size: int) -> HostMemory:
         self.ensure_usable()
-        return CudaHostMemory(self, size)
+        return keeper.run(self._host_allocate, size)
 
-    def stream(self) -> CudaStream:
-        self.ensure_usable()
+    def _host_allocate(self, size: int) -> HostMemory:
         d = _driver()
+        patient.begin()
+        with self.current():
+            ptr = int(
+                _check(
+                    d.cuMemHostAlloc(size, d.CU_MEMHOSTALLOC_PORTABLE | d.CU_MEMHOSTALLOC_DEVICEMAP),
+                    f"allocating {size} bytes of page-locked host memory",
+                )
+            )
+        return HostMemory(ptr, size, functools.partial(self._host_free, ptr))
+
+    def _host_free(self, ptr: int) -> None:
+        if not self.forked:
+            with self.quiet(), self.current():
+                _driver().cuMemFreeHost(ptr)
+
+    def stream(self) -> Stream:
+        self.ensure_usable()
+        return keeper.run(self._stream)
+
+    def _stream(self) -> Stream:
+        d = _driver()
+        self.sweep()
         with self.current():
             handle = _check(
                 d.cuStreamCreate(d.CUstream_flags.CU_STREAM_NON_BLOCKING), "making a stream"
             )
-        return CudaStream(self, int(handle), owned=True)
+        queue = CudaQueue(self, int(handle))
+        self.queues.add(queue)
+        return Stream(queue)
 
-    def adopt_stream(self, handle: object) -> CudaStream:
+    def take_event(self, timing: bool) -> Any:
+        """A lease of an event of the driver's; the context is current."""
+        free = self._free_events[timing]
+        if not free:
+            free.extend(self._events[timing].take())
+        try:
+            return free.pop()
+        except IndexError:
+            pass
+        d = _driver()
+        flags = d.CUevent_flags
+        flag = flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING
+        return _native.Lease(self._events[timing], _check(d.cuEventCreate(flag), "making an event"))
+
+    def adopt_stream(self, handle: object) -> Stream:
         number = handle
         if hasattr(number, "__cuda_stream__"):
             number = number.__cuda_stream__()[1]
@@ -585,12 +615,41 @@ class CudaDevice(Device):
         elif hasattr(number, "ptr"):  # cupy.cuda.Stream
             number = number.ptr
         try:
-            return CudaStream(self, int(number))  # type: ignore[call-overload]
+            number = int(number)  # type: ignore[call-overload]
         except (TypeError, ValueError):
             raise ArgumentError(
                 f"{handle!r} is no stream: give gpudirect's own, an object with __cuda_stream__, "
                 "or a CUstream handle as an integer"
             ) from None
+        if number in (0, LEGACY_STREAM):
+            return self.default_stream
+        return Stream(self._adopt(number, handle), owned=False)
+
+    def _adopt(self, number: int, owner: object) -> CudaQueue:
+        """The one queue of a stream of somebody else, however often it is given."""
+        found = self._adopted.get(number)
+        if found is None:
+            if len(self._adopted) >= MOST_ADOPTED:
+                self._forget_adopted()
+            found = self._adopted.setdefault(number, CudaQueue(self, number))
+            self.queues.add(found)
+        found.owner = owner  # a handle is used again for another stream when its owner is gone
+        return found
+
+    def _forget_adopted(self) -> None:
+        """Let go of adopted streams that have no work left and that nobody is about to use."""
+        for number in tuple(self._adopted):
+            queue = self._adopted.get(number)
+            if queue is None or queue.pending:
+                continue
+            self._adopted.pop(number, None)
+            self.queues.discard(queue)
+            left = weakref.ref(queue)
+            del queue
+            used = left()
+            if used is not None:  # a launch on it is just being made
+                self._adopted.setdefault(number, used)
+                self.queues.add(used)
 
     def copy_in(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
         self.ensure_usable()
@@ -604,8 +663,8 @@ class CudaDevice(Device):
                     # could still see what was there before
                     result = d.cuStreamSynchronize(0)
             else:
-                result = d.cuMemcpyHtoDAsync(dst, src, size, stream.handle)
-                self.busy.add(stream)
+                with counted(stream):
+                    result = d.cuMemcpyHtoDAsync(dst, src, size, stream.handle)
         _check(result, f"copying {size} bytes to {dst:#x}")
 
     def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
@@ -615,8 +674,8 @@ class CudaDevice(Device):
             if stream is None:
                 result = d.cuMemcpyDtoH(dst, src, size)
             else:
-                result = d.cuMemcpyDtoHAsync(dst, src, size, stream.handle)
-                self.busy.add(stream)
+                with counted(stream):
+                    result = d.cuMemcpyDtoHAsync(dst, src, size, stream.handle)
         _check(result, f"copying {size} bytes from {src:#x}")
 
     def driver_functions(self) -> Any:
@@ -671,11 +730,10 @@ class CudaDevice(Device):
         self.ensure_usable()
         d = _driver()
         target = stream or self.default_stream
-        with self.current():
+        with self.current(), counted(target):
             _check(
                 d.cuMemsetD8Async(dst, value, size, target.handle), f"filling {size} bytes"
             )
-        self.busy.add(target)
 
     def flush_writes(self) -> None:
         if not self.ordering.flush_by_host:
@@ -738,7 +796,7 @@ class CudaDevice(Device):
         attribute.value.cooperative = 1
         config.attrs = [attribute]
         config.numAttrs = 1
-        with self.current():
+        with self.current(), counted(stream):
             (code,) = d.cuLaunchKernelEx(config, kernel, 0, ctypes.addressof(extra))
         return int(code)
 

@@ -20,12 +20,14 @@ import ctypes
 import errno
 import fcntl
 import os
-import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from .. import _native
+from .._keeper import keeper, patient
 from ..config import env_size
 from ..errors import (
     ArgumentError,
@@ -42,10 +44,8 @@ from .base import (
     DeviceMemory,
     Function,
     HostMemory,
-    Marker,
     Ordering,
     Parameter,
-    Stream,
 )
 from .emulation.client import (
     MOST_RESIDENT,
@@ -55,6 +55,7 @@ from .emulation.client import (
 )
 from .emulation.compiler import compile_kernel
 from .relayed import EmulatedRelayed, EmulatedRelayThread, Launch
+from .streams import Event, Queue, Stream, counted
 
 GRANULARITY = 2 << 20  # as NVIDIA's cuMemCreate
 BASE, REGION = 0x6000_0000_0000, 1 << 40  # device addresses: a region for each device
@@ -164,33 +165,19 @@ class BorrowedMemory(EmulatedMemory):
             os.close(fd)
 
 
-class EmulatedHostMemory(HostMemory):
-    """Shared memory that both processes map at one address."""
-
-    def __init__(self, device: EmulatedDevice, size: int) -> None:
-        self._block = device.allocate(size, host=True)
-        self.ptr = self._block.ptr
-        self.size = size
-        address = _native.lib.gd_map(
-            self._block.ptr, self._block.size, 1, 1, self._block._fd, 0, 0
-        )
-        if address < 0:
-            self._block.free()
-            raise DeviceError(f"mapping host memory: {os.strerror(-address)}", -address)
-
-    def free(self) -> None:
-        if self.ptr:
-            self.ptr = 0
-            _native.lib.gd_reserve(self._block.ptr, self._block.size, 0)
-            self._block.free()
-
-
-class EmulatedMarker(Marker):
+class EmulatedEvent(Event):
     """A flag that the stream's worker raises when it gets there."""
 
-    def __init__(self, stream: EmulatedStream) -> None:
+    def __init__(self, queue: EmulatedQueue, timing: bool) -> None:
+        self.device: EmulatedDevice = queue.device
+        self.timing = timing
         self._reached = threading.Event()
-        stream.submit(self._reached.set)
+        self._at = 0.0
+        queue.submit(self._reach)
+
+    def _reach(self) -> None:
+        self._at = time.perf_counter()
+        self._reached.set()
 
     def done(self) -> bool:
         return self._reached.is_set()
@@ -198,31 +185,42 @@ class EmulatedMarker(Marker):
     def wait(self) -> None:
         self._reached.wait()
 
+    def since(self, earlier: Any) -> float:
+        return (self._at - float(earlier._at)) * 1e3
 
-class EmulatedStream(Stream):
+
+class EmulatedQueue(Queue):
     """A worker thread with a queue of its own."""
 
+    device: EmulatedDevice
+
     def __init__(self, device: EmulatedDevice, number: int) -> None:
-        self.device: EmulatedDevice = device
-        self.handle = number
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        super().__init__(device, number)
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._failure: BaseException | None = None
         self._connection: StreamConnection | None = None
         self._thread: threading.Thread | None = None
-        self._start = threading.Lock()
-        self._queued = self._done = 0  # pieces of work
+        self._all = _native.ffi.new("struct gd_work *")  # markers too, settled by the worker
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Queue a piece of work. It runs after everything queued before it."""
+    def submit(self, job: Callable[[], None]) -> None:
+        """Queue something to do. It is done after everything queued before it."""
         self.device.ensure_usable()
-        with self._start:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name=f"{self.device.id} stream {self.handle}", daemon=True
-                )
-                self._thread.start()
-            self._queued += 1
-        self._work.put(work)
+        if self._thread is None:
+            keeper.run(self._begin)
+        _native.lib.gd_work_begin(self._all)
+        self._jobs.put(job)
+
+    def _begin(self) -> None:
+        if self._thread is not None:
+            return
+        thread = threading.Thread(
+            target=self._run, name=f"{self.device.id} stream {self.handle}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as e:
+            raise DeviceError(f"{self.device.id}: no thread for a stream ({e}); see ulimit -u") from e
+        self._thread = thread
 
     def connection(self) -> StreamConnection:
         """The stream's line to the GPU process. Called on the worker thread only."""
@@ -231,40 +229,50 @@ class EmulatedStream(Stream):
         return self._connection
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
+        done = 0
+        while (job := self._jobs.get()) is not None:
             try:
-                work()
+                job()
             except BaseException as e:
                 self._failure = self._failure or e
                 if (lost := self.device.process.lost) is not None:
                     self.device.lost = lost
-            self._done += 1
+            done += 1
+            del job  # what it refers to goes now, and not with the next one
+            _native.lib.gd_work_settle(self._all, done)
         if self._connection is not None:
             self._connection.close()
 
     def synchronize(self) -> None:
         self.device.ensure_usable()
+        mark = _native.lib.gd_work_mark(self.work)
         if self._thread is not None:
-            EmulatedMarker(self).wait()
-        self.device.busy.discard(self)
+            EmulatedEvent(self, False).wait()
+        _native.lib.gd_work_settle(self.work, mark)
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def idle(self) -> bool:
-        return self._done == self._queued
+        return not _native.lib.gd_work_open(self._all)
 
-    def marker(self) -> EmulatedMarker:
-        return EmulatedMarker(self)
+    def record(self, timing: bool) -> EmulatedEvent:
+        return EmulatedEvent(self, timing)
 
-    def close(self) -> None:
+    def hold(self, event: Event) -> None:
+        self.submit(event.wait)
+
+    def destroy(self) -> None:
         if self._thread is not None and not self.device.forked:
-            self._work.put(None)
-            self._thread.join()
-            self._thread = None
+            self._jobs.put(None)
 
-    def __repr__(self) -> str:
-        return f"<Stream {self.handle} of {self.device.id} (emulated)>"
+    def end(self) -> None:
+        """Destroy it when its work is done, and wait for that."""
+        thread = self._thread
+        self.destroy()
+        if thread is not None:
+            thread.join()
+            self._thread = None
 
 
 class EmulatedFunction(Function):
@@ -289,14 +297,14 @@ class EmulatedFunction(Function):
     ) -> None:
         if block[0] * block[1] * block[2] > 1024:
             raise LaunchError(f"{self.name}: a block of {block} has more than 1024 threads")
-        assert isinstance(stream, EmulatedStream)
-        if not stream.resident:
-            self.device.busy.add(stream)
-        stream.submit(
-            lambda: stream.connection().launch(
-                self._module, grid, block, shared, arguments, cooperative=cooperative
+        target = stream.queue
+        assert isinstance(target, EmulatedQueue)
+        with counted(stream):
+            target.submit(
+                lambda: target.connection().launch(
+                    self._module, grid, block, shared, arguments, cooperative=cooperative
+                )
             )
-        )
 
     def image(self) -> bytes:
         return self._module.kernel.path.read_bytes()
@@ -340,15 +348,19 @@ class EmulatedDevice(Device):
         self._streams = 0
         self._functions: dict[str, Any] = {}
         self._relay = EmulatedRelayThread(self)
-        self.default_stream = EmulatedStream(self, 0)
+        queue = EmulatedQueue(self, 0)
+        self.queues.add(queue)
+        self.default_stream = Stream(queue, owned=False)
 
     @property
     def process(self) -> GpuProcess:
         """The emulated GPU, started on first use."""
-        with self.lock:
-            if self._process is None:
-                self._process = GpuProcess(self.id)
-            return self._process
+        return self._process or keeper.run(self._start)
+
+    def _start(self) -> GpuProcess:
+        if self._process is None:
+            self._process = GpuProcess(self.id)
+        return self._process
 
     def ensure_usable(self) -> None:
         super().ensure_usable()
@@ -363,8 +375,11 @@ class EmulatedDevice(Device):
             self.lost = self.lost or process.lost
         self.ensure_usable()
 
-    def allocate(self, size: int, *, host: bool = False) -> EmulatedMemory:
+    def allocate(self, size: int) -> EmulatedMemory:
         self.ensure_usable()
+        return keeper.run(self._allocate, size, False)
+
+    def _allocate(self, size: int, host: bool) -> EmulatedMemory:
         size = -(-size // GRANULARITY) * GRANULARITY
         with self.lock:
             if size > self._total - self._used:
@@ -440,19 +455,42 @@ class EmulatedDevice(Device):
         return found
 
     def memory(self) -> tuple[int, int]:
+        keeper.settle()  # what was dropped is given back first
         return self._total - self._used, self._total
 
     def aperture(self) -> Aperture:
         return Aperture(self.bar1_total, self.bar1_used)
 
-    def host_allocate(self, size: int) -> EmulatedHostMemory:
+    def host_allocate(self, size: int) -> HostMemory:
         self.ensure_usable()
-        return EmulatedHostMemory(self, size)
+        return keeper.run(self._host_allocate, size)
 
-    def stream(self) -> EmulatedStream:
+    def _host_allocate(self, size: int) -> HostMemory:
+        patient.begin()
+        block = self._allocate(size, True)
+        ptr = block.ptr
+        address = _native.lib.gd_map(ptr, block.size, 1, 1, block._fd, 0, 0)
+        if address < 0:
+            block.free()
+            raise DeviceError(f"mapping host memory: {os.strerror(-address)}", -address)
+
+        def free() -> None:
+            if not self.forked:
+                _native.lib.gd_reserve(ptr, block.size, 0)
+                block.free()
+
+        return HostMemory(ptr, size, free)
+
+    def stream(self) -> Stream:
         self.ensure_usable()
+        return keeper.run(self._stream)
+
+    def _stream(self) -> Stream:
+        self.sweep()
         self._streams += 1
-        return EmulatedStream(self, self._streams)
+        queue = EmulatedQueue(self, self._streams)
+        self.queues.add(queue)
+        return Stream(queue)
 
     def adopt_stream(self, handle: object) -> Stream:
         raise ArgumentError(
@@ -475,9 +513,9 @@ class EmulatedDevice(Device):
                 ctypes.memmove(host, there, size)
 
         target = stream or self.default_stream
-        assert isinstance(target, EmulatedStream)
-        target.submit(copy)
-        self.busy.add(target)
+        assert isinstance(target.queue, EmulatedQueue)
+        with counted(target):
+            target.queue.submit(copy)
         if stream is None:
             target.synchronize()
 
@@ -491,13 +529,13 @@ class EmulatedDevice(Device):
         self.ensure_usable()
         block, offset = self.find(dst, size)
         target = stream or self.default_stream
-        assert isinstance(target, EmulatedStream)
+        assert isinstance(target.queue, EmulatedQueue)
 
         def set_bytes() -> None:
             ctypes.memset(block.dma_view() + offset, value, size)
 
-        target.submit(set_bytes)
-        self.busy.add(target)
+        with counted(target):
+            target.queue.submit(set_bytes)
 
     def flush_writes(self) -> None:
         _native.lib.gd_fence()
@@ -531,7 +569,9 @@ class EmulatedDevice(Device):
         }
 
     def close(self) -> None:
-        self.default_stream.close()
+        queue = self.default_stream.queue
+        assert isinstance(queue, EmulatedQueue)
+        queue.end()
         if self._process is not None:
             self._process.close()
             self._process = None

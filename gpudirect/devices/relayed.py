@@ -16,8 +16,9 @@ from .. import _native
 from ..errors import Error
 
 if TYPE_CHECKING:
-    from .base import Device, Function, Stream
+    from .base import Device, Function
     from .cuda import CudaDevice
+    from .streams import Stream
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def test_what_is_done_holds_up_no_dma(emulated, data, monkeypatch):
     with gd.zeros(data.nbytes, "u1", mapped=False) as a, gd.zeros(16, "u4") as b:
         gd.kernel("__global__ void f(unsigned *p) { p[0] = 7; }", "f")[1, 1](b)
         wait_until(lambda: not a.device.working())
-        assert a.device.busy
+        assert a.device.pending
         by_dma = []
         copy_in = a.device.copy_in
         monkeypatch.setattr(a.device, "copy_in", lambda d, s, n: (by_dma.append(n), copy_in(d, s, n)))

@@ -61,8 +61,8 @@ class Probe(Mapped):
 DEVICE = 0x7000_0000_0000
 
 
-def attach(p: Mapped, address, size, owner, format="f", flags=0, paths=0, busy=None) -> None:
-    p._attach(address, size, owner, format, flags, DEVICE, paths, set() if busy is None else busy)
+def attach(p: Mapped, address, size, owner, format="f", flags=0, paths=0, work=0) -> None:
+    p._attach(address, size, owner, format, flags, DEVICE, paths, work)
 
 
 def probe(owner: Owner, format: str | None = "f", flags: int = 0, **more) -> Probe:
@@ -252,14 +252,14 @@ def test_an_exception_of_the_slow_way_comes_out(owner):
 
 def test_attach_refuses_what_is_no_mapping(owner):
     p = Probe()
-    good = (owner.address, SIZE, owner, "f", 0, DEVICE, 0, set())
+    good = (owner.address, SIZE, owner, "f", 0, DEVICE, 0, 0)
     for place, wrong in ((0, "x"), (1, "x"), (3, 3), (5, None), (6, "x"), (7, [])):
         with pytest.raises(TypeError):
             p._attach(*good[:place], wrong, *good[place + 1 :])
     with pytest.raises(TypeError):
         p._attach()
     with pytest.raises(ValueError, match="negative"):
-        p._attach(owner.address, -1, owner, "f", 0, DEVICE, 0, set())
+        p._attach(owner.address, -1, owner, "f", 0, DEVICE, 0, 0)
     assert p.write(b"1") == "slow"
 
 

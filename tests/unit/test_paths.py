@@ -114,11 +114,11 @@ def engine():
     return CopyEngine()
 
 
-def probe(engine: CopyEngine, flags: int = 0, busy=None) -> Probe:
+def probe(engine: CopyEngine, flags: int = 0, work=0) -> Probe:
     p = Probe()
     p.slow = False
     address = int(ffi.cast("uintptr_t", engine.struct))
-    p._attach(engine.address, SIZE, engine, "B", flags, DEVICE, address, set() if busy is None else busy)
+    p._attach(engine.address, SIZE, engine, "B", flags, DEVICE, address, work)
     return p
 
 
@@ -209,12 +209,37 @@ def test_what_is_not_plain_goes_the_slow_way(engine, call):
 
 
 def test_a_read_waits_for_what_is_queued(engine):
-    busy = set()
-    p = probe(engine, busy=busy)
+    work = ffi.new("struct gd_work *")
+    p = probe(engine, work=int(ffi.cast("uintptr_t", work)))
     out = np.empty(SIZE, "u1")
-    busy.add("a stream")
+    lib.gd_work_begin(work), lib.gd_work_queued(work)
     p.read(out)
     assert p.slow
+    p.slow = False
+    lib.gd_work_settle(work, lib.gd_work_mark(work))
+    p.read(out)
+    assert not p.slow
+
+
+def test_a_wait_settles_what_was_queued_when_it_began_and_nothing_else():
+    total = ffi.new("struct gd_work *")
+    one, other = (ffi.new("struct gd_work *", {"device": total}) for _ in "ab")
+
+    def queue(work):
+        lib.gd_work_begin(work), lib.gd_work_queued(work)
+
+    queue(one), queue(other)
+    mark = lib.gd_work_mark(one)
+    queue(one)  # while somebody waits
+    lib.gd_work_settle(one, mark)
+    assert lib.gd_work_open(one) and lib.gd_work_open(other) and lib.gd_work_open(total)
+    lib.gd_work_begin(one)  # about to be queued: a wait that begins now cannot answer for it
+    assert lib.gd_work_mark(one) == 0
+    lib.gd_work_queued(one)
+    for work in (one, other):
+        lib.gd_work_settle(work, lib.gd_work_mark(work))
+        lib.gd_work_settle(work, lib.gd_work_mark(work))
+    assert not any(map(lib.gd_work_open, (one, other, total)))
 
 
 def test_dma_on_memory_that_can_be_revoked_goes_the_slow_way(engine):
@@ -238,12 +263,15 @@ def test_without_functions_dma_goes_the_slow_way(engine):
 
 
 def test_a_launch_hands_the_argument_block_over(engine):
-    code = lib.gd_driver_launch(engine.driver, 99, [((1, 2, 3), (4, 5, 6), 7)], 8, b"arguments", 9)
+    work = ffi.new("struct gd_work *")
+    code = lib.gd_driver_launch(engine.driver, 99, [((1, 2, 3), (4, 5, 6), 7)], 8, b"arguments", 9, work)
     assert code == 0 and engine.current == 0
     assert engine.launched == (99, (1, 2, 3, 4, 5, 6), 7, 8, b"arguments")
     engine.code = 701
-    assert lib.gd_driver_launch(engine.driver, 99, [((1,), (1,), 0)], 8, b"", 0) == 701
-    assert lib.gd_driver_synchronize(engine.driver, 8) == 701
+    assert lib.gd_driver_launch(engine.driver, 99, [((1,), (1,), 0)], 8, b"", 0, work) == 701
+    assert lib.gd_work_open(work)
+    assert lib.gd_driver_synchronize(engine.driver, 8, work) == 701
+    assert not lib.gd_work_open(work)
 
 
 # -- limits ----------------------------------------------------------------------------------

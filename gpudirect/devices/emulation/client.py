@@ -54,8 +54,10 @@ class GpuProcess:
     def __init__(self, name: str = "emulated") -> None:
         self.name = name
         self._owner = os.getpid()
-        self._lock = threading.Lock()
+        # a collection in the middle of a request may bring another one on the same thread
+        self._lock = threading.RLock()
         self._requests = itertools.count()
+        self._awaited: dict[int, tuple[Any, ...] | None] = {}  # requests and their answers
         self._modules: dict[Path, Module] = {}
         self._lost: str | None = None
         self._lost_by: int | None = None
@@ -150,15 +152,19 @@ class GpuProcess:
             self.check()
             number = next(self._requests)
             packet = marshal.dumps((number, command, *arguments))
+            self._awaited[number] = None
             try:
                 socket.send_fds(self._control, [packet], [] if fd is None else [fd])
-                answer: tuple[Any, ...] = (None,)
-                while answer[0] != number:  # a request before this one may have been interrupted
-                    answer = marshal.loads(self._control.recv(_PACKET) or _raise_end())
+                while (answer := self._awaited[number]) is None:
+                    other = marshal.loads(self._control.recv(_PACKET) or _raise_end())
+                    if other[0] in self._awaited:  # else of a request that was interrupted
+                        self._awaited[other[0]] = other
             except OSError:
                 self.mourn()
                 self.check()
                 raise
+            finally:
+                self._awaited.pop(number, None)
         _, code, result = answer
         if code is not None:
             raise OSError(code, f"{self.name}: {result}")

@@ -76,8 +76,14 @@ class Gpu:
         number = self.streams
         self.streams += 1
         connection = _socket.socket(fileno=os.dup(fds[0]))
-        _thread.start_new_thread(self.serve_stream, (connection, number))
+        _thread.start_new_thread(self.serve_or_end, (connection, number))
         return number
+
+    def serve_or_end(self, connection: _socket.socket, number: int) -> None:
+        try:
+            self.serve_stream(connection, number)
+        except ConnectionError:  # the program has ended, or closed the stream without listening
+            connection.close()
 
     def serve_stream(self, connection: _socket.socket, number: int) -> None:
         three = ctypes.c_uint * 3
