@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from . import devices
-from .arrays import Array, asarray, empty, full, register, zeros
+from .arrays import Array, asarray, empty, full, ones, register, zeros
 from .bridges import PageRun
 from .config import defaults
 from .devices import Device, Event, Stream
@@ -151,6 +151,7 @@ __all__ = [
     "full",
     "get_limits",
     "kernel",
+    "ones",
     "register",
     "set_limits",
     "statistics",

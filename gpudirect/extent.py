@@ -17,6 +17,7 @@ from .devices import Device, DeviceMemory
 from .errors import RevokedError
 
 Shape = tuple[int, ...]
+GUARDED = int(_native.lib.GD_GUARDED)  # a flag of the copy engine: the memory can be revoked
 
 
 class Backing(Protocol):
@@ -72,11 +73,6 @@ def distinct(strides: Shape | None, shape: Shape, itemsize: int) -> Shape | None
     return strides
 
 
-def flags_of(memory: Backing) -> int:
-    """What the copy engine must know of memory that it copies to or from."""
-    return _native.lib.GD_GUARDED if memory.revocable else 0
-
-
 def span(address: int, shape: Shape, strides: Shape, itemsize: int) -> tuple[int, int]:
     """The lowest address that elements reach, and the one past the highest."""
     if math.prod(shape) == 0:
@@ -115,6 +111,11 @@ class Extent:
     @property
     def itemsize(self) -> int:
         return self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -161,7 +162,7 @@ class Extent:
 
     def on(self, memory: Backing) -> Extent:
         """The same elements through another mapping of them."""
-        return replace(self, memory=memory, flags=flags_of(memory))
+        return replace(self, memory=memory, flags=GUARDED if memory.revocable else 0)
 
     def __str__(self) -> str:
         memory = self.memory

@@ -18,6 +18,7 @@ import numpy as np
 from . import _native, devices
 from .arrays import Array
 from .devices import Device, Function, Parameter, Stream
+from .dtypes import why_no_pointer
 from .errors import ArgumentError, DTypeError, LaunchError
 from .host import HostView
 
@@ -180,10 +181,8 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
             if value.device is not device:
                 device.ensure_usable()  # of the parent, maybe
                 raise refuse(value, f"it is on {value.device.id}, the kernel on {device.id}")
-            pointee = parameter.pointee
-            own = value.dtype.kind + str(value.itemsize)
-            if pointee and own != pointee and value.dtype.kind in "iufb" and pointee[0] in "iufb":
-                raise refuse(value, f"its elements are {own}; use .view() if that is meant")
+            if why := why_no_pointer(value.dtype, parameter.pointee):
+                raise refuse(value, why)
             address = value.ptr
         elif value is None:
             address = 0

@@ -3,9 +3,10 @@
  * gpudirect._native._mapped: the type Mapped, the base of gpudirect.Array.
  *
  * It holds an address range of a mapping and the object that keeps it alive, and does in C what
- * happens in hot loops: write(), read(), flush(), and the buffer protocol. Whatever is not the
- * plain case goes to the Python methods _write_slow, _read_slow, _flush_slow and _buffer_slow of
- * the subclass, which compose the error messages; C never does.
+ * happens in hot loops: write(), read() and flush(). What it is (shape, dtype, ptr) can be read from
+ * Python and not changed. Whatever is not the plain case goes to the Python methods _write_slow,
+ * _read_slow, _flush_slow and _buffer_slow of the subclass, which compose the error messages; C
+ * never does. It exports no buffer of its own: NumPy would take it for an array of bytes.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -22,10 +23,13 @@ typedef struct {
     uintptr_t address; /* 0: detached, or not plainly mapped */
     unsigned forks;    /* gd_forks() when it was attached */
     Py_ssize_t nbytes;
-    uint64_t device; /* address of the same bytes on the device */
+    Py_ssize_t itemsize; /* bytes of an element, >= 1 */
+    unsigned long long device; /* address of the same bytes on the device */
     const struct gd_paths *paths; /* which way is faster; NULL: always through the mapping */
     unsigned flags;        /* GD_GUARDED or 0 */
     char format;           /* struct format character of an element; 0: only bytes fit */
+    PyObject *shape;       /* tuple */
+    PyObject *dtype;
     PyObject *owner;       /* keeps the mapping alive */
     const struct gd_work *work; /* what a read must wait for first; NULL: nothing */
     PyObject *weakrefs;
@@ -74,28 +78,31 @@ static inline int reachable(const Mapped *self)
 static PyObject *Mapped_attach(Mapped *self, PyObject *args)
 {
     unsigned long long address, device, paths, work;
-    PyObject *owner;
-    Py_ssize_t nbytes;
+    PyObject *owner, *shape, *dtype;
+    Py_ssize_t nbytes, itemsize;
     const char *format;
     unsigned flags;
 
-    if (!PyArg_ParseTuple(args, "KnOzIKKK:_attach", &address, &nbytes, &owner, &format, &flags,
-                          &device, &paths, &work))
+    if (!PyArg_ParseTuple(args, "KnOzIKKKO!On:_attach", &address, &nbytes, &owner, &format, &flags,
+                          &device, &paths, &work, &PyTuple_Type, &shape, &dtype, &itemsize))
         return NULL;
-    if (nbytes < 0) {
-        PyErr_SetString(PyExc_ValueError, "_attach: nbytes must not be negative");
+    if (nbytes < 0 || itemsize < 1) {
+        PyErr_SetString(PyExc_ValueError,
+                        "_attach: nbytes must not be negative, and itemsize at least 1");
         return NULL;
     }
     self->address = (uintptr_t)address;
     self->forks = *api->forks;
     self->nbytes = nbytes;
+    self->itemsize = itemsize;
     self->device = device;
     self->paths = (const struct gd_paths *)(uintptr_t)paths;
     self->work = (const struct gd_work *)(uintptr_t)work;
     self->flags = flags;
     self->format = format && format[0] && !format[1] ? format[0] : 0;
-    Py_INCREF(owner);
-    Py_XSETREF(self->owner, owner);
+    Py_XSETREF(self->shape, Py_NewRef(shape));
+    Py_XSETREF(self->dtype, Py_NewRef(dtype));
+    Py_XSETREF(self->owner, Py_NewRef(owner));
     Py_RETURN_NONE;
 }
 
@@ -108,27 +115,54 @@ static PyObject *Mapped_detach(Mapped *self, PyObject *ignored)
     Py_RETURN_NONE;
 }
 
-/* Whether the elements of a buffer are bytes, or what the array holds. */
-static int fits(const Py_buffer *data, char own)
+/* The one struct format character of a buffer's elements, in this machine's byte order, or 0. */
+static char element(const Py_buffer *data)
 {
     const char *format = data->format;
 
     if (!format)
-        return 1;
+        return 'B';
     if (*format == '<' || *format == '=' || *format == '@')
         format++;
-    if (!format[0] || format[1])
+    return format[0] && !format[1] ? format[0] : 0;
+}
+
+/*
+ * Whether a buffer holds what the array does: elements of its own kind, or bytes without a dtype
+ * (bytes, bytearray, a memoryview of bytes) that are a whole number of elements. Bytes of anything
+ * else, NumPy's among them, may be meant as numbers: Python decides.
+ */
+static int fits(const Mapped *self, PyObject *from, const Py_buffer *data)
+{
+    char kind = element(data);
+
+    if (kind && kind == self->format)
+        return 1;
+    return (kind == 'B' || kind == 'c') && (PyByteArray_Check(from) || PyMemoryView_Check(from)) &&
+           (self->itemsize == 1 || data->len % self->itemsize == 0);
+}
+
+/* Whether a buffer that fits has the array's shape, or is flat. */
+static int shaped(const Mapped *self, const Py_buffer *out)
+{
+    if (out->len != self->nbytes)
         return 0;
-    return format[0] == own || format[0] == 'B' || format[0] == 'b' || format[0] == 'c';
+    if (out->ndim <= 1 || !self->format || element(out) != self->format)
+        return 1;
+    if (out->ndim != PyTuple_GET_SIZE(self->shape))
+        return 0;
+    for (int i = 0; i < out->ndim; i++)
+        if (PyLong_AsSsize_t(PyTuple_GET_ITEM(self->shape, i)) != out->shape[i])
+            return 0;
+    return 1;
 }
 
 /* A source inside the array itself must be fetched before it is overwritten. */
-static int overlaps(const Mapped *self, const Py_buffer *data)
+static int overlaps(const Mapped *self, const void *data, Py_ssize_t n)
 {
-    uintptr_t start = (uintptr_t)data->buf;
+    uintptr_t start = (uintptr_t)data;
 
-    return start < self->address + (size_t)self->nbytes &&
-           self->address < start + (size_t)data->len;
+    return start < self->address + (size_t)self->nbytes && self->address < start + (size_t)n;
 }
 
 static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, Py_ssize_t nargs,
@@ -195,11 +229,24 @@ static int copy(Mapped *self, int write, char *ordinary, size_t n, size_t offset
     return code;
 }
 
+/* Bytes that fit, from element `start` on. 0, or why the slow way must do it and tell. */
+static int store(Mapped *self, const char *data, Py_ssize_t n, Py_ssize_t start, int way)
+{
+    Py_ssize_t offset;
+
+    if (__builtin_mul_overflow(start, self->itemsize, &offset) || offset > self->nbytes - n ||
+        overlaps(self, data, n))
+        return -1;
+    if (way == ANY && n < KEEP_GIL_BELOW)
+        way = MAP; /* 0.3 us, where starting a DMA takes 5 */
+    return n ? copy(self, 1, (char *)data, (size_t)n, (size_t)offset, way) : 0;
+}
+
 static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t nargs,
                               PyObject *kwnames)
 {
     int way = asked_path(args, nargs, kwnames);
-    Py_ssize_t offset = 0;
+    Py_ssize_t start = 0;
     Py_buffer data;
     int code = -1;
 
@@ -208,22 +255,26 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
     if (nargs == 2) {
         if (!PyLong_CheckExact(args[1]))
             return slow(self, "_write_slow", args, nargs, kwnames);
-        offset = PyLong_AsSsize_t(args[1]);
-        if (offset < 0) {
+        start = PyLong_AsSsize_t(args[1]);
+        if (start < 0) {
             PyErr_Clear();
             return slow(self, "_write_slow", args, nargs, kwnames);
         }
     }
-    if (PyObject_GetBuffer(args[0], &data, PyBUF_FORMAT | PyBUF_ND)) {
-        PyErr_Clear();
-        return slow(self, "_write_slow", args, nargs, kwnames);
+    if (PyBytes_CheckExact(args[0])) {
+        Py_ssize_t n = PyBytes_GET_SIZE(args[0]);
+
+        if (self->itemsize == 1 || n % self->itemsize == 0)
+            code = store(self, PyBytes_AS_STRING(args[0]), n, start, way);
+    } else {
+        if (PyObject_GetBuffer(args[0], &data, PyBUF_FORMAT | PyBUF_ND)) {
+            PyErr_Clear();
+            return slow(self, "_write_slow", args, nargs, kwnames);
+        }
+        if (fits(self, args[0], &data))
+            code = store(self, data.buf, data.len, start, way);
+        PyBuffer_Release(&data);
     }
-    if (offset <= self->nbytes - data.len && fits(&data, self->format) && !overlaps(self, &data)) {
-        if (way == ANY && data.len < KEEP_GIL_BELOW)
-            way = MAP; /* 0.3 us, where starting a DMA takes 5 */
-        code = data.len ? copy(self, 1, data.buf, (size_t)data.len, (size_t)offset, way) : 0;
-    }
-    PyBuffer_Release(&data);
     if (code)
         return slow(self, "_write_slow", args, nargs, kwnames);
     Py_RETURN_NONE;
@@ -239,11 +290,11 @@ static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nar
     if (!reachable(self) || way == OTHER || nargs != 1 ||
         (self->work && api->open(self->work)))
         return slow(self, "_read_slow", args, nargs, kwnames);
-    if (PyObject_GetBuffer(args[0], &out, PyBUF_WRITABLE | PyBUF_ND)) {
+    if (PyObject_GetBuffer(args[0], &out, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_ND)) {
         PyErr_Clear();
         return slow(self, "_read_slow", args, nargs, kwnames);
     }
-    if (out.len == self->nbytes && !overlaps(self, &out))
+    if (fits(self, args[0], &out) && shaped(self, &out) && !overlaps(self, out.buf, out.len))
         code = out.len ? copy(self, 0, out.buf, (size_t)out.len, 0, way) : 0;
     PyBuffer_Release(&out);
     if (code)
@@ -260,35 +311,29 @@ static PyObject *Mapped_flush(Mapped *self, PyObject *ignored)
     Py_RETURN_NONE;
 }
 
-static int Mapped_getbuffer(Mapped *self, Py_buffer *view, int flags)
+static PyObject *Mapped_get_buffer(Mapped *self, void *closure)
 {
+    PyObject *view;
     Export *export;
-    int code;
 
-    view->obj = NULL;
-    if (!reachable(self)) {
-        PyObject *result = slow(self, "_buffer_slow", NULL, 0, NULL);
-
-        if (result) {
-            Py_DECREF(result);
-            PyErr_SetString(PyExc_BufferError, "the memory is not mapped");
-        }
-        return -1;
-    }
+    (void)closure;
+    if (!reachable(self))
+        return slow(self, "_buffer_slow", NULL, 0, NULL);
     export = PyObject_New(Export, &ExportType);
     if (!export)
-        return -1;
+        return NULL;
     export->start = (char *)self->address;
     export->nbytes = self->nbytes;
     export->owner = Py_NewRef(self->owner);
-    code = PyBuffer_FillInfo(view, (PyObject *)export, export->start, export->nbytes, 0, flags);
+    view = PyMemoryView_FromObject((PyObject *)export);
     Py_DECREF(export); /* the view holds it now, or nobody does */
-    return code;
+    return view;
 }
 
 static int Mapped_traverse(Mapped *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->owner);
+    Py_VISIT(self->dtype);
     return 0;
 }
 
@@ -305,50 +350,70 @@ static void Mapped_dealloc(Mapped *self)
     if (self->weakrefs)
         PyObject_ClearWeakRefs((PyObject *)self);
     Mapped_clear(self);
+    Py_CLEAR(self->shape);
+    Py_CLEAR(self->dtype);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
 static PyMethodDef Mapped_methods[] = {
     {"_attach", (PyCFunction)Mapped_attach, METH_VARARGS,
-     "_attach(address, nbytes, owner, format, flags, device, paths, work): take up a mapping.\n\n"
-     "device: address of the same bytes on the device. paths: address of a struct gd_paths that\n"
-     "lives on, or 0. work: address of a struct gd_work that lives on, or 0; while some of it is\n"
-     "open, reads go the slow way."},
+     "_attach(address, nbytes, owner, format, flags, device, paths, work, shape, dtype, itemsize):\n"
+     "take up a mapping.\n\n"
+     "address: 0 where the elements are not plainly mapped. device: address of the same bytes on\n"
+     "the device. paths: address of a struct gd_paths that lives on, or 0. work: address of a struct\n"
+     "gd_work that lives on, or 0; while some of it is open, reads go the slow way."},
     {"_detach", (PyCFunction)Mapped_detach, METH_NOARGS, "_detach(): let go of the mapping."},
     {"write", (PyCFunction)(void (*)(void))Mapped_write, METH_FASTCALL | METH_KEYWORDS,
-     "write(data, offset=0, /, *, via=None)\n--\n\n"
-     "Store bytes-like ``data`` from byte ``offset`` on, and fence.\n\n"
-     "Returns when the stores have left for the device. Any size, any alignment. Data of another\n"
-     "dtype than the array's is refused unless it is plain bytes.\n"
+     "write(data, start=0, /, *, via=None)\n--\n\n"
+     "Store ``data`` from element ``start`` of the flattened array on, and fence.\n\n"
+     "Returns when the stores have left for the device. data: of the array's dtype (in either byte\n"
+     "order), numbers, or bytes-like without a dtype that holds whole elements. Other dtypes are\n"
+     "refused, never reinterpreted; ``a.view(\"u1\")`` takes bytes wherever they shall go.\n"
      "via: \"map\" (CPU stores), \"dma\", or None for the faster one.\n"
      "Raises RangeError, DTypeError, ClosedError, RevokedError."},
     {"read", (PyCFunction)(void (*)(void))Mapped_read, METH_FASTCALL | METH_KEYWORDS,
-     "read(out=None, /, *, offset=0, nbytes=None, via=None, synchronize=True)\n--\n\n"
+     "read(out=None, /, *, start=0, count=None, via=None, synchronize=True)\n--\n\n"
      "A copy in ordinary memory, after everything queued on the device is done.\n\n"
-     "out: where to put it (C-contiguous, writable, as many bytes); otherwise a new array.\n"
-     "offset, nbytes: read only these bytes, as uint8; any alignment.\n"
+     "out: where to put it: an array of the same shape (or a flat one) and dtype, or a writable\n"
+     "buffer of bytes. Without it a new array.\n"
+     "start, count: read only these elements of the flattened array, in one dimension.\n"
      "via: \"map\" (loads from the mapping), \"dma\", or None for the faster one.\n"
      "synchronize: False reads at once, whatever kernels are doing.\n"
-     "Raises RangeError, ClosedError, RevokedError, ArgumentError."},
+     "Raises RangeError, DTypeError, ClosedError, RevokedError, ArgumentError."},
     {"flush", (PyCFunction)Mapped_flush, METH_NOARGS,
      "flush()\n--\n\nMake all stores of this thread leave for the device (a store fence)."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyBufferProcs Mapped_buffer = {(getbufferproc)Mapped_getbuffer, NULL};
+static PyMemberDef Mapped_members[] = {
+    {"shape", T_OBJECT_EX, offsetof(Mapped, shape), READONLY, "Elements along each dimension."},
+    {"dtype", T_OBJECT_EX, offsetof(Mapped, dtype), READONLY, "Type of an element."},
+    {"ptr", T_ULONGLONG, offsetof(Mapped, device), READONLY, "Device address of the first element."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef Mapped_getset[] = {
+    {"buffer", (getter)Mapped_get_buffer, NULL,
+     "The bytes of the mapping as a memoryview of format \"B\", writable: for ``readinto``,\n"
+     "``recv_into``, MPI. It keeps the memory alive. Raises ArgumentError (a strided array),\n"
+     "NotMappableError, ClosedError, ForkError.",
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
 
 static PyTypeObject MappedType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "gpudirect._native.Mapped",
     .tp_basicsize = sizeof(Mapped),
     .tp_dealloc = (destructor)Mapped_dealloc,
-    .tp_as_buffer = &Mapped_buffer,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_doc = "An address range of a mapping, writable through C.",
     .tp_traverse = (traverseproc)Mapped_traverse,
     .tp_clear = (inquiry)Mapped_clear,
     .tp_weaklistoffset = offsetof(Mapped, weakrefs),
     .tp_methods = Mapped_methods,
+    .tp_members = Mapped_members,
+    .tp_getset = Mapped_getset,
     .tp_new = PyType_GenericNew,
 };
 

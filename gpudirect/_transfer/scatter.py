@@ -18,47 +18,51 @@ def scatter(extent: Extent, places: Any, items: Any) -> None:
     """``Array.scatter``."""
     check_mapped(extent.memory)
     if not extent.contiguous:
-        raise ArgumentError("scatter() counts bytes from the start of a contiguous array; this one "
-                            "has strides: use .host[...] = values")  # fmt: skip
+        raise ArgumentError("scatter() counts elements of a contiguous array; this one has strides: "
+                            "use .host[...] = values")  # fmt: skip
     if items is None:
         _pieces(extent, *_described(extent, places))
     else:
-        _items(extent, _offsets(places), items)
+        _items(extent, _indices(places), items)
 
 
-def _offsets(places: Any) -> np.ndarray[Any, Any]:
-    found = np.asarray(places)
+def _indices(places: Any) -> np.ndarray[Any, Any]:
+    try:
+        found = np.asarray(places)
+    except ValueError as e:
+        raise DTypeError(f"indices are whole numbers in one dimension: {e}") from None
     if found.size == 0:
         return np.empty(0, np.int64)
     if found.dtype.kind not in "iu" or found.ndim != 1:
         raise DTypeError(
-            f"offsets are whole numbers of bytes in one dimension; given {found.dtype} of shape "
+            f"indices are whole numbers in one dimension; given {found.dtype} of shape "
             f"{found.shape}"
         )
     if found.dtype == np.uint64 and int(found.max()) >> 63:
-        raise RangeError(f"an offset of {int(found.max())} bytes is outside any array")
+        raise RangeError(f"an index of {int(found.max())} is outside any array")
     return np.ascontiguousarray(found, np.int64)
 
 
-def _items(extent: Extent, offsets: np.ndarray[Any, Any], items: Any) -> None:
-    source = as_source(items, extent.dtype)
-    if source.dtype != extent.dtype:
-        raise DTypeError(f"items of dtype {source.dtype} would be taken for {extent.dtype}: convert "
-                         f"them with .astype({extent.dtype.str!r})")  # fmt: skip
-    if source.ndim == 0 or len(source) != len(offsets):
+def _items(extent: Extent, indices: np.ndarray[Any, Any], items: Any) -> None:
+    source = as_source(items, extent.dtype, "items")
+    if source.ndim == 0:
+        source = np.broadcast_to(source, indices.shape)
+    if len(source) != len(indices):
         raise ArgumentError(
-            f"{len(offsets)} offsets and items of shape {source.shape}: give one item for each "
-            "offset along the first dimension"
+            f"{len(indices)} indices and items of shape {source.shape}: give one item for each "
+            "index along the first dimension, or one value for all"
         )
     source = np.ascontiguousarray(source)
-    size = source.nbytes // len(offsets) if len(offsets) else 0
-    if size == 0:
+    each = source.size // len(indices) if len(indices) else 0  # elements of an item
+    if each == 0:
         return
-    low, high = int(offsets.min()), int(offsets.max())
-    if low < 0 or high + size > extent.nbytes:
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high + each > extent.size:
         at = low if low < 0 else high
-        raise RangeError(f"{size} bytes at offset {at} are not inside an array of {extent.nbytes} "
-                         "bytes; nothing was stored")  # fmt: skip
+        raise RangeError(f"{each} elements from {at} on are not inside an array of {extent.size}; "
+                         "nothing was stored")  # fmt: skip
+    size = each * extent.itemsize
+    offsets = indices if extent.itemsize == 1 else indices * extent.itemsize
     if not extent.mapped:
         starts = np.arange(len(offsets), dtype=np.uint64) * np.uint64(size)
         rows = np.empty((len(offsets), 3), np.uint64)
@@ -85,27 +89,25 @@ def _outside(extent: Extent, source: np.ndarray[Any, Any]) -> np.ndarray[Any, An
 
 def _described(extent: Extent, pieces: Any) -> tuple[np.ndarray[Any, Any], list[Any]]:
     """The table of struct gd_piece, and what keeps the sources alive."""
-    limit = extent.nbytes
     sources, table = [], []
     try:
         listed = enumerate(pieces)
     except TypeError:
         raise ArgumentError(
-            f"scatter({pieces!r}): give a list of (offset in bytes, bytes-like), or offsets and items"
+            f"scatter({pieces!r}): give a list of (index, data), or indices and items"
         ) from None
     for number, entry in listed:
         try:
-            offset, data = entry
+            at, data = entry
         except (TypeError, ValueError):
-            raise DTypeError(
-                f"piece {number} is {entry!r}: give (offset in bytes, bytes-like)"
-            ) from None
-        offset = index(offset, f"the offset of piece {number}")
+            raise DTypeError(f"piece {number} is {entry!r}: give (index, data)") from None
+        at = index(at, f"the index of piece {number}")
         source, address, size = _piece(extent, number, data)
-        if offset < 0 or offset + size > limit:
+        offset = at * extent.itemsize
+        if at < 0 or offset + size > extent.nbytes:
             raise RangeError(
-                f"piece {number}, {size} bytes at offset {offset}, is not inside an array of "
-                f"{limit} bytes; nothing was stored"
+                f"piece {number}, {size // extent.itemsize} elements from {at} on, is not inside an "
+                f"array of {extent.size}; nothing was stored"
             )
         sources.append(source)
         table.append((offset, size, address))
@@ -114,15 +116,10 @@ def _described(extent: Extent, pieces: Any) -> tuple[np.ndarray[Any, Any], list[
 
 def _piece(extent: Extent, number: int, data: Any) -> tuple[object, int, int]:
     """(what keeps it alive, address, bytes) of one piece of data."""
-    if type(data) is bytes or type(data) is bytearray:
+    if (type(data) is bytes or type(data) is bytearray) and len(data) % extent.itemsize == 0:
         held = _native.ffi.from_buffer(data)
         return held, int(_native.ffi.cast("uintptr_t", held)), len(data)
-    source = as_source(data, extent.dtype)
-    if source.dtype != extent.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
-        raise DTypeError(
-            f"piece {number} of dtype {source.dtype} would be taken for {extent.dtype}: convert it "
-            f"with .astype({extent.dtype.str!r}), or give its bytes with .view('u1')"
-        )
+    source = as_source(data, extent.dtype, f"piece {number}")
     source = _outside(extent, np.ascontiguousarray(source))
     return source, copies.address_of(source), source.nbytes
 

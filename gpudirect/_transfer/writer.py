@@ -14,7 +14,7 @@ from .ondemand import OnDemand, Slot, base, piece_of
 
 
 class Writer(io.RawIOBase):
-    """A file-like object that stores into device memory from some byte on. ``Array.writer``.
+    """A file-like object over the bytes of device memory. ``Array.writer``.
 
     Stores leave for the device as they are made. ``flush`` and ``close`` fence them, and a write
     alone does not: what was written may linger in the CPU's write-combining buffers.
@@ -23,7 +23,7 @@ class Writer(io.RawIOBase):
     _bytes: Extent | None = None
     _slot: Slot | None = None
 
-    def __init__(self, extent: Extent, offset: int = 0) -> None:
+    def __init__(self, extent: Extent) -> None:
         super().__init__()
         if not extent.contiguous:
             raise ArgumentError("a writer fills consecutive bytes, and this array has strides: "
@@ -32,7 +32,6 @@ class Writer(io.RawIOBase):
         self._at = 0
         self._shown = (0, 0, 0)  # the first byte of the window, one past its last, CPU address
         self._flags = 0
-        self.seek(offset)
 
     def _open(self) -> Extent:
         if self._bytes is None:

@@ -2,15 +2,15 @@
 
     a = empty((4096, 1024), "f4")   device memory, already mapped
     a.host[17, :] = row             plain CPU stores, straight to the GPU
-    a.write(b"...", offset=3)       the same through the copy engine, fenced
+    a.write(b"...", start=3)        the same through the copy engine, fenced
     out = a.read()                  by mapped loads or DMA, whichever is faster for the size
 """
 
 from __future__ import annotations
 
 from ._array import Array
-from ._factories import asarray, empty, full, zeros
+from ._factories import asarray, empty, full, ones, zeros
 from ._foreign import register
 from ._window import Window
 
-__all__ = ["Array", "Window", "asarray", "empty", "full", "register", "zeros"]
+__all__ = ["Array", "Window", "asarray", "empty", "full", "ones", "register", "zeros"]

@@ -13,13 +13,23 @@ from .. import _native, _transfer
 from .._transfer import paths
 from .._transfer.scatter import scatter
 from .._transfer.writer import Writer
-from ..arguments import as_dtype, as_source, index, overlap
+from ..arguments import (
+    as_element,
+    as_source,
+    index,
+    overlap,
+    raw_bytes,
+    refuse_keywords,
+)
 from ..bridges import PageRun
 from ..devices import Device
+from ..dtypes import as_dtype, letter, refuse, same_values
 from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
-from ..extent import Backing, Extent, Shape, check_mapped, distinct, flags_of, packed, span
+from ..extent import GUARDED, Backing, Extent, Shape, check_mapped, distinct, packed, span
 from ..host import HostView
+from ..memory import heap
 from . import _export
+from ._operators import Operators
 from ._window import Window
 
 
@@ -36,12 +46,18 @@ class _Span:
             "data": (address, False),
             "shape": shape,
             "strides": strides,
-            "typestr": dtype.str,
-            "descr": dtype.descr if dtype.names and not dtype.hasobject else [("", dtype.str)],
+            # fields, offsets and titles do not survive the interface: bytes do
+            "typestr": dtype.str if dtype.names is None else f"|V{dtype.itemsize}",
         }
 
 
-class Array(_native.Mapped):  # type: ignore[misc]
+def _seen(span: _Span, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The NumPy array that a span describes."""
+    view = np.asarray(span)
+    return view if view.dtype == dtype else view.view(dtype)
+
+
+class Array(Operators, _native.Mapped):  # type: ignore[misc]
     """Device memory with a shape and a dtype, mapped into the CPU's address space.
 
     Made by ``empty``, ``zeros``, ``full``, ``asarray`` and ``register``; a slice is an Array as
@@ -56,22 +72,22 @@ class Array(_native.Mapped):  # type: ignore[misc]
     collected, but never before the last view of it (``a.host``, a slice, a memoryview) is gone.
     """
 
-    __slots__ = ("_flags", "_geometry", "_host_view", "_piece", "_strides", "dtype", "ptr", "shape")
+    __slots__ = ("_flags", "_geometry", "_host_view", "_piece", "_strides")
 
+    # of the C base, where nobody can change them
     shape: Shape
-    """Elements along each dimension."""
     dtype: np.dtype[Any]
+    ptr: int
+
     _piece: Backing | None
     _host_view: HostView | None
     _geometry: np.ndarray[Any, Any] | None
-    ptr: int
-    """Device address of the first element."""
 
     __array_priority__: ClassVar[float] = 100.0
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         raise ArgumentError(
-            "arrays are made by gpudirect.empty, zeros, full, asarray or register"
+            "arrays are made by gpudirect.empty, zeros, ones, full, asarray or register"
         )
 
     @classmethod
@@ -79,21 +95,17 @@ class Array(_native.Mapped):  # type: ignore[misc]
               dtype: np.dtype[Any]) -> Array:
         self = cls.__new__(cls)
         self._piece = piece
-        self.ptr = ptr
-        self.shape = shape
-        self.dtype = dtype
         self._geometry = self._host_view = None
+        itemsize, device, host = dtype.itemsize, piece.device, piece.host
         if strides is not None:
-            strides = distinct(strides, shape, dtype.itemsize)
+            strides = distinct(strides, shape, itemsize)
         self._strides = strides  # None: contiguous
-        self._flags = flags_of(piece)
-        if strides is None:
-            nbytes = dtype.itemsize * math.prod(shape)
-            address = piece.host + (ptr - piece.ptr) if piece.host else 0
-            kind = dtype.char if dtype.names is None else None
-            choice = paths.of(piece.device, piece.bridge)
-            self._attach(address, nbytes, piece, kind, self._flags, ptr, choice.address,
-                         piece.device.work_address)
+        flags = self._flags = GUARDED if piece.revocable else 0
+        self._attach(
+            host + (ptr - piece.ptr) if host and strides is None else 0, itemsize * math.prod(shape),
+            piece, letter(dtype), flags, ptr, paths.of(device, piece.bridge).address,
+            device.work_address, shape, dtype, itemsize,
+        )  # fmt: skip
         return self
 
     # -- what it is --------------------------------------------------------------------------
@@ -189,15 +201,7 @@ class Array(_native.Mapped):  # type: ignore[misc]
 
     def _view_at(self, address: int, piece: Backing) -> HostView:
         span = _Span(piece, address, self.shape, self.strides, self.dtype)
-        view = np.asarray(span)
-        if view.dtype != self.dtype:  # offsets and titles do not survive the interface
-            view = view.view(self.dtype)
-        return view.view(HostView)
-
-    @property
-    def buffer(self) -> memoryview:
-        """The bytes of the mapping, writable: for ``readinto`` and ``recv_into``."""
-        return memoryview(self)
+        return _seen(span, self.dtype).view(HostView)
 
     @property
     def pages(self) -> list[PageRun]:
@@ -236,10 +240,8 @@ class Array(_native.Mapped):  # type: ignore[misc]
         """A NumPy array with this geometry that is never dereferenced: NumPy does the slicing."""
         found = self._geometry
         if found is None:
-            found = np.asarray(_Span(None, self.ptr, self.shape, self.strides, self.dtype))
-            if found.dtype != self.dtype:
-                found = found.view(self.dtype)
-            self._geometry = found
+            span = _Span(None, self.ptr, self.shape, self.strides, self.dtype)
+            found = self._geometry = _seen(span, self.dtype)
         return found
 
     def _like(self, geometry: np.ndarray[Any, Any]) -> Array:
@@ -275,6 +277,8 @@ class Array(_native.Mapped):  # type: ignore[misc]
             return self._like(self._shape_of()[tuple(clean)])
         except IndexError as e:
             raise RangeError(f"{e} (shape {self.shape})") from None
+        except (TypeError, ValueError) as e:  # a step of 0, a slice of words
+            raise ArgumentError(f"a[{index!r}]: {e}") from None
 
     def __setitem__(self, index: Any, value: ArrayLike) -> None:
         """Store values: ``a[3:5] = x`` is ``a.host[3:5] = x``."""
@@ -300,40 +304,50 @@ class Array(_native.Mapped):  # type: ignore[misc]
         except (TypeError, ValueError) as e:
             raise DTypeError(f"{e}") from None
 
+    def copy(self) -> Array:
+        """A new array with the same elements, in device memory of its own, in C order."""
+        piece = self._open()
+        fresh = heap(piece.device, piece.bridge.name).take(max(self.nbytes, 1), mapped=None)
+        twin = Array._make(fresh, fresh.ptr, self.shape, None, self.dtype)
+        if self.nbytes:
+            twin.write(self.read())
+        return twin
+
+    def __copy__(self) -> Array:
+        return self.copy()
+
+    def __deepcopy__(self, memo: object) -> Array:
+        return self.copy()
+
     # -- data in -----------------------------------------------------------------------------
 
-    # write(data, offset=0) itself is in C (native.Mapped): contiguous bytes-like data that fits is
-    # stored and fenced there; everything else comes here.
+    # write(data, start=0) itself is in C (native.Mapped): contiguous data of the array's own kind
+    # that fits is stored and fenced there; everything else comes here.
 
-    def _write_slow(self, data: Any, offset: int = 0, *, via: str | None = None) -> None:
+    def _write_slow(self, data: Any, start: int = 0, *, via: str | None = None,
+                    **others: Any) -> None:
+        if others:
+            refuse_keywords("write", others)
         piece = self._open()
         check_mapped(piece)
         source = as_source(data, self.dtype)
-        if source.dtype.hasobject:
-            raise DTypeError("object arrays hold addresses of Python objects; they stay on the CPU")
-        if source.dtype != self.dtype and source.dtype not in (np.uint8, np.int8, np.dtype("S1")):
-            raise DTypeError(
-                f"data of dtype {source.dtype} would be taken for {self.dtype}: convert it with "
-                f".astype({self.dtype.str!r}), or give its bytes with .view('u1')"
-            )
-        offset = index(offset, "offset")
+        start = index(start, "start")
         if not self.contiguous:
-            if offset or source.shape != self.shape:
+            if start or source.shape != self.shape:
                 raise ArgumentError(
                     f"a non-contiguous array {self.shape} is written whole, from data of its own "
-                    f"shape (given: {source.shape}, offset {offset})"
+                    f"shape (given: {source.shape}, start {start})"
                 )
             _transfer.write_nd(self._extent(), source)
             return
-        if offset < 0 or offset + source.nbytes > self.nbytes:
+        if start < 0 or start + source.size > self.size:
             raise RangeError(
-                f"{source.nbytes} bytes at offset {offset} do not fit into an array of "
-                f"{self.nbytes} bytes"
+                f"{source.size} elements from {start} on do not fit into an array of {self.size}"
             )
         if source.nbytes:
             if piece.host and overlap(source, piece.host, piece.nbytes):
                 source = source.view(HostView).fetch()
-            _transfer.write(self._extent(), source, offset, via)
+            _transfer.write(self._extent(), source, start * self.itemsize, via)
 
     def _flush_slow(self) -> None:
         self._open()  # raises when closed
@@ -349,25 +363,25 @@ class Array(_native.Mapped):  # type: ignore[misc]
         )
 
     def fill(self, value: Any) -> None:
-        """Set every element to ``value``, on the device."""
+        """Set every element to ``value``, on the device. Raises DTypeError."""
         piece = self._open()
-        element = np.zeros(1, self.dtype)
-        element[0] = value
+        element = as_element(value, self.dtype)
         raw = element.tobytes()
         if self.contiguous and len(set(raw)) == 1:
-            _native.lib.gd_fence()  # earlier stores first
-            piece.device.fill(self.ptr, raw[0], self.nbytes)
-            piece.device.synchronize()
+            if self.nbytes:
+                _native.lib.gd_fence()  # earlier stores first
+                piece.device.fill(self.ptr, raw[0], self.nbytes)
+                piece.device.synchronize()
         elif self.nbytes:
-            self._write_slow(np.full(self.shape, element[0], self.dtype))
+            self._write_slow(np.broadcast_to(element, self.shape))
 
     def scatter(self, places: Any, items: Any = None) -> None:
         """Store many small pieces at once, without a staging copy, and fence.
 
-        scatter(offsets, items): ``items[i]`` is stored ``offsets[i]`` bytes from the start.
-            offsets: whole numbers, in bytes, any alignment. items: data of the array's dtype, one
-            item for each offset along its first dimension.
-        scatter(pieces): pieces is a list of (offset in bytes, bytes-like); lengths may differ.
+        scatter(indices, items): ``items[i]`` is stored from element ``indices[i]`` of the flattened
+            array on. items: data of the array's dtype, one item (an element, or a row of them) for
+            each index along its first dimension; or one value for all.
+        scatter(pieces): pieces is a list of (index, data); lengths may differ.
         Pieces that overlap are stored in the order given.
         Raises RangeError if one does not lie in the array (nothing is stored then), DTypeError,
         ArgumentError, RevokedError, ClosedError.
@@ -376,25 +390,28 @@ class Array(_native.Mapped):  # type: ignore[misc]
 
     # -- parts that are mapped by themselves -------------------------------------------------
 
-    def window(
-        self, offset: int = 0, size: int | None = None, *, dtype: DTypeLike | None = None
-    ) -> Window:
-        """Map ``size`` bytes from byte ``offset`` on (None: all the rest), wherever the array is
-        too large to be mapped whole. ``move`` it over the rest; ``close`` it or use ``with``.
+    def window(self, start: int = 0, count: int | None = None, **others: Any) -> Window:
+        """Map ``count`` elements of the flattened array from element ``start`` on (None: all the
+        rest), wherever the array is too large to be mapped whole. ``move`` it over the rest;
+        ``close`` it or use ``with``.
 
-        dtype: of the window's ``host``; None takes the array's.
+        A window of bytes, or of another dtype, is one of ``a.view(dtype)``.
         An array that is mapped whole lends its own mapping: the window then takes no aperture.
-        Raises RangeError, ArgumentError (a strided array, half an element), ApertureError.
+        Raises RangeError, ArgumentError (a strided array), ApertureError.
         """
-        return Window(self, offset, size, dtype)
+        if others:
+            refuse_keywords("window", others)
+        return Window(self, start, count)
 
-    def writer(self, offset: int = 0) -> Writer:
-        """A file-like object that stores from byte ``offset`` on: write, flush, seek, tell, close.
+    def writer(self, *position: object, **others: object) -> Writer:
+        """A file over the array's bytes: write, flush, seek, tell, close; positions are bytes.
 
         On an array that is not mapped whole it maps windows on demand, the next one while the
         present one is written.
         """
-        return Writer(self._extent(), offset)
+        if position or others:
+            raise ArgumentError("writer() takes no position: a writer is a file of bytes, so seek()")
+        return Writer(self._extent())
 
     # -- data out ----------------------------------------------------------------------------
 
@@ -403,44 +420,76 @@ class Array(_native.Mapped):  # type: ignore[misc]
 
     def _read_slow(
         self,
-        out: np.ndarray[Any, Any] | None = None,
+        out: Any = None,
         *,
-        offset: int = 0,
-        nbytes: int | None = None,
+        start: int = 0,
+        count: int | None = None,
         via: str | None = None,
         synchronize: bool = True,
-    ) -> np.ndarray[Any, Any]:
+        **others: Any,
+    ) -> Any:
+        if others:
+            refuse_keywords("read", others)
         piece = self._open()
-        part = offset != 0 or nbytes is not None
+        part = start != 0 or count is not None
         if part:
-            offset = index(offset, "offset")
-            count = self.nbytes - offset if nbytes is None else index(nbytes, "nbytes")
+            start = index(start, "start")
+            count = self.size - start if count is None else index(count, "count")
             if not self.contiguous:
                 raise ArgumentError("a non-contiguous array is read whole; slice it instead")
-            if offset < 0 or count < 0 or offset + count > self.nbytes:
+            if start < 0 or count < 0 or start + count > self.size:
                 raise RangeError(
-                    f"{count} bytes at offset {offset} are not inside an array of "
-                    f"{self.nbytes} bytes"
+                    f"{count} elements from {start} on are not inside an array of {self.size}"
                 )
-        else:
-            count = self.nbytes
-        if out is None:
-            out = np.empty(count, np.uint8) if part else np.empty(self.shape, self.dtype)
-        else:
-            out = _destination(out, count)
+        shape = (count,) if count is not None else self.shape
+        target = _target(out, shape, self.dtype)
         if synchronize and piece.device.pending:
             piece.device.synchronize()
-        if count:
+        if target.nbytes:
             if self.contiguous:
-                _transfer.read(self._extent(), out, offset, via)
+                _transfer.read(self._extent(), target, start * self.itemsize, via)
             else:
-                _transfer.read_nd(self._extent(), out)
+                _transfer.read_nd(self._extent(), target)
+        if out is None:
+            return target
+        if isinstance(out, np.ndarray) and target is not out:
+            out[...] = target.reshape(out.shape)
         return out
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        """What ``read()`` gives, read-only: a store into it would not reach the device."""
         if copy is False:
             raise ArgumentError("a NumPy array of device memory is a copy; use .host for a view")
-        return self.read() if dtype is None else self.read().astype(dtype)
+        found = self.read()
+        if dtype is not None:
+            found = found.astype(dtype, copy=False)
+        found.flags.writeable = bool(copy)
+        return found
+
+    def item(self, *where: Any) -> Any:
+        """One element as a Python number, as NumPy has it: the only one, the one at an index for
+        each dimension, or at one index of the flattened array.
+
+        Raises RangeError, ArgumentError.
+        """
+        if len(where) == 1 and isinstance(where[0], tuple):
+            where = where[0]
+        if not where and self.size != 1:
+            raise ArgumentError(f"item() of an array of {self.size} elements: say which one")
+        if not where:
+            return self.read().item()
+        if len(where) not in (1, self.ndim):
+            raise RangeError(f"item{where}: {len(where)} indices for {self.ndim} dimensions")
+        if len(where) == 1:
+            at = index(where[0], "index")
+            if not -self.size <= at < self.size:
+                raise RangeError(f"item({at}) of an array of {self.size} elements")
+            where = np.unravel_index(at % self.size, self.shape)
+        return self[where].read().item()
+
+    def tolist(self) -> Any:
+        """``a.read().tolist()``."""
+        return self.read().tolist()
 
     # -- other libraries ---------------------------------------------------------------------
 
@@ -461,6 +510,9 @@ class Array(_native.Mapped):  # type: ignore[misc]
     ) -> object:
         return _export.dlpack(self._extent(), max_version, dl_device, copy)
 
+    def __reduce__(self) -> Any:
+        raise DTypeError("device memory cannot be pickled: pickle a.read(), and asarray() it there")
+
     # -- the end -----------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -477,19 +529,31 @@ class Array(_native.Mapped):  # type: ignore[misc]
         self.close()
 
 
-def _destination(out: Any, count: int) -> np.ndarray[Any, Any]:
-    """What a read fills: an array, or another writable buffer seen as bytes."""
-    try:
-        found = out if isinstance(out, np.ndarray) else np.asarray(memoryview(out))
-    except (TypeError, ValueError):
-        raise ArgumentError(
-            f"out is a {type(out).__name__}: give a NumPy array or another writable buffer"
-        ) from None
-    for fine, why in (
-        (found.flags.writeable, "is read-only"),
-        (found.flags.c_contiguous, "is not C-contiguous"),
-        (found.nbytes == count, f"has {found.nbytes} bytes"),
-    ):
-        if not fine:
-            raise ArgumentError(f"out must be C-contiguous, writable and {count} bytes: it {why}")
-    return found
+def _target(out: Any, shape: Shape, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """What a read fills: ``out`` itself, or memory of its own where the elements must be converted
+    or spread on their way there."""
+    if out is None:
+        return np.empty(shape, dtype)
+    count = math.prod(shape)
+    if not isinstance(out, np.ndarray):
+        raw = raw_bytes(out)
+        if raw is None:
+            raise ArgumentError(
+                f"out is a {type(out).__name__}: give a NumPy array or another writable buffer"
+            )
+        if raw.readonly or not raw.c_contiguous or raw.nbytes != count * dtype.itemsize:
+            raise ArgumentError(
+                f"out must be contiguous, writable and {count * dtype.itemsize} bytes: it has "
+                f"{raw.nbytes} bytes" + (", read-only" if raw.readonly else "")
+            )
+        return np.frombuffer(raw.cast("B"), np.uint8).view(dtype).reshape(shape) if count else \
+            np.empty(shape, dtype)  # fmt: skip
+    if not out.flags.writeable:
+        raise ArgumentError(f"out must be writable: this array of shape {out.shape} is read-only")
+    if out.shape != shape and not (out.ndim == 1 and out.size == count):
+        raise ArgumentError(f"out must have the shape {shape}, or be flat: it has {out.shape}")
+    if not same_values(out.dtype, dtype):
+        raise refuse(dtype, out.dtype, "the array")
+    if out.dtype == dtype and out.flags.c_contiguous:
+        return out
+    return np.empty(shape, dtype)

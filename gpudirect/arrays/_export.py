@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from .. import _native
@@ -15,15 +16,17 @@ def array_interface(extent: Extent) -> dict[str, Any]:
         raise AttributeError("this memory is emulated: no CUDA library can use it (np.asarray can)")
     extent.memory.exported = True
     _native.lib.gd_fence()  # the consumer launches without us
-    return {
+    found = {
         "version": 3,
         "data": (extent.address, False),
         "shape": extent.shape,
         "strides": extent.distinct,
         "typestr": extent.dtype.str,
-        "descr": extent.dtype.descr,
         "stream": 1,
     }
+    with contextlib.suppress(ValueError):  # fields that overlap have no description
+        found["descr"] = extent.dtype.descr
+    return found
 
 
 def dlpack_device(extent: Extent) -> tuple[int, int]:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .. import devices
-from ..arguments import as_dtype, as_shape
+from ..arguments import as_shape
 from ..devices import Device
-from ..errors import ArgumentError
+from ..dtypes import as_dtype
+from ..errors import ArgumentError, DTypeError
 from ..memory import heap
 from ._array import Array
 
@@ -30,7 +31,8 @@ def empty(
 ) -> Array:
     """A new array of device memory, not initialised, already mapped.
 
-    shape: elements along each dimension. dtype: any without Python objects, structured included.
+    shape: elements along each dimension. dtype: any without Python objects, structured included;
+        f4 where none is given, here and in ``zeros``, ``ones`` and ``full`` (NumPy takes f8).
     device: "cuda:0", "emulated", an ordinal, a UUID or a PCI address; None chooses.
     bridge: "p2pmod", "dmabuf", "gdrdrv", "rm" or "emulated"; None chooses the first that works.
     mapped: None maps the whole array, unless the aperture's budget ($GPUDIRECT_APERTURE, or all of
@@ -50,31 +52,75 @@ def empty(
     return Array._make(piece, piece.ptr, extents, None, kind)
 
 
-def zeros(shape: int | Sequence[int], dtype: DTypeLike = "f4", **options: Any) -> Array:
-    """A new array of zeros, set on the device. Options as ``empty``."""
-    array = empty(shape, dtype, **options)
+def zeros(
+    shape: int | Sequence[int],
+    dtype: DTypeLike = "f4",
+    *,
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
+) -> Array:
+    """A new array of zeros, set on the device. Arguments and errors as ``empty``."""
+    array = empty(shape, dtype, device=device, bridge=bridge, mapped=mapped, pool=pool)
     if array.nbytes:
         array.device.fill(array.ptr, 0, array.nbytes)
         array.device.synchronize()
     return array
 
 
-def full(
-    shape: int | Sequence[int], value: Any, dtype: DTypeLike | None = None, **options: Any
+def ones(
+    shape: int | Sequence[int],
+    dtype: DTypeLike = "f4",
+    *,
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
 ) -> Array:
-    """A new array with every element ``value``. dtype: None takes the value's. As ``empty``."""
-    array = empty(shape, np.asarray(value).dtype if dtype is None else dtype, **options)
-    if array.nbytes:
-        array.fill(value)
+    """A new array of ones. Arguments and errors as ``empty``."""
+    return full(shape, 1, dtype, device=device, bridge=bridge, mapped=mapped, pool=pool)
+
+
+def full(
+    shape: int | Sequence[int],
+    value: Any,
+    dtype: DTypeLike = "f4",
+    *,
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
+) -> Array:
+    """A new array with every element ``value``. Arguments and errors as ``empty``."""
+    array = empty(shape, dtype, device=device, bridge=bridge, mapped=mapped, pool=pool)
+    array.fill(value)
     return array
 
 
-def asarray(data: ArrayLike, dtype: DTypeLike | None = None, **options: Any) -> Array:
-    """``data`` in device memory: an Array as it is, anything else copied. Options as ``empty``."""
-    if isinstance(data, Array) and (dtype is None or np.dtype(dtype) == data.dtype):
-        return data
-    host = np.asarray(data, dtype)
-    array = empty(host.shape, host.dtype, **options)
+def asarray(
+    data: ArrayLike,
+    dtype: DTypeLike | None = None,
+    *,
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
+) -> Array:
+    """``data`` in device memory: an Array that is there already as it is, anything else copied.
+
+    dtype: None takes the data's; conversions are NumPy's. Other arguments and errors as ``empty``.
+    """
+    kind = None if dtype is None else as_dtype(dtype)
+    if isinstance(data, Array) and (kind is None or kind == data.dtype):
+        there = device is None or devices.get(device) is data.device
+        if there and bridge in (None, data.bridge) and mapped in (None, bool(data._open().host)):
+            return data
+    try:
+        host = np.asarray(data, kind)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise DTypeError(f"{type(data).__name__} cannot be an array: {e}") from None
+    array = empty(host.shape, host.dtype, device=device, bridge=bridge, mapped=mapped, pool=pool)
     if array.nbytes:
         array.write(np.ascontiguousarray(host))
     return array

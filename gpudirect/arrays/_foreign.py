@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import bridges, devices
-from ..arguments import as_dtype, as_shape, index
+from ..arguments import as_shape, index
 from ..devices import Device
+from ..dtypes import as_dtype
 from ..errors import ArgumentError, DTypeError, RangeError
 from ..extent import Shape, packed
 from ..memory import Registration
@@ -77,14 +78,12 @@ def _describe(memory: Any, nbytes: int | None) -> tuple[int, Shape, Shape | None
             memory.dtype, False  # fmt: skip
     interface = getattr(memory, "__cuda_array_interface__", None)
     if interface is not None:
-        ptr, readonly = interface["data"]
-        kind = np.dtype(interface["descr"] if interface["typestr"].startswith("|V")
-                        and len(interface.get("descr") or ()) > 1 else interface["typestr"])
-        strides = interface.get("strides")
-        shape = tuple(interface["shape"])
-        if strides is not None and tuple(strides) == packed(shape, kind.itemsize):
-            strides = None
-        return int(ptr), shape, tuple(strides) if strides else None, kind, bool(readonly)
+        try:
+            return _of_interface(interface)
+        except (KeyError, TypeError, ValueError) as e:
+            raise DTypeError(
+                f"{type(memory).__name__} has a __cuda_array_interface__ that makes no sense: {e}"
+            ) from None
     if hasattr(memory, "handle") and hasattr(memory, "size"):  # cuda.core.Buffer
         return int(memory.handle), (int(memory.size),), None, np.dtype("u1"), False
     try:
@@ -100,3 +99,17 @@ def _describe(memory: Any, nbytes: int | None) -> tuple[int, Shape, Shape | None
     if size <= 0 or ptr <= 0 or (ptr + size) >> ADDRESS_BITS:
         raise ArgumentError(f"{size} bytes at {ptr:#x} are no range of device memory")
     return ptr, (size,), None, np.dtype("u1"), False
+
+
+def _of_interface(interface: dict[str, Any]) -> tuple[int, Shape, Shape | None, Any, bool]:
+    (ptr, readonly), shape = interface["data"], as_shape(interface["shape"])
+    typestr, descr = str(interface["typestr"]), interface.get("descr") or []
+    kind = as_dtype(list(descr) if typestr.startswith("|V") and len(descr) > 1 else typestr)
+    strides = interface.get("strides")
+    if strides is not None:
+        strides = tuple(operator.index(s) for s in strides)
+        if len(strides) != len(shape):
+            raise ValueError(f"strides {strides} of a shape {shape}")
+        if strides == packed(shape, kind.itemsize):
+            strides = None
+    return operator.index(ptr), shape, strides, kind, bool(readonly)

@@ -1,7 +1,7 @@
 """Windows: mappings of parts of device memory that is not mapped whole.
 
-    w = a.window(0, 64 << 20)     the user's own, moved with w.move(offset)
-    a.write(data, offset)         maps what it needs (_transfer/ondemand.py)
+    w = a.window(0, 64 << 20)     the user's own, elements, moved with w.move(start)
+    a.write(data, start)          maps what it needs (_transfer/ondemand.py)
     a.writer()                    a file of device memory, written from start to end
 
 A window has an address of its own: only memory that is mapped whole is unified.
@@ -13,10 +13,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from .._transfer.parts import Part
-from ..arguments import as_dtype, index
+from ..arguments import index
 from ..errors import ApertureError, ArgumentError, ClosedError, Error, RangeError
 from ..extent import Backing
 from ..host import HostView
@@ -33,53 +32,56 @@ class Window:
     showing the bytes it was made for, and holds that part of the aperture until it is gone.
     """
 
-    __slots__ = ("_array", "_dtype", "_kind", "_piece", "_start", "nbytes", "offset",
-                 "parent_bytes")  # fmt: skip
+    __slots__ = ("_array", "_kind", "_piece", "_whole", "_whole_size", "dtype", "size", "start")
 
-    offset: int
-    """Bytes from the start of the array."""
-    nbytes: int
-    """Bytes that the window shows."""
+    start: int
+    """Elements of the array before the first one shown."""
+    size: int
+    """Elements that the window shows."""
+    dtype: np.dtype[Any]
+    """The array's."""
 
-    def __init__(self, array: Array, offset: int, nbytes: int | None,
-                 dtype: DTypeLike | None) -> None:
+    def __init__(self, array: Array, start: int, count: int | None) -> None:
         piece = array._open()
         if not array.contiguous:
-            raise ArgumentError("a window shows consecutive bytes, and this array has strides: "
+            raise ArgumentError("a window shows consecutive elements, and this array has strides: "
                                 "make it of the contiguous array behind it")  # fmt: skip
         self._piece: Backing | None = piece
-        self._start = array.ptr - piece.ptr
-        self.parent_bytes = array.nbytes
-        self._dtype = array.dtype if dtype is None else as_dtype(dtype)
-        offset = index(offset, "offset")
-        self.nbytes = array.nbytes - offset if nbytes is None else index(nbytes, "size")
-        self._check(offset)
-        if self.nbytes % self._dtype.itemsize:
-            raise ArgumentError(
-                f"a window of {self.nbytes} bytes holds no whole number of {self._dtype} "
-                f"({self._dtype.itemsize} bytes each); dtype='u1' makes one of bytes"
-            )
+        self._whole = array.ptr - piece.ptr  # where the array starts in its memory
+        self._whole_size = array.size
+        self.dtype = array.dtype
+        start = index(start, "start")
+        self.size = array.size - start if count is None else index(count, "count")
+        self._check(start)
         self._array: Array | None = None
         self._kind = type(array)
-        self._show(Part(piece, self._start + offset, self.nbytes), offset)
+        self._show(self._map(start), start)
 
-    def _check(self, offset: int) -> None:
-        if self.nbytes <= 0 or offset < 0 or offset + self.nbytes > self.parent_bytes:
+    def _check(self, start: int) -> None:
+        if self.size <= 0 or start < 0 or start + self.size > self._whole_size:
             raise RangeError(
-                f"a window of {self.nbytes} bytes at offset {offset} is not inside an array of "
-                f"{self.parent_bytes} bytes"
+                f"a window of {self.size} elements from {start} on is not inside an array of "
+                f"{self._whole_size} elements"
             )
 
-    def _show(self, part: Part, offset: int) -> None:
-        count = self.nbytes // self._dtype.itemsize
-        self._array = self._kind._make(part, part.ptr, (count,), None, self._dtype)
-        self.offset = offset
+    def _map(self, start: int) -> Part:
+        assert self._piece is not None
+        return Part(self._piece, self._whole + start * self.dtype.itemsize, self.nbytes)
+
+    def _show(self, part: Part, start: int) -> None:
+        self._array = self._kind._make(part, part.ptr, (self.size,), None, self.dtype)
+        self.start = start
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the window shows."""
+        return self.size * self.dtype.itemsize
 
     @property
     def array(self) -> Array:
-        """The bytes shown, as an Array of one dimension, with everything that an Array can do."""
+        """The elements shown, as an Array of one dimension, with everything that an Array can do."""
         if self._array is None:
-            raise ClosedError(f"this window of {self.nbytes} bytes was closed")
+            raise ClosedError(f"this window of {self.size} elements was closed")
         return self._array
 
     @property
@@ -88,22 +90,18 @@ class Window:
         return self._array is None
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._dtype
-
-    @property
     def ptr(self) -> int:
-        """Device address of the first byte shown."""
+        """Device address of the first element shown."""
         return self.array.ptr
 
     @property
     def host_ptr(self) -> int:
-        """CPU address of the first byte shown."""
+        """CPU address of the first element shown."""
         return self.array.host_ptr
 
     @property
     def host(self) -> HostView:
-        """The CPU's view, as ``Array.host``: one dimension of the window's dtype."""
+        """The CPU's view, as ``Array.host``: one dimension."""
         return self.array.host
 
     @property
@@ -111,14 +109,11 @@ class Window:
         """The bytes shown, writable."""
         return self.array.buffer
 
-    def write(self, data: Any, offset: int = 0, /, *, via: str | None = None) -> None:
-        """Store ``data`` from byte ``offset`` of the window on, and fence, as ``Array.write``."""
-        if via is None:
-            self.array.write(data, offset)
-        else:
-            self.array.write(data, offset, via=via)
+    def write(self, data: Any, start: int = 0, /, **options: Any) -> None:
+        """Store ``data`` from element ``start`` of the window on, and fence, as ``Array.write``."""
+        self.array.write(data, start, **options)
 
-    def read(self, out: np.ndarray[Any, Any] | None = None, **options: Any) -> np.ndarray[Any, Any]:
+    def read(self, out: Any = None, /, **options: Any) -> Any:
         """A copy of the window, or of part of it, as ``Array.read``."""
         return self.array.read(out, **options)
 
@@ -126,22 +121,20 @@ class Window:
         """Make all stores of this thread leave for the device."""
         self.array.flush()
 
-    def move(self, offset: int) -> Window:
-        """Show as many bytes from byte ``offset`` of the array on; the window itself.
+    def move(self, start: int) -> Window:
+        """Show as many elements from element ``start`` of the array on; the window itself.
 
         Raises RangeError and stays where it was, or ApertureError: the new place is mapped before
         the old one is given up if there is room for both, and after it otherwise, which cannot be
         done while views of the old place are left.
         """
-        piece = self.array._open() and self._piece  # raises when closed, or after a fork
-        assert piece is not None
-        offset = index(offset, "offset")
-        self._check(offset)
-        if offset == self.offset:
+        self.array._open()  # raises when closed, or after a fork
+        start = index(start, "start")
+        self._check(start)
+        if start == self.start:
             return self
-        start = self._start + offset
         try:
-            part = Part(piece, start, self.nbytes)
+            part = self._map(start)
         except ApertureError as e:
             if not self._let_go():
                 raise ApertureError(
@@ -149,11 +142,11 @@ class Window:
                     e.errno,
                 ) from e
             try:
-                part = Part(piece, start, self.nbytes)
+                part = self._map(start)
             except Error:
-                self._show(Part(piece, self._start + self.offset, self.nbytes), self.offset)
+                self._show(self._map(self.start), self.start)
                 raise
-        self._show(part, offset)
+        self._show(part, start)
         return self
 
     def _let_go(self) -> bool:
@@ -168,7 +161,7 @@ class Window:
         if there is None:
             return True
         assert isinstance(there, Part)
-        self._show(there, self.offset)
+        self._show(there, self.start)
         return False
 
     def close(self) -> None:
@@ -184,14 +177,14 @@ class Window:
         self.close()
 
     def __len__(self) -> int:
-        return self.nbytes
+        return self.size
 
     def __repr__(self) -> str:
         if self._array is None or self._piece is None:
-            return f"<Window of {self.nbytes} bytes closed>"
+            return f"<Window of {self.size} {self.dtype} closed>"
         device = self._piece.device
         mark = ", emulated" if device.emulated else ""
         return (
-            f"<Window of bytes {self.offset}..{self.offset + self.nbytes} of {self.parent_bytes} "
-            f"at {self.ptr:#x} of {device.id} via {self._piece.bridge.name}{mark}>"
+            f"<Window of elements {self.start}..{self.start + self.size} of {self._whole_size} "
+            f"{self.dtype} at {self.ptr:#x} of {device.id} via {self._piece.bridge.name}{mark}>"
         )

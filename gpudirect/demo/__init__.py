@@ -77,7 +77,7 @@ def signature(tell: Tell) -> None:
         pattern = np.random.default_rng(1605).integers(0, 256, 4096, np.uint8)
         for where, offset in (("low", 0), ("middle", size // 2 + 12345), ("high", size - 4096)):
             a.write(pattern, offset, via="dma")
-            seen = a.read(offset=offset, nbytes=4096, via="map")
+            seen = a.read(start=offset, count=4096, via="map")
             tell.check(
                 f"4096 bytes at the {where} end, {a.ptr + offset:#x}",
                 bool(np.array_equal(seen, pattern)),

@@ -418,7 +418,7 @@ def stores_after_dma(device: Device, rounds: int) -> int:
             source[:] = ~np.uint32(v)
             a.write(source, via="dma")
             source[:] = v
-            a.write(source[8:24], 32)
+            a.write(source[8:24], 8)
             a.read(out, via="dma")
             wrong += int((out[8:24] != v).any() or (out[:8] == v).any() or (out[24:] == v).any())
     return wrong

@@ -53,7 +53,7 @@ def test_unaligned_offsets_simply_work(gd):
                 want[offset : offset + size] = piece
         assert np.array_equal(a.read(via="dma"), want)
         for offset, size in ((1, 7), (63, 130), (4095, 3)):
-            seen = a.read(offset=offset, nbytes=size, via="map")
+            seen = a.read(start=offset, count=size, via="map")
             assert np.array_equal(seen, want[offset : offset + size])
 
 
@@ -71,7 +71,7 @@ def test_a_large_array_is_mapped_from_end_to_end(gd):
         for offset in (0, size // 3 + 1, size - 4096):
             want = data(4096)
             a.write(want, offset)
-            assert np.array_equal(a.read(offset=offset, nbytes=4096, via="dma"), want)
+            assert np.array_equal(a.read(start=offset, count=4096, via="dma"), want)
 
 
 # -- addresses -------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_slices_keep_both_sides(gd):
 
 def test_views_outlive_a_closed_array(gd):
     a = gd.zeros(5000, "u1")
-    view, part, raw = a.host, a[10:20], memoryview(a)
+    view, part, raw = a.host, a[10:20], a.buffer
     a.close()
     a.close()
     gc.collect()
@@ -222,7 +222,7 @@ def test_a_closed_array_says_so(gd, use):
             "ptr_of_host": lambda: a.host_ptr,
             "slice": lambda: a[1:2],
             "pages": lambda: a.pages,
-            "buffer": lambda: memoryview(a),
+            "buffer": lambda: a.buffer,
             "fill": lambda: a.fill(1),
         }[use]()
 
@@ -280,7 +280,7 @@ def test_a_file_is_read_straight_into_device_memory(gd, tmp_path):
             done += n
         assert done == 300_000
         assert np.array_equal(a.read(via="dma"), want)
-        assert io.BytesIO(want.tobytes()).readinto(a) == 300_000
+        assert io.BytesIO(want.tobytes()).readinto(a.buffer) == 300_000
 
 
 def test_a_socket_delivers_straight_into_device_memory(gd):
@@ -289,7 +289,7 @@ def test_a_socket_delivers_straight_into_device_memory(gd):
     with left, right, gd.empty(40_000, "u1") as a:
         sender = threading.Thread(target=left.sendall, args=(want.tobytes(),))
         sender.start()
-        view, done = memoryview(a), 0
+        view, done = a.buffer, 0
         while done < 40_000:
             done += right.recv_into(view[done:])
         sender.join()
@@ -310,7 +310,7 @@ def test_registered_memory_has_an_address_of_its_own(gd):
         assert sum(r.size for r in b.pages) == b.nbytes
         b.close()
         owner.write(b"still here", 5)
-        assert owner.read(offset=5, nbytes=10).tobytes() == b"still here"
+        assert owner.read(start=5, count=10).tobytes() == b"still here"
 
 
 def test_registering_what_is_no_device_memory_says_so(gd):
@@ -333,7 +333,7 @@ def test_registering_more_than_there_is_leaves_nothing_behind(gd):
             gd.register(owner.ptr, 1 << 40)
         again = gd.register(owner.ptr, owner.nbytes)
         again.write(b"abc")
-        assert owner.read(offset=0, nbytes=3).tobytes() == b"abc"
+        assert owner.read(start=0, count=3).tobytes() == b"abc"
 
 
 # -- processes and threads -------------------------------------------------------------------
@@ -468,13 +468,13 @@ def test_memory_freed_by_its_owner(gd):
     revocable = b._piece.revocable
     memory.free()
     if not revocable:
-        assert b.read(offset=70_000, nbytes=4, via="map").tobytes() == b"here"
+        assert b.read(start=70_000, count=4, via="map").tobytes() == b"here"
         return
     for use in (
         lambda: b.write(b"gone"),
         lambda: b.write(b"gone", 3 << 20, via="map"),
         lambda: b.read(via="map"),
-        lambda: b.read(offset=5, nbytes=1, via="map"),
+        lambda: b.read(start=5, count=1, via="map"),
         lambda: b[::7].write(np.zeros(-(-b.size // 7), "u1")),
         lambda: b.host,
     ):

@@ -54,7 +54,7 @@ def test_a_mapping_of_many_gigabytes():
     with gd.empty(size, "u1", pool=False) as a:
         for offset in (0, size // 2 + 1, size - 5):
             a.write(b"there", offset)
-            assert a.read(offset=offset, nbytes=5, via="dma").tobytes() == b"there"
+            assert a.read(start=offset, count=5, via="dma").tobytes() == b"there"
 
 
 def test_a_pytorch_tensor_of_expandable_segments_is_registered():
@@ -170,4 +170,4 @@ def test_memory_on_any_gpu_is_registered_without_naming_it():
             b = gd.register(owner.ptr + 11, 1 << 20)
             assert b.device is d
             b.write(b"found")
-            assert owner.read(offset=11, nbytes=5).tobytes() == b"found"
+            assert owner.read(start=11, count=5).tobytes() == b"found"

@@ -61,7 +61,7 @@ def test_windows_keep_the_bandwidth(how, record_property, capsys):
         finally:
             aperture.set_budget(None, device)
         for at in range(0, SIZE, 100 << 20):
-            assert np.array_equal(windowed.read(offset=at, nbytes=4096), source[at : at + 4096])
+            assert np.array_equal(windowed.read(start=at, count=4096), source[at : at + 4096])
     ratio = statistics.median(full[1:]) / statistics.median(parts[1:])
     record_property("ratio", ratio)
     with capsys.disabled():

@@ -155,9 +155,9 @@ def test_a_large_write_goes_from_both_ends(emulated, data, monkeypatch):
         monkeypatch.setattr(a.device, "copy_in", lambda d, s, n: (by_dma.append(n), copy_in(d, s, n)))
         a.write(data, 77)
         assert 0 < sum(by_dma) < data.nbytes, "one of the two did all of it"
-        assert np.array_equal(a.read(offset=77, nbytes=data.nbytes), data)
-        assert not a.read(offset=0, nbytes=77).any()
-        assert not a.read(offset=77 + data.nbytes, nbytes=923).any()
+        assert np.array_equal(a.read(start=77, count=data.nbytes), data)
+        assert not a.read(start=0, count=77).any()
+        assert not a.read(start=77 + data.nbytes, count=923).any()
         assert emulated.use().total <= 16 * MIB
 
 
@@ -214,13 +214,14 @@ def test_what_is_done_holds_up_no_dma(emulated, data, monkeypatch):
 
 def test_a_window_that_is_used_is_never_taken_back(emulated):
     aperture.set_budget(4 * MIB, gd.device())
-    with gd.zeros(32 * MIB, "u1") as a, a.writer(5) as file:
+    with gd.zeros(32 * MIB, "u1") as a, a.writer() as file:
+        file.seek(5)
         file.write(b"start")
         for at in range(0, 32 * MIB, MIB):
             a.write(b"x" * 100, at + 100, via="map")
         file.write(b" and go on")
         file.flush()
-        assert a.read(offset=5, nbytes=15).tobytes() == b"start and go on"
+        assert a.read(start=5, count=15).tobytes() == b"start and go on"
         assert emulated.use().peak >= emulated.use().total <= 4 * MIB
 
 
@@ -251,7 +252,7 @@ def test_a_small_first_write_spares_the_mapping(emulated):
         assert emulated.use().automatic == 0
         a.write(b"again", 50)
         assert emulated.use().automatic == 4 * MIB
-        assert a.read(offset=5, nbytes=50).tobytes() == b"first" + bytes(40) + b"again"
+        assert a.read(start=5, count=50).tobytes() == b"first" + bytes(40) + b"again"
 
 
 @pytest.mark.parametrize("nth", range(6))
@@ -283,10 +284,10 @@ def test_a_mapping_that_fails_leaves_everything_as_it_was(emulated, monkeypatch,
         assert "the mapping that fails" in str(e)
     work()
     monkeypatch.undo()
-    assert a.read(offset=0, nbytes=3).tobytes() == b"one"
-    assert a.read(offset=16 * MIB + 3, nbytes=3).tobytes() == b"two"
-    assert a.read(offset=4 * MIB, nbytes=5 * MIB).tobytes() == b"three" * MIB
-    assert a.read(offset=30 * MIB, nbytes=4).tobytes() == b"five"
+    assert a.read(start=0, count=3).tobytes() == b"one"
+    assert a.read(start=16 * MIB + 3, count=3).tobytes() == b"two"
+    assert a.read(start=4 * MIB, count=5 * MIB).tobytes() == b"three" * MIB
+    assert a.read(start=30 * MIB, count=4).tobytes() == b"five"
     assert emulated.use().total <= 8 * MIB == emulated.budget
     assert emulated.use().total == gd.device().aperture().used
     a.close()
@@ -357,7 +358,7 @@ def test_a_smaller_budget_makes_smaller_windows(emulated):
             aperture.set_budget(budget, gd.device())
             assert emulated.use().total <= budget
             a.write(np.full(MIB, 7, np.uint8), 5 * MIB + 9, via="map")
-            assert np.all(a.read(offset=5 * MIB + 9, nbytes=MIB, via="map") == 7)
+            assert np.all(a.read(start=5 * MIB + 9, count=MIB, via="map") == 7)
             assert emulated.use().total <= budget
     with pytest.raises(gd.ArgumentError, match="page"):
         aperture.set_budget(4095, gd.device())
@@ -389,7 +390,7 @@ def test_a_child_has_an_account_of_its_own():
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0, status
         w.write(b"the parent goes on"), file.write(b"def"), file.flush()
-        assert a.read(offset=0, nbytes=18).tobytes() == b"thedefrent goes on"
+        assert a.read(start=0, count=18).tobytes() == b"thedefrent goes on"
         a.write(bytes(16 << 20))
         print("fine")
         """
@@ -463,5 +464,5 @@ def test_revocation_in_the_middle_of_scattered_stores(mapped, monkeypatch):
             use()
     if not revoker.whole:
         a.scatter([first])
-        assert a.read(offset=5, nbytes=6, via="map").tobytes() == b"before"
+        assert a.read(start=5, count=6, via="map").tobytes() == b"before"
     revoker.restore(a)

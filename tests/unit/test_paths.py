@@ -118,7 +118,8 @@ def probe(engine: CopyEngine, flags: int = 0, work=0) -> Probe:
     p = Probe()
     p.slow = False
     address = int(ffi.cast("uintptr_t", engine.struct))
-    p._attach(engine.address, SIZE, engine, "B", flags, DEVICE, address, work)
+    p._attach(engine.address, SIZE, engine, "B", flags, DEVICE, address, work, (SIZE,), np.dtype("u1"),
+              1)  # fmt: skip
     return p
 
 
@@ -197,7 +198,7 @@ def test_reads_take_the_path_as_well(engine):
 
 @pytest.mark.parametrize("call", [
     lambda p, out: p.read(), lambda p, out: p.read(out[:-1]), lambda p, out: p.read(out, via="x"),
-    lambda p, out: p.read(out, offset=0), lambda p, out: p.read(out=out),
+    lambda p, out: p.read(out, start=0), lambda p, out: p.read(out=out),
     lambda p, out: p.read(bytes(SIZE)), lambda p, out: p.read(out.reshape(2, -1).T),
     lambda p, out: p.write(out, via="y"), lambda p, out: p.write(out, via=1),
     lambda p, out: p.write(out, 1), lambda p, out: p.write(out, other=1), lambda p, out: p.read(5),
@@ -306,4 +307,4 @@ def test_limits_hold_at_once_for_arrays_that_exist():
 def test_overlap_says_so():
     with gd.empty(4096, "u1") as a:
         with pytest.raises(gd.ArgumentError, match="overlap"):
-            copies.done(-22, a, "writing to")
+            copies.done(-22, a._extent(), "writing to")
