@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(wildcard gpudirect/_native/*.[ch] gpudirect/service/_native/*.[ch] p2pmod/*.h) gpudirect/_native/build.py setup.py
 
-.PHONY: help demo info doctor test test-unit test-gpu test-native test-vm test-matrix test-static test-debug lint \
-	module clean
+.PHONY: help demo info test test-unit test-gpu test-native test-vm test-part test-matrix test-static \
+	test-debug full lint module clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,9 +20,6 @@ demo: $(STAMP) ## set everything up and run the main job (without a GPU: emulate
 
 info: $(STAMP) ## what this machine has, and which bridges work on it
 	$(BIN)/gpudirect info
-
-doctor: $(STAMP) ## what is wrong or slow on this machine, and what mends it
-	$(BIN)/gpudirect doctor
 
 test: test-unit test-vm ## set everything up and pass every test that needs no GPU
 
@@ -38,8 +35,14 @@ test-gpu: ## the suite, the demo and the benchmarks on a real GPU (works offline
 test-vm: $(STAMP) ## the kernel module on a real kernel in a virtual machine
 	tests/vm/run quick
 
-test-matrix: ## the kernel module on kernels 5.10 to 7.2
+test-part: ## what CI runs of the module's machines: a fifth of them, each time the next
+	tests/vm/run part
+
+test-matrix: ## the kernel module on kernels 5.10 to 7.3, PREEMPT_RT among them
 	tests/vm/run matrix
+
+full: $(STAMP) ## all of the module's machines: hours; its last result is results/p2pmod-full.txt
+	tests/vm/run full
 
 test-static: ## sparse, checkpatch and the licence of every symbol of the kernel module
 	tests/vm/run static

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -20,6 +21,9 @@ CLIENTS = ("p2pmod_quixote", "p2pmod_caller", "p2pmod_priority")
 CLIENT_OPTIONS = ("TESTS=m", "EXAMPLES=m")
 
 
+_numbers = itertools.count(1)
+
+
 def work_folder(name: str) -> Path:
     """An empty folder of this run's own: several may go on at once. Gone with the process."""
     base = CACHE / "work"
@@ -29,8 +33,7 @@ def work_folder(name: str) -> Path:
     mine = base / str(os.getpid())
     if not mine.exists():
         atexit.register(shutil.rmtree, mine, ignore_errors=True)
-    folder = mine / name
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = mine / f"{next(_numbers)}-{name}"
     folder.mkdir(parents=True)
     return folder
 
@@ -119,17 +122,18 @@ def _make(kernel: Unpacked, work: Path, folder: Path, words: list[str]) -> str:
     return run(["unshare", "--mount", "sh", "-c", script])
 
 
-def tests() -> Path:
+def tests(architecture: str = "amd64") -> Path:
     """The C tests, static, as a folder of programs. Built again when a source changes."""
     source = VM / "selftests"
     files = sorted([*source.glob("*.c"), *source.glob("*.h"), *(ROOT / "p2pmod").rglob("*.h"),
                     VM / "standin/standin.h"])  # fmt: skip
     key = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
-    folder = CACHE / "tests" / key
+    folder = CACHE / "tests" / f"{key}-{architecture}"
+    compiler = {"amd64": "cc", "arm64": "aarch64-linux-gnu-gcc"}[architecture]
     if not (folder / "done").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for program in sorted(source.glob("*.c")):
-            run(["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-static",
+            run([compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-static",
                  "-pthread", f"-I{ROOT / 'p2pmod'}", f"-I{VM / 'standin'}", program, "-o",
                  folder / program.stem])  # fmt: skip
         (folder / "done").touch()

@@ -58,6 +58,7 @@ class Kernel:
     """Regular expression of the headers' package name."""
     foreign: bool = False
     """Built with newer tools than this system's: needs a root folder of its suite."""
+    architecture: str = "amd64"
 
 
 KERNELS = {
@@ -67,6 +68,8 @@ KERNELS = {
         Kernel("6.1", r"linux-headers-6\.1\.0-\d+-amd64"),
         Kernel("6.12", r"linux-headers-6\.12\.[\d.]+\+deb12-amd64"),
         Kernel("6.12-rt", r"linux-headers-6\.12\.[\d.]+\+deb12-rt-amd64"),
+        Kernel("6.12-arm64", r"linux-headers-6\.12\.[\d.]+\+deb12-arm64", architecture="arm64"),
+        Kernel("6.12-arm64-16k", r"linux-headers-6\.12\.[\d.]+\+deb12-arm64-16k", architecture="arm64"),
         Kernel("7.2", r"linux-headers-7\.2\.[\d.]+\+deb13-amd64", foreign=True),
         Kernel("7.3", r"linux-headers-7\.3\.[\d.]+\+deb13-amd64", foreign=True),
         Kernel("7.3-rt", r"linux-headers-7\.3\.[\d.]+\+deb13-rt-amd64", foreign=True),
@@ -74,10 +77,10 @@ KERNELS = {
 }
 # a machine of the lab: the kernel, and words of its command line
 MACHINES = {
-    **{name: (name, ()) for name in KERNELS},
+    **{name: (name, ()) for name, kernel in KERNELS.items() if kernel.architecture == "amd64"},
     "6.1-nopat": ("6.1", ("nopat",)),  # no write-combining to be had
     # every allocation is filled, and checked when freed
-    "7.3-slab": ("7.3", ("init_on_alloc=1", "init_on_free=1", "slab_debug=FZPU", "page_poison=1")),
+    "7.3-slab": ("7.3", ("init_on_alloc=1", "init_on_free=1", "slab_debug=FZPU")),
 }
 DRIVERS = {  # header name -> (package, suite's version prefix, path inside the package's tarball)
     "470": ("nvidia-kernel-source", "470.", "modules/nvidia-kernel/nvidia/nv-p2p.h"),
@@ -103,8 +106,9 @@ def _mirror() -> str:
 class Apt:
     """apt-get and apt-cache on a private list of sources."""
 
-    def __init__(self) -> None:
-        self.folder = CACHE / "apt"
+    def __init__(self, architecture: str = "") -> None:
+        self.folder = CACHE / ("apt" + architecture)
+        self.debs = CACHE / ("debs" + architecture)
         (self.folder / "lists" / "partial").mkdir(parents=True, exist_ok=True)
         sources = self.folder / "sources.list"
         mirror = _mirror()
@@ -122,6 +126,9 @@ class Apt:
             "-o", f"Dir::Cache::srcpkgcache={self.folder / 'srcpkgcache.bin'}",
             "-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none",
         ]  # fmt: skip
+        if architecture:
+            self.options += ["-o", f"APT::Architecture={architecture}",
+                             "-o", f"APT::Architectures={architecture}"]  # fmt: skip
         stamp = self.folder / "updated"
         if not stamp.exists():
             run(["apt-get", *self.options, "update"])
@@ -140,7 +147,7 @@ class Apt:
 
     def unpack(self, package: str, into: Path, version: str | None = None) -> None:
         """Download a package and unpack it."""
-        debs = CACHE / "debs"
+        debs = self.debs
         debs.mkdir(parents=True, exist_ok=True)
         what = package if version is None else f"{package}={version}"
         there = sorted(debs.glob(f"{package}_*.deb"))
@@ -166,6 +173,7 @@ class Unpacked:
     """The folder to chroot into for building, or None."""
     words: tuple[str, ...] = ()
     """Words that every make for it needs."""
+    architecture: str = "amd64"
 
 
 @contextlib.contextmanager
@@ -190,7 +198,7 @@ def _kernel(series: str) -> Unpacked:
     if not done.exists():
         shutil.rmtree(base, ignore_errors=True)
         base.mkdir(parents=True)
-        apt = Apt()
+        apt = Apt("" if what.architecture == "amd64" else what.architecture)
         names = apt.names(what.package)
         if not names:
             raise LabError(f"no package {what.package} in the suites {', '.join(SUITES)}")
@@ -200,12 +208,12 @@ def _kernel(series: str) -> Unpacked:
         tree.mkdir()
         if what.foreign:
             _build_root(apt, tree)
-        abi = release.removesuffix("-amd64").removesuffix("-rt")
+        abi = _abi(release)
         apt.unpack(headers, tree)
         for common in (f"linux-headers-{abi}-common", f"linux-headers-{abi}-common-rt"):
             if apt.names(re.escape(common)):
                 apt.unpack(common, tree)
-        apt.unpack(_kbuild(apt, release), tree)
+        Apt().unpack(_kbuild(Apt(), release), tree)  # programs of this machine, whatever they build for
         image = f"linux-image-{release}-unsigned"
         if not apt.names(re.escape(image)):
             image = f"linux-image-{release}"
@@ -227,13 +235,38 @@ def _kernel(series: str) -> Unpacked:
               *tree.glob(f"lib/modules/{release}/vmlinuz")]  # fmt: skip
     if not images:
         raise LabError(f"no kernel image of {release} under {tree}")
-    return Unpacked(series, release, images[0], headers_path, tree if what.foreign else None)
+    words: tuple[str, ...] = ()
+    if what.architecture == "arm64":
+        words = ("ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-")
+    return Unpacked(series, release, images[0], headers_path, tree if what.foreign else None, words,
+                    what.architecture)  # fmt: skip
+
+
+def busybox(architecture: str) -> Path:
+    """A static busybox for guests of an architecture."""
+    if architecture == "amd64":
+        if there := shutil.which("busybox"):
+            return Path(there)
+        raise LabError("busybox is missing: apt-get install busybox-static")
+    program = CACHE / f"busybox-{architecture}"
+    with alone("busybox"):
+        if not program.exists():
+            tree = CACHE / "busybox-package"
+            Apt(architecture).unpack("busybox-static", tree)
+            shutil.copy(next(tree.glob("*/busybox*"), None) or next(tree.glob("usr/*/busybox*")), program)
+            shutil.rmtree(tree)
+    return program
+
+
+def _abi(release: str) -> str:
+    """A release without its flavour and architecture."""
+    return re.sub(r"(-rt)?-(amd64|arm64)(-16k)?$", "", release)
 
 
 def _kbuild(apt: Apt, release: str) -> str:
     """The package with the build tools of a kernel release."""
     version = re.match(r"(\d+\.\d+)", release)[1]  # type: ignore[index]
-    abi = release.removesuffix("-amd64").removesuffix("-rt")
+    abi = _abi(release)
     for name in (f"linux-kbuild-{abi}", f"linux-kbuild-{version}"):
         if apt.names(re.escape(name)):
             return name

@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
-import shutil
+import re
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
+
+import machines
+from guests import (
+    CLIENTS,
+    LOAD,
+    MOUNT,
+    NO_CLIENTS,
+    RESULTS,
+    ROOT,
+    UNLOAD,
+    VERSIONS,
+    files_of,
+    guest_modules,
+    machine,
+    prepare,
+    report,
+    test_script,
+)
 
 import boot
 import build
+import debugkernel
 import packages
-from packages import CACHE, LabError, Unpacked, run
-
-ROOT = build.ROOT
-RESULTS = CACHE / "results"
-NEEDED = {  # program -> Debian package
-    "qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "cpio": "cpio",
-    "depmod": "kmod", "make": "make", "gcc": "gcc", "flex": "flex", "bison": "bison", "bc": "bc",
-    "objdump": "binutils", "sparse": "sparse", "unshare": "util-linux", "xz": "xz-utils", "perl": "perl",
-}  # fmt: skip
-LIBRARIES = {"/usr/include/libelf.h": "libelf-dev", "/usr/include/openssl/opensslv.h": "libssl-dev"}
-
-FUZZ_SECONDS = 2400  # at most
-LOAD = """
-insmod /lab/nvidia.ko version={version} && insmod /lab/p2pmod.ko
-"""
-CLIENTS = "".join(f"insmod /lab/{name}.ko || echo not ok 901 {name}\n" for name in build.CLIENTS)
-NO_CLIENTS = "".join(f"rmmod {name}\n" for name in build.CLIENTS)
-UNLOAD = """
-rmmod p2pmod && echo "ok 902 unload_p2pmod" || echo "not ok 902 unload_p2pmod"
-rmmod nvidia && echo "ok 903 unload_driver" || echo "not ok 903 unload_driver"
-"""
-
-
-def prepare() -> None:
-    """Install what is missing, as root; otherwise say what to install."""
-    missing = [p for program, p in NEEDED.items() if shutil.which(program) is None]
-    missing += [p for file, p in LIBRARIES.items() if not os.path.exists(file) and not
-                list(Path("/usr/include").glob(f"*/{Path(file).parent.name}/{Path(file).name}"))]  # fmt: skip
-    packages.install(*missing)
-
-
-def report(passed: int, failed: int) -> int:
-    """The closing line that a runner reads."""
-    print(f"{passed} passed, {failed} failed", flush=True)
-    return 1 if failed or not passed else 0
+from packages import LabError, Unpacked, run
 
 
 @dataclass
@@ -73,33 +62,17 @@ class Cell:
                 and not (self.failed or self.splats or self.gpl_only))  # fmt: skip
 
 
-def files_of(modules: build.Modules, tests: Path) -> dict[str, Path]:
-    """What a guest of the C tests holds."""
-    files = {"/lab/nvidia.ko": modules.nvidia, "/lab/p2pmod.ko": modules.p2pmod,
-             **{f"/lab/{client.name}": client for client in modules.clients}}  # fmt: skip
-    for program in tests.iterdir():
-        if program.name != "done":
-            files[f"/lab/{program.name}"] = program
-    return files
-
-
-def test_script(version: str) -> str:
-    """The C tests, every program of them but the fuzzer."""
-    # edges unloads and loads the module: before anything else uses it
-    runs = f"P2PMOD_KO=/lab/p2pmod.ko /lab/edges\n{CLIENTS}/lab/p2pmod\n/lab/lane\n"
-    return LOAD.format(version=version) + runs + NO_CLIENTS + UNLOAD
-
-
-def guest(kernel: Unpacked, cell: Cell, timeout: float = 400) -> boot.Result:
+def guest(cell: Cell, timeout: float = 600) -> boot.Result:
     """Build and run one cell."""
+    kernel, words = machine(cell.kernel)
     modules = build.modules(kernel, cell.flavour, cell.header)
     symvers = kernel.headers / "Module.symvers"
     cell.gpl_only = tuple(
         s for m in (modules.p2pmod, *modules.clients)
         for s in build.gpl_only_symbols(m, symvers)
     )
-    result = boot.boot(kernel, files_of(modules, build.tests()), test_script(cell.version),
-                       timeout=timeout)  # fmt: skip
+    result = boot.boot(kernel, files_of(modules, build.tests(kernel.architecture)), test_script(cell.version),
+                       timeout=timeout, append=words)  # fmt: skip
     cell.release, cell.passed, cell.failed = kernel.release, len(result.passed), tuple(result.failed)
     cell.splats, cell.finished = tuple(result.splats), result.finished
     cell.seconds = round(result.seconds, 1)
@@ -123,51 +96,123 @@ def show(cell: Cell) -> None:
         print("#   the guest did not finish")
 
 
-VERSIONS = {"1.2": "0x00010002", "2.0": "0x00020000"}
 HEADERS = ("own", "470", "535", "550")
 
 
 def cells() -> list[Cell]:
-    """Every kernel x flavour x page table version; the headers in turn, and all of them on one."""
+    """Every kernel x flavour x page table version; the headers in turn, and all of them on one; and the
+    special machines, once with each flavour. In an order in which any few that follow differ much."""
     found = []
     turn = 0
-    for kernel in packages.KERNELS:
+    plain = [name for name, (kernel, words) in packages.MACHINES.items() if name == kernel and "-" not in name]
+    for round_, version in enumerate(VERSIONS.values()):
         for flavour in build.FLAVOURS:
-            for version in VERSIONS.values():
+            for kernel in plain:
                 found.append(Cell(kernel, flavour, HEADERS[turn % len(HEADERS)], version))
                 turn += 1
-            turn += 1  # so that every kernel and flavour meets different headers
+            # so that every kernel and flavour meets different headers
+            turn += len(plain) % len(HEADERS) == 0
+        for i, special in enumerate(m for m in packages.MACHINES if m not in plain):
+            flavour = build.FLAVOURS[(i + round_) % 2]
+            found.append(Cell(special, flavour, HEADERS[(i + 2 * round_) % len(HEADERS)], version))
     there = {(c.kernel, c.header) for c in found}
-    for kernel in packages.KERNELS:
+    for kernel in plain:
         for header in HEADERS:
             if (kernel, header) not in there:
                 found.append(Cell(kernel, "open", header, VERSIONS["2.0"]))
     return found
 
 
-def matrix() -> int:
-    """All cells; two guests at a time."""
+def run_cells(wanted: list[Cell]) -> list[Cell]:
+    """Cells, two guests at a time; what they need is fetched before."""
     prepare()
-    kernels = {name: packages.kernel(name) for name in packages.KERNELS}
-    for header in HEADERS[1:]:
+    for name in {c.kernel for c in wanted}:
+        machine(name)
+    for header in {c.header for c in wanted} - {"own"}:
         packages.driver_header(header)
     build.tests()
-    wanted = cells()
 
     def work(cell: Cell) -> Cell:
         try:
-            guest(kernels[cell.kernel], cell)
+            guest(cell)
         except LabError as e:
             cell.failed = (str(e)[-1500:],)
         show(cell)
         return cell
 
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(work, wanted))
+        return list(pool.map(work, wanted))
+
+
+def matrix() -> int:
+    """All cells."""
+    done = run_cells(cells())
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "matrix.json").write_text(json.dumps([vars(c) for c in done], indent=1))
     bad = sum(not c.good for c in done)
     return report(len(done) - bad, bad)
+
+
+FULL = ROOT / "results" / "p2pmod-full.txt"
+
+
+def full(*names: str) -> int:
+    """Everything, into results/p2pmod-full.txt; or the suites named, whose part of that file is replaced."""
+    suites: dict[str, Callable[[], int]] = {
+        "static": static, "matrix": matrix, "debug": debug, "arm64": machines.arm64,
+        "compilers": machines.compilers, "dkms": machines.dkms, "quick": quick,
+    }  # fmt: skip
+    sections = re.split(r"^== ", FULL.read_text(), flags=re.MULTILINE)[1:] if FULL.exists() else []
+    told = {s.split()[0]: s.rstrip() for s in sections} if names else {}
+    bad = 0
+    for name in names or suites:
+        start, said = time.time(), io.StringIO()
+        with contextlib.redirect_stdout(_Both(sys.stdout, said)):
+            try:
+                status = suites[name]()
+            except LabError as e:
+                print(f"not ok - {e}")
+                status = 1
+        bad += status != 0
+        commit = run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]).strip()
+        minutes = (time.time() - start) / 60
+        day = time.strftime("%Y-%m-%d", time.gmtime(start))
+        told[name] = (f"{name} ({day}, commit {commit}, {os.cpu_count()} cores, {minutes:.0f} minutes)\n\n"
+                      + said.getvalue().rstrip())  # fmt: skip
+        FULL.write_text("".join(f"== {told[n]}\n\n" for n in suites if n in told))
+    return report(len(names or suites) - bad, bad)
+
+
+class _Both(io.TextIOBase):
+    """Text into two streams."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self.streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self.streams:
+            stream.write(text)
+            stream.flush()
+        return len(text)
+
+
+FUZZ_SECONDS = 2400  # at most
+PARTS = 5
+"""Continuous integration runs one part of the matrix, and with it one of the larger suites."""
+
+
+def part(number: str = "") -> int:
+    """One part of the matrix and one larger suite: as many commits later, the next."""
+    if not number:
+        number = os.environ.get("GPUDIRECT_LAB_PART") or run(["git", "-C", ROOT, "rev-list", "--count", "HEAD"])
+    here = int(number) % PARTS
+    larger: list[Callable[[], int]] = [debug, machines.arm64, machines.dkms, debug, machines.compilers]
+    print(f"# part {here} of {PARTS} (GPUDIRECT_LAB_PART={here} repeats it): a fifth of the matrix, then "
+          f"{larger[here].__name__}", flush=True)  # fmt: skip
+    done = run_cells(cells()[here::PARTS])
+    bad = sum(not c.good for c in done)
+    status = larger[here]()
+    return report(len(done) - bad + (status == 0), bad + (status != 0))
 
 
 BEGIN, END = "<!-- matrix: made by tests/vm/run table -->", "<!-- matrix end -->"
@@ -206,11 +251,8 @@ def table() -> int:
 
 def one(kernel: str = "6.1", flavour: str = "open", header: str = "own", test: str = "") -> int:
     """One guest, its console shown."""
-    import debugkernel
-
     prepare()
-    debugs = {"debug": "gcc", "debug-clang": "clang"}
-    there = debugkernel.kernel(debugs[kernel]) if kernel in debugs else packages.kernel(kernel)
+    there, words = machine(kernel)
     if test.startswith("tests/"):  # Python's
         result = python_suite(there, test)
         print(result.text)
@@ -220,7 +262,8 @@ def one(kernel: str = "6.1", flavour: str = "open", header: str = "own", test: s
     script = test_script(VERSIONS["1.2"])
     if test:
         script = LOAD.format(version=VERSIONS["1.2"]) + CLIENTS + f"/lab/{test}\n" + NO_CLIENTS + UNLOAD
-    result = boot.boot(there, files_of(modules, build.tests()), script, timeout=900)
+    result = boot.boot(there, files_of(modules, build.tests(there.architecture)), script, timeout=900,
+                       append=words)  # fmt: skip
     print(result.text)
     for line in result.splats:
         print(f"# kernel log: {line}")
@@ -229,45 +272,12 @@ def one(kernel: str = "6.1", flavour: str = "open", header: str = "own", test: s
 
 # -- the Python suite inside a guest ---------------------------------------------------------
 
-MOUNT = """
-for m in {modules}; do insmod $m || echo "not ok 900 $m"; done
-mkdir -p /host && mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=512000,cache=loose root /host
-mount -t proc proc /host/proc && mount -t sysfs sys /host/sys && mount -t devtmpfs dev /host/dev
-mkdir -p /host/dev/shm && mount -t tmpfs shm /host/dev/shm
-mount -t tmpfs scratch /host{scratch} && mount -t tmpfs run /host/run
-ip link set lo up 2>/dev/null
-chmod 1777 /host{scratch}
-"""
-
-
-def guest_modules(kernel: Unpacked, names: tuple[str, ...]) -> list[Path]:
-    """Kernel modules and what they depend on, in the order of loading."""
-    base = kernel.image.parent.parent
-    folder = next(f for f in (base / "lib/modules" / kernel.release,
-                              base / "usr/lib/modules" / kernel.release) if f.exists())  # fmt: skip
-    by_name = {f.name.split(".ko")[0].replace("-", "_"): f for f in folder.rglob("*.ko*")}
-    order: list[Path] = []
-
-    def add(name: str) -> None:
-        file = by_name.get(name.replace("-", "_"))
-        if file is None or file in order:
-            return  # built in
-        for needed in run(["modinfo", "-F", "depends", file]).strip().split(","):
-            if needed:
-                add(needed)
-        order.append(file)
-
-    for name in names:
-        add(name)
-    return order
-
-
 def quick() -> int:
     """The distribution's own kernel: C tests, then the Python suite over /dev/p2pmod."""
     prepare()
     kernel = packages.kernel("6.1")
     cell = Cell("6.1", "open", "own", VERSIONS["1.2"])
-    guest(kernel, cell)
+    guest(cell)
     show(cell)
     passed, failed = cell.passed, len(cell.failed) + len(cell.splats) + (not cell.finished)
     print("# the Python suite, inside the guest", flush=True)
@@ -317,7 +327,7 @@ def python_suite(kernel: Unpacked, what: str) -> boot.Result:
         raise LabError(f"{python} is missing: run `make demo` first")
     modules = build.modules(kernel, "open", "own")
     drivers = guest_modules(kernel, ("virtio_pci", "9pnet_virtio", "9p"))
-    files = files_of(modules, build.tests())
+    files = files_of(modules, build.tests(kernel.architecture))
     files |= {f"/drivers/{f.name}": f for f in drivers}
     cache = os.environ.get("GPUDIRECT_CACHE") or str(Path.home() / ".cache" / "gpudirect")
     # the only place that the guest can write to: not where the checkout is
@@ -344,15 +354,13 @@ def python_suite(kernel: Unpacked, what: str) -> boot.Result:
 
 def debug(compiler: str = "gcc") -> int:
     """C tests, failing allocations, and the fuzzer, on a kernel that looks for mistakes."""
-    import debugkernel
-
     prepare()
     start = time.monotonic()
     kernel = debugkernel.kernel(compiler)
     took = time.monotonic() - start
     print(f"# debug kernel {kernel.release}, built with {compiler}, ready after {took:.0f} s", flush=True)
     modules = build.modules(kernel, "open", "own", ("KCFLAGS=-g",))
-    files = files_of(modules, build.tests())
+    files = files_of(modules, build.tests(kernel.architecture))
     passed = failed = 0
     calls = int(os.environ.get("GPUDIRECT_FUZZ_CALLS", "100000"))
     seed = int(os.environ.get("GPUDIRECT_FUZZ_SEED", "1605"))

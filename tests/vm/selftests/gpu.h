@@ -8,7 +8,7 @@
 #include "tap.h"
 
 #define GPU_PAGE ((size_t)P2PMOD_GPU_PAGE_SIZE)
-#define CPU_PAGE ((size_t)4096)
+#define CPU_PAGE ((size_t)sysconf(_SC_PAGESIZE)) /* 4 KiB; 16 or 64 on some arm64 kernels */
 
 struct gpu {
 	int fd;
