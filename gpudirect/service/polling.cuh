@@ -261,7 +261,7 @@ __device__ inline unsigned poll(gd_lane &l, const unsigned *control, const idlin
                                 unsigned long long end)
 {
     unsigned heard = GO_ON, asked = rounds, polls = 0;
-    unsigned polls_a_check = l.rests(now(), idle.nap_after) ? 1 : POLLS_A_CHECK;
+    unsigned polls_a_check = __any_sync(ALL, l.rests(now(), idle.nap_after)) ? 1 : POLLS_A_CHECK;
     bool work = false, counted = false;
 
     for (;;) {
