@@ -11,7 +11,8 @@
 #include "lane.h"
 #include "relay.h"
 
-#define LOOKS_A_SLICE 4      /* how often the thread looks whether a launch has ended */
+#define LOOKS_A_SLICE 4      /* how often the thread looks whether a launch has ended, */
+#define LOOKS_WHEN_QUICK 20  /* and while naps and wakes end them sooner than slices do */
 #define SHORTEST_NAP 20000   /* ns between looks */
 #define SUSPECT 50000000     /* ns without an end after which the driver is asked for a fault */
 
@@ -178,23 +179,28 @@ static struct timespec after(uint64_t ns)
 static void *launcher(void *argument)
 {
     struct gd_relay *relay = argument;
+    uint64_t quick_until = 0;
 
     gd_driver_thread(relay->driver);
     pthread_mutex_lock(&relay->lock);
     for (;;) {
         struct timespec until;
-        uint64_t nap, slice;
+        uint64_t nap, slice, last = relay->progress;
 
         if (!relay->first) {
             pthread_cond_wait(&relay->changed, &relay->lock);
             continue;
         }
+        slice = shortest(relay);
         while (due(relay))
             round_of_all(relay);
+        if (relay->progress != last && relay->progress - last < slice / 2)
+            quick_until = relay->progress + slice;
         if (gd_now() - relay->progress > SUSPECT)
             look_for_faults(relay);
-        slice = shortest(relay);
-        nap = slice == UINT64_MAX ? SUSPECT : slice / LOOKS_A_SLICE;
+        nap = slice == UINT64_MAX               ? SUSPECT
+              : relay->progress < quick_until   ? slice / LOOKS_WHEN_QUICK
+                                                : slice / LOOKS_A_SLICE;
         until = after(nap < SHORTEST_NAP ? SHORTEST_NAP : nap);
         pthread_cond_timedwait(&relay->changed, &relay->lock, &until);
     }
