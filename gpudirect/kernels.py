@@ -108,11 +108,11 @@ class Kernel:
         Launcher(self, grid, block, stream, shared, cooperative)(*arguments)
 
     def pack(self, arguments: Sequence[Any]) -> bytes:
-        """The argument block. Raises LaunchError or DTypeError naming the argument at fault."""
+        """The argument block. Raises ArgumentError or DTypeError naming the argument at fault."""
         packers = self._packers
         if len(arguments) != len(packers):
             wanted = ", ".join(_describe(p) for p in self.parameters) or "nothing"
-            raise LaunchError(
+            raise ArgumentError(
                 f"{self.name} takes {len(packers)} argument(s) ({wanted}); {len(arguments)} given"
             )
         block = bytearray(self._size)
@@ -188,8 +188,10 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
             address = 0
         elif isinstance(value, HostView):
             raise refuse(value, "give the array itself, not its CPU view")
-        elif hasattr(value, "__cuda_array_interface__"):
-            address = value.__cuda_array_interface__["data"][0]
+        elif (interface := getattr(value, "__cuda_array_interface__", None)) is not None:
+            if why := why_no_pointer(np.dtype(interface["typestr"]), parameter.pointee):
+                raise refuse(value, why)
+            address = interface["data"][0]
         elif hasattr(value, "device_pointer"):
             address = value.device_pointer
         else:
@@ -235,6 +237,13 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
     return pack_number if layout is not None else pack_raw
 
 
+def compiler_options(options: Any) -> tuple[str, ...]:
+    """Options for the compiler, which must be several texts. Raises ArgumentError."""
+    if not isinstance(options, (list, tuple)) or not all(isinstance(o, str) for o in options):
+        raise ArgumentError(f'options is {options!r}: give a list of texts, as in ["-DN=3"]')
+    return tuple(options)
+
+
 def kernel(
     source: str,
     name: str,
@@ -254,8 +263,9 @@ def kernel(
         raise ArgumentError("source is empty: give CUDA C++ text")
     if not isinstance(name, str) or not name.strip():
         raise ArgumentError("name is empty: give the kernel's name as in the source")
+    options = compiler_options(options)
     chosen = devices.get(device)
-    return Kernel(chosen.compile(source, name, tuple(options)), chosen)
+    return Kernel(chosen.compile(source, name, options), chosen)
 
 
 __all__ = ["Kernel", "Launcher", "kernel"]

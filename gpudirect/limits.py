@@ -7,6 +7,7 @@ it. $GPUDIRECT_LIMITS names a file to use instead, or is "built-in" to use none.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 import tempfile
@@ -27,6 +28,8 @@ NEVER = (1 << 64) - 1  # SIZE_MAX: a turn that does not come
 DIRECTIONS = ("write_pageable", "write_pinned", "read_pageable", "read_pinned")
 
 THRESHOLDS = ("write_threads", "write_threads_alone", "read_threads", "read_threads_alone")
+
+MOST_THREADS = 64  # of one copy
 
 Turns = tuple[int, ...]
 
@@ -64,17 +67,21 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in DIRECTIONS:
-            turns = tuple(getattr(self, name))
-            object.__setattr__(self, name, turns)  # a list, where it came from a file
-            if len(turns) > _native.lib.GD_TURNS or list(turns) != sorted(set(turns)) or any(
-                not 0 <= t <= NEVER for t in turns
-            ):
+            given = getattr(self, name)
+            turns = tuple(map(_size, given)) if isinstance(given, (tuple, list)) else (-1,)
+            if len(turns) > _native.lib.GD_TURNS or -1 in turns or list(turns) != sorted(set(turns)):
                 raise ArgumentError(
-                    f"{name}={turns}: give at most {_native.lib.GD_TURNS} sizes in bytes, rising"
+                    f"{name}={given!r}: give at most {_native.lib.GD_TURNS} sizes in bytes, rising"
                 )
+            object.__setattr__(self, name, turns)  # a list, where it came from a file
         for name in ("threads", *THRESHOLDS):
-            if not 0 <= getattr(self, name) <= NEVER or self.threads > 64:
-                raise ArgumentError(f"{name}={getattr(self, name)}: give bytes, or up to 64 threads")
+            given = getattr(self, name)
+            size = _size(given)
+            if size < 0 or (name == "threads" and size > MOST_THREADS):
+                raise ArgumentError(f"{name}={given!r}: give bytes, or up to {MOST_THREADS} threads")
+            object.__setattr__(self, name, size)
+        if not isinstance(self.source, str):
+            raise ArgumentError(f"source={self.source!r}: give words that say where they are from")
 
     def path(self, direction: str, nbytes: int) -> str:
         """"map" or "dma" for so many bytes; direction: the name of one of the first four."""
@@ -82,6 +89,15 @@ class Limits:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _size(value: Any) -> int:
+    """The whole number; -1 for what is none, or no size."""
+    try:
+        size = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = -1
+    return size if 0 <= size <= NEVER else -1
 
 
 def file_of(device: Device, bridge: str) -> Path:

@@ -66,7 +66,9 @@ def register(
     if device is None and not chosen.holds(ptr):
         same = (d for d in devices.available() if d.kind == chosen.kind)
         chosen = next((d for d in same if d.holds(ptr)), chosen)
-    piece = Registration(chosen, bridges.choose(chosen, bridge), ptr, span, memory)
+    # of an Array the memory itself, which stays when the array is closed
+    owner = memory._open() if isinstance(memory, Array) else memory
+    piece = Registration(chosen, bridges.choose(chosen, bridge), ptr, span, owner)
     return Array._make(piece, ptr, extents, strides, kind)
 
 

@@ -304,7 +304,7 @@ def _single_calls(service: gd.Service, in_host: gd.Service, word: gd.Array, coun
         add(f"call {size}: Python", size, interleaved({"": call}, samples=count)[""])
     add("call 256, by reference: C", 256, _calls(service, lane, 256, count))
     for words, name in MEMORY.items():
-        arguments = service._pack(name, (word, 3))
+        arguments = service._pack(name, (word, 3))[0]
         add(f"call 12, {words}: C", 12, _timed(service, lane, name, arguments, count))
 
 

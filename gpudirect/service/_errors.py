@@ -6,6 +6,8 @@ import errno
 import os
 from typing import Any
 
+import numpy as np
+
 from .. import _native, kernels
 from ..arrays import Array
 from ..devices import Device
@@ -24,6 +26,8 @@ from ._native import Caller
 from ._options import Options
 from ._source import Signature
 
+_VALUES = (int, float, bytes, np.generic, type(None))  # which stand for no memory
+
 
 class Telling(Caller):
     """A Caller that says what went wrong: the base of Service."""
@@ -36,8 +40,11 @@ class Telling(Caller):
     _end: str | None = "it was not started: call start(), or use it in a with statement"
     """Why it takes no calls."""
 
-    def _pack(self, name: str, arguments: tuple[Any, ...]) -> bytes:
-        """The long way to an argument block. Raises what is wrong with the arguments."""
+    def _pack(self, name: str, arguments: tuple[Any, ...]) -> tuple[bytes, tuple[object, ...]]:
+        """The long way to an argument block; and what holds the memory that it points to.
+
+        Raises what is wrong with the arguments.
+        """
         packers, signature = self._packers.get(name, []), self.functions.get(name)
         if len(arguments) != len(packers):
             wanted = ", ".join(kernels._describe(p) for p in signature.parameters) if signature else ""
@@ -45,12 +52,14 @@ class Telling(Caller):
                 f"{name} takes {len(packers)} argument(s) ({wanted or 'nothing'}); "
                 f"{len(arguments)} given"
             )
-        block = bytearray(signature.size if signature else 0)
+        block, owners = bytearray(signature.size if signature else 0), []
         for pack, value in zip(packers, arguments, strict=True):
             if isinstance(value, Array):
-                value._open()
+                owners.append(value._open())  # the memory: the array may be closed meanwhile
+            elif not isinstance(value, _VALUES):
+                owners.append(value)
             pack(block, value, self.device)
-        return bytes(block)
+        return bytes(block), tuple(owners)
 
     def _refuse(self) -> None:
         self.device.ensure_usable()
@@ -64,9 +73,9 @@ class Telling(Caller):
     def _timeout_wrong(self, value: object) -> ArgumentError:
         return ArgumentError(f"timeout is {value!r}: give seconds, 0 or more")
 
-    def _lane_wrong(self, lane: int, why: int) -> ArgumentError:
+    def _lane_wrong(self, lane: Any, why: int) -> ArgumentError:
         if why == 0:
-            return ArgumentError(f"lane is {lane}; the service has lanes 0 to {self._options.lanes - 1}")
+            return ArgumentError(f"lane is {lane!r}; the service has lanes 0 to {self._options.lanes - 1}")
         if why == 1:
             which = "every lane" if lane < 0 else f"lane {lane}"
             return ArgumentError(f"{which} is lent already, to C code; start the service with more")

@@ -23,6 +23,7 @@ from ._poller import Poller
 from ._resident import PAUSE, STOP, Resident
 
 START_TIMEOUT = 10.0  # seconds until the kernel must answer
+AWAY_TIMEOUT = 1.0  # seconds until threads inside call() have noticed: it takes milliseconds
 
 S = TypeVar("S", bound="Living")
 NOTHING = ""
@@ -151,7 +152,7 @@ class Living(Telling):
                     "does, or this process ends."
                 )
         self._end = failure or why
-        kept: list[object] = []
+        kept: list[object] | None = None if failure is None else []
         self._shut(ServiceError(f"the service is over: {self._end}"), kept)
         self._poller.stop()
         self.device.residents.discard(self)
@@ -160,13 +161,12 @@ class Living(Telling):
             _kept.append((resident, kept))
             raise ServiceError(failure)
         self._resident = None
-        end = time.monotonic() + 1.0  # a thread inside call() notices within milliseconds
+        if resident is None:
+            return
+        end = time.monotonic() + AWAY_TIMEOUT
         while self._waiting and time.monotonic() < end:
             time.sleep(200e-6)
-        if self._waiting:
-            _kept.append(resident)
-        elif resident is not None:
-            resident.give_back()
+        self._when_left(resident.give_back)  # the last one in there does, a callback's thread say
 
     def _check(self) -> None:
         """Raises ServiceError if the kernel has ended. Called by threads that wait for a reply."""
@@ -196,7 +196,7 @@ class Living(Telling):
         self._end = why
         failure = ServiceError(f"the service is over: {why}")
         failure.__cause__ = cause
-        self._shut(failure, [])
+        self._shut(failure, None)
         self.device.residents.discard(self)
         return failure
 
@@ -242,7 +242,7 @@ class Living(Telling):
 
 
 _all: weakref.WeakSet[Living] = weakref.WeakSet()
-_kept: list[object] = []  # memory that a thread, or a function that does not end, may still use
+_kept: list[object] = []  # memory that a function that does not end may still use
 
 
 def _running(device: Device) -> list[Living]:

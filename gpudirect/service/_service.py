@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from .. import _native, devices, kernels
 from ..devices import Device
 from ..errors import ArgumentError
+from ..kernels import compiler_options
 from ._compiled import compiled
+from ._function import ServiceFunction
 from ._future import Future
 from ._info import ServiceInfo, declaration, packet_store
 from ._layout import Layout
@@ -20,14 +22,14 @@ from ._poller import Poller
 from ._source import declared
 
 DEFAULT_SLICE = 1e-3  # seconds
-DEFAULT_NAP_AFTER = 5e-3
 
 
 class Service(Living):
     """Device functions that answer calls: a resident kernel that polls rings in its own memory.
 
         with gd.Service(source, {"scale": "thread", "sum": "block"}, lanes=2) as svc:
-            svc.call("scale", 2.0, a, 3)          # blocks, a few microseconds
+            svc.scale(2.0, a, 3)                  # blocks, a few microseconds
+            svc.call("scale", 2.0, a, 3)          # the same
             future = svc.submit("sum", a, 4096)   # future.result(), or await it
             list(svc.map("scale", xs, arrays, ns))
 
@@ -46,8 +48,6 @@ class Service(Living):
         queued behind it, goes on. So whoever waits for the whole device (``torch.cuda.synchronize()``,
         loading code, cudaFree) waits for two slices at most. None keeps one launch for ever, and
         them waiting as long.
-    nap_after: seconds without a call after which the kernel leaves the device, so that others have all
-        of it. The next call's own store wakes it: 7 to 9 us instead of 2. None: it never naps.
 
     It runs from ``start()`` (or ``with``) to ``stop()``; then it can be started again. Meanwhile it
     holds ``info.blocks`` blocks of the device. Other launches go on beside it; ``gd.synchronize()``
@@ -71,21 +71,21 @@ class Service(Living):
         lifetime: float | None = None,
         stop_timeout: float = 5.0,
         slice: float | None = DEFAULT_SLICE,
-        nap_after: float | None = DEFAULT_NAP_AFTER,
         device: Device | str | int | None = None,
         bridge: str | None = None,
         options: Sequence[str] = (),
     ) -> None:
         teams = declared(functions)
+        options = compiler_options(options)
         self.device = devices.get(device)
         self._options = checked(
             teams.values(), lanes=lanes, slots=slots, threads=threads, blocks=blocks,
             idle_after=idle_after, idle_sleep=idle_sleep, lifetime=lifetime, stop_timeout=stop_timeout,
-            slice=slice, nap_after=nap_after,
+            slice=slice,
         )  # fmt: skip
         self._bridge = bridge
         self._poller = Poller(self)
-        self._kernel, self.functions = compiled(source, teams, self.device, tuple(options))
+        self._kernel, self.functions = compiled(source, teams, self.device, options)
         longest = max(s.size for s in self.functions.values())
         self._layout = Layout(self._options.lanes, self._options.slots, longest)
         self._packers = {
@@ -145,8 +145,6 @@ class Service(Living):
             idle_sleep=options.idle_sleep,
             lifetime=options.lifetime,
             slice=options.slice,
-            nap_after=options.nap_after,
-            state=self._resident.state if self._resident else "stopped",
             slices=self._resident.slices if self._resident else 0,
             late=self._resident.late if self._resident else 0,
         )
@@ -159,6 +157,25 @@ class Service(Living):
             f"<Service of {', '.join(self.functions)} on {self.device.id}{mark}, {options.lanes} "
             f"lane(s), {options.all_blocks} block(s) of {options.threads} threads, {state}>"
         )
+
+    # -- its functions by name ------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> ServiceFunction:
+        """``svc["scale"](2.0, a, 3)``. Raises KernelNotFoundError."""
+        if name not in self.functions:
+            raise self._unknown(name)
+        return ServiceFunction(self, name)
+
+    def __getattr__(self, name: str) -> ServiceFunction:
+        """``svc.scale(2.0, a, 3)``: the same, unless the service has an attribute of this name."""
+        if name in self.__dict__.get("functions", ()):
+            return ServiceFunction(self, name)
+        if name.startswith("_") or "functions" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(str(self._unknown(name)), name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(n for n in self.functions if n.isidentifier())})
 
     # -- calls of others ------------------------------------------------------------------------
 
@@ -174,7 +191,6 @@ class Service(Living):
         ring = self._resident.ring(lane)
         lent.packets, lent.replies, lent.stride = ring.packets, ring.replies, ring.stride
         lent.arguments, lent.arguments_device = ring.arguments, ring.arguments_device
-        lent.told, lent.wake = ring.told, ring.wake
         lent.slots, lent.flags = self.slots, self._resident.memory._flags
         code = _native.lib.gd_lane_init(lent)
         assert code == 0, f"lane {lane}: {os.strerror(-code)}"

@@ -89,7 +89,7 @@ def test_what_the_emulation_lacks_is_named():
 @pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3, 4)])
 def test_a_wrong_number_of_arguments(arguments):
     k = gd.kernel(SCALE, "scale<float>")
-    with pytest.raises(gd.LaunchError, match=r"takes 3 argument\(s\).*given"):
+    with pytest.raises(gd.ArgumentError, match=r"takes 3 argument\(s\).*given"):
         k[1, 1](*arguments)
 
 

@@ -280,6 +280,8 @@ def test_a_launch_hands_the_argument_block_over(engine):
 
 @pytest.mark.parametrize("wrong", [
     {"write_pinned": (5, 4)}, {"read_pinned": (-1,)}, {"read_pageable": tuple(range(7))},
+    {"write_pinned": 5}, {"write_pinned": ("a",)}, {"read_pinned": None}, {"read_pinned": (1.5,)},
+    {"threads": 1.5}, {"threads": None}, {"threads": True}, {"read_threads": "4"}, {"source": 3},
     {"threads": 65}, {"threads": -1}, {"write_threads": -1}, {"write_pageable": (4, 4)},
 ])  # fmt: skip
 def test_limits_that_make_no_sense_are_refused(wrong):

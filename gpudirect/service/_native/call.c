@@ -7,26 +7,36 @@
 
 void finish(Call *call, enum state state)
 {
-    call->state = state;
-    Py_CLEAR(call->arguments);
-    if (call->watched) {
-        PyObject *result = PyObject_CallMethod((PyObject *)call, "_finished", NULL);
+    PyObject *type, *value, *trace, *result;
+    struct visit visit;
 
+    call->state = state;
+    if (!call->holds && !call->watched)
+        return;
+    PyErr_Fetch(&type, &value, &trace); /* a signal's, perhaps */
+    Py_CLEAR(call->holds);
+    if (call->watched) {
+        visit_python(call->caller, &visit);
+        result = PyObject_CallMethod((PyObject *)call, "_finished", NULL);
+        leave_python(call->caller, &visit);
         if (!result)
             PyErr_WriteUnraisable((PyObject *)call);
         Py_XDECREF(result);
     }
+    PyErr_Restore(type, value, trace);
 }
 
 /* Look for the reply; whether the call is over. */
 static int over(Call *self)
 {
-    if (self->state == PENDING && reachable(self->caller) && self->caller->lanes) {
-        Lane *lane = &self->caller->lanes[self->lane];
+    Rings *rings = self->rings;
 
-        self->caller->waiting++;
+    if (self->state == PENDING && reachable(self->caller)) {
+        Lane *lane = &rings->lanes[self->lane];
+
+        enter(rings);
         settle(lane, slot_of(lane, self->sequence));
-        self->caller->waiting--;
+        leave(self->caller, rings);
     }
     return self->state != PENDING;
 }
@@ -57,13 +67,15 @@ static PyObject *Call_result(Call *self, PyObject *const *args, Py_ssize_t nargs
     while (!over(self)) {
         struct p2pmod_reply ignored;
         Caller *caller = self->caller;
+        Rings *rings = self->rings;
         int code;
 
-        if (closed(caller))
+        if (closed_since(caller, rings))
             return NULL;
-        caller->waiting++;
-        code = await_reply(caller, &caller->lanes[self->lane], self->sequence, timeout, &ignored);
-        caller->waiting--;
+        enter(rings);
+        code = await_reply(caller, rings, &rings->lanes[self->lane], self->sequence, timeout,
+                           &ignored);
+        leave(caller, rings);
         if (code == -ETIMEDOUT && !over(self)) {
             raise_made(invoke(caller, "_timeout_error", "(Odi)", self->function->name,
                               timeout / 1e9, 0));
@@ -99,15 +111,15 @@ static PyObject *Call_watch(Call *self, PyObject *ignored)
 static PyObject *Call_awaited(Call *self, PyObject *ignored)
 {
     (void)ignored;
-    if (self->state != PENDING || !self->caller->lanes)
+    if (self->state != PENDING)
         Py_RETURN_NONE;
-    const struct gd_lane *ring = &self->caller->lanes[self->lane].ring;
+    const struct gd_lane *ring = &self->rings->lanes[self->lane].ring;
 
     return Py_BuildValue(
-        "KKI",
+        "KI",
         (unsigned long long)ring->replies +
             (unsigned long long)(self->sequence & (ring->slots - 1)) * P2PMOD_REPLY_BYTES,
-        (unsigned long long)(uintptr_t)ring, self->sequence);
+        self->sequence);
 }
 
 static PyObject *Call_get_name(Call *self, void *ignored)
@@ -119,14 +131,14 @@ static PyObject *Call_get_name(Call *self, void *ignored)
 static int Call_traverse(Call *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->caller);
-    Py_VISIT(self->arguments);
+    Py_VISIT(self->holds);
     Py_VISIT(self->failure);
     return 0;
 }
 
 static int Call_clear(Call *self)
 {
-    Py_CLEAR(self->arguments);
+    Py_CLEAR(self->holds);
     Py_CLEAR(self->failure);
     return 0; /* the caller stays: result() wants it */
 }
@@ -137,6 +149,7 @@ static void Call_dealloc(Call *self)
     if (self->weakrefs)
         PyObject_ClearWeakRefs((PyObject *)self);
     Call_clear(self);
+    drop_rings(self->rings);
     Py_XDECREF(self->caller);
     Py_XDECREF(self->function);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -149,7 +162,7 @@ static PyMethodDef Call_methods[] = {
      "result(timeout=None)\n--\n\nWait for the result, at most ``timeout`` seconds; 0 looks once.\n\n"
      "Raises what the call raised, or CallTimeoutError; it can be asked again then."},
     {"_watch", (PyCFunction)Call_watch, METH_NOARGS, "Have _finished() called when it is over."},
-    {"_awaited", (PyCFunction)Call_awaited, METH_NOARGS, "(address of the reply, of its lane, sequence)"},
+    {"_awaited", (PyCFunction)Call_awaited, METH_NOARGS, "(address of the reply, sequence)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -9,10 +9,24 @@
 
 struct request {
     Function *function;
+    PyObject *holds; /* what keeps the memory that the arguments point to, or NULL */
     int64_t timeout; /* ns; < 0: none */
     int lane;        /* < 0: any */
     char block[ARGUMENTS_MAX] __attribute__((aligned(16)));
 };
+
+/* The number of a lane, or -1 with an exception. */
+static int lane_number(Caller *self, PyObject *value)
+{
+    long lane = PyLong_AsLong(value);
+
+    if (lane == -1)
+        PyErr_Clear(); /* what is no number is refused like one that is too small */
+    if (lane >= 0 && self->rings && lane < self->rings->lane_count)
+        return (int)lane;
+    raise_made(invoke(self, "_lane_wrong", "(Oi)", value, 0));
+    return -1;
+}
 
 static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssize_t nargs,
                  PyObject *kwnames)
@@ -21,8 +35,7 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
 
     r->timeout = -1;
     r->lane = -1;
-    if (closed(self))
-        return -1;
+    r->holds = NULL;
     for (Py_ssize_t i = 0; kwnames && i < PyTuple_GET_SIZE(kwnames); i++) {
         PyObject *name = PyTuple_GET_ITEM(kwnames, i), *value = args[nargs + i];
 
@@ -40,18 +53,11 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
             }
             r->timeout = seconds > 9e9 ? -1 : (int64_t)(seconds * 1e9);
         } else if (PyUnicode_CompareWithASCIIString(name, "lane") == 0) {
-            long lane;
-
             if (value == Py_None)
                 continue;
-            lane = PyLong_AsLong(value);
-            if (lane == -1 && PyErr_Occurred())
+            r->lane = lane_number(self, value);
+            if (r->lane < 0)
                 return -1;
-            if (lane < 0 || lane >= self->lane_count) {
-                raise_made(invoke(self, "_lane_wrong", "(li)", lane, 0));
-                return -1;
-            }
-            r->lane = (int)lane;
         } else {
             PyErr_Format(PyExc_TypeError, "no keyword %R here: there are timeout and lane", name);
             return -1;
@@ -70,10 +76,34 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
         return -1;
     }
     r->function = (Function *)found;
-    return pack(self, r->function, args + 1, nargs - 1, r->block);
+    if (pack(self, r->function, args + 1, nargs - 1, r->block, &r->holds)) {
+        Py_CLEAR(r->holds);
+        return -1;
+    }
+    return 0;
 }
 
-static PyObject *call(Caller *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+/* A waiting thread gives up, with an exception or -ETIMEDOUT: the function may still run. */
+static void abandon(Rings *rings, struct slot *slot)
+{
+    if (!rings->shut) {
+        slot->owner = ABANDONED;
+        return;
+    }
+    if (slot->keep && rings->kept) {
+        PyObject *type, *value, *trace;
+
+        PyErr_Fetch(&type, &value, &trace);
+        if (PyList_Append(rings->kept, slot->keep))
+            PyErr_Clear(); /* without memory for a list no harm can be kept off */
+        PyErr_Restore(type, value, trace);
+    }
+    slot->owner = NOBODY;
+    Py_CLEAR(slot->keep);
+}
+
+static PyObject *call(Caller *self, Rings *rings, PyObject *const *args, Py_ssize_t nargs,
+                      PyObject *kwnames)
 {
     struct request r;
     struct p2pmod_reply reply;
@@ -84,25 +114,19 @@ static PyObject *call(Caller *self, PyObject *const *args, Py_ssize_t nargs, PyO
 
     if (parse(self, &r, args, nargs, kwnames))
         return NULL;
-    lane = take_slot(self, r.function, r.lane, r.timeout);
-    if (!lane || send(self, lane, r.function, r.block))
+    lane = take_slot(self, rings, r.function, r.lane, r.timeout);
+    if (!lane || send(self, lane, r.function, r.block)) {
+        Py_XDECREF(r.holds);
         return NULL;
+    }
     sequence = lane->ring.sent;
     slot = slot_of(lane, sequence);
     slot->sequence = sequence;
     slot->owner = WAITER;
-    code = await_reply(self, lane, sequence, r.timeout, &reply);
-    if (code) { /* the function may still use its arguments */
-        PyObject *type, *value, *trace;
-
-        PyErr_Fetch(&type, &value, &trace);
-        if (self->lanes) {
-            slot->keep = PyTuple_New(nargs);
-            for (Py_ssize_t i = 0; slot->keep && i < nargs; i++)
-                PyTuple_SET_ITEM(slot->keep, i, Py_NewRef(args[i]));
-            slot->owner = ABANDONED;
-        }
-        PyErr_Restore(type, value, trace);
+    slot->keep = r.holds;
+    code = await_reply(self, rings, lane, sequence, r.timeout, &reply);
+    if (code) {
+        abandon(rings, slot);
         if (code == -ETIMEDOUT)
             raise_made(invoke(self, "_timeout_error", "(Odi)", r.function->name, r.timeout / 1e9,
                               0));
@@ -111,6 +135,7 @@ static PyObject *call(Caller *self, PyObject *const *args, Py_ssize_t nargs, PyO
     slot->owner = NOBODY;
     if (lane->swept + 1 == sequence)
         lane->swept = sequence;
+    Py_CLEAR(slot->keep);
     if (reply.status) {
         raise_status(self, r.function, &reply);
         return NULL;
@@ -118,18 +143,8 @@ static PyObject *call(Caller *self, PyObject *const *args, Py_ssize_t nargs, PyO
     return unpack(r.function, reply.value);
 }
 
-static PyObject *Caller_call(Caller *self, PyObject *const *args, Py_ssize_t nargs,
-                             PyObject *kwnames)
-{
-    PyObject *result;
-
-    self->waiting++;
-    result = call(self, args, nargs, kwnames);
-    self->waiting--;
-    return result;
-}
-
-static PyObject *submit(Caller *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *submit(Caller *self, Rings *rings, PyObject *const *args, Py_ssize_t nargs,
+                        PyObject *kwnames)
 {
     PyTypeObject *type = (PyTypeObject *)self->call_type;
     struct request r;
@@ -140,81 +155,91 @@ static PyObject *submit(Caller *self, PyObject *const *args, Py_ssize_t nargs, P
     if (parse(self, &r, args, nargs, kwnames))
         return NULL;
     call = (Call *)type->tp_alloc(type, 0);
-    if (!call)
+    if (!call) {
+        Py_XDECREF(r.holds);
         return NULL;
+    }
     call->caller = (Caller *)Py_NewRef(self);
     call->function = (Function *)Py_NewRef(r.function);
-    call->arguments = PyTuple_New(nargs);
-    if (!call->arguments)
-        goto failed;
-    for (Py_ssize_t i = 0; i < nargs; i++)
-        PyTuple_SET_ITEM(call->arguments, i, Py_NewRef(args[i]));
-    lane = take_slot(self, r.function, r.lane, r.timeout);
-    if (!lane || send(self, lane, r.function, r.block))
-        goto failed;
-    call->lane = (int)(lane - self->lanes);
+    call->rings = rings;
+    rings->references++;
+    call->holds = r.holds;
+    lane = take_slot(self, rings, r.function, r.lane, r.timeout);
+    if (!lane || send(self, lane, r.function, r.block)) {
+        call->state = FAILED;
+        Py_DECREF(call);
+        return NULL;
+    }
+    call->lane = (int)(lane - rings->lanes);
     call->sequence = lane->ring.sent;
     slot = slot_of(lane, call->sequence);
     slot->sequence = call->sequence;
     slot->owner = FUTURE;
     slot->keep = Py_NewRef(call);
     return (PyObject *)call;
+}
 
-failed:
-    call->state = FAILED;
-    Py_DECREF(call);
-    return NULL;
+typedef PyObject *way(Caller *, Rings *, PyObject *const *, Py_ssize_t, PyObject *);
+
+static inline PyObject *inside(way *what, Caller *self, PyObject *const *args, Py_ssize_t nargs,
+                               PyObject *kwnames)
+{
+    Rings *rings = self->rings;
+    PyObject *result;
+
+    if (closed(self))
+        return NULL;
+    enter(rings);
+    result = what(self, rings, args, nargs, kwnames);
+    leave(self, rings);
+    return result;
+}
+
+static PyObject *Caller_call(Caller *self, PyObject *const *args, Py_ssize_t nargs,
+                             PyObject *kwnames)
+{
+    return inside(call, self, args, nargs, kwnames);
 }
 
 static PyObject *Caller_submit(Caller *self, PyObject *const *args, Py_ssize_t nargs,
                                PyObject *kwnames)
 {
-    PyObject *result;
-
-    self->waiting++;
-    result = submit(self, args, nargs, kwnames);
-    self->waiting--;
-    return result;
+    return inside(submit, self, args, nargs, kwnames);
 }
 
 static PyObject *Caller_open(Caller *self, PyObject *args)
 {
     PyObject *lanes, *functions, *device, *call_type;
     unsigned slots, flags, store;
-    int count;
+    Rings *rings;
 
     if (!PyArg_ParseTuple(args, "O!IIIO!OO:_open", &PyTuple_Type, &lanes, &slots, &flags, &store,
                           &PyDict_Type, &functions, &device, &call_type))
         return NULL;
-    if (self->open || self->waiting || !PyType_Check(call_type) ||
+    if (self->open || !PyType_Check(call_type) ||
         !PyType_IsSubtype((PyTypeObject *)call_type, &CallType) || slots & (slots - 1)) {
         PyErr_SetString(PyExc_ValueError, "_open: already open, or not what it wants");
         return NULL;
     }
-    drop_lanes(self);
-    count = (int)PyTuple_GET_SIZE(lanes);
-    self->lanes = PyMem_Calloc((size_t)count, sizeof(Lane));
-    if (!self->lanes)
-        return PyErr_NoMemory();
-    self->lane_count = count;
-    for (int i = 0; i < count; i++) {
-        unsigned long long packets, replies, arguments, arguments_device, told, wake;
-        struct gd_lane *ring = &self->lanes[i].ring;
+    rings = new_rings((int)PyTuple_GET_SIZE(lanes));
+    if (!rings)
+        return NULL;
+    for (int i = 0; i < rings->lane_count; i++) {
+        unsigned long long packets, replies, arguments, arguments_device;
+        struct gd_lane *ring = &rings->lanes[i].ring;
 
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(lanes, i), "KKKKIKK", &packets, &replies,
-                              &arguments, &arguments_device, &ring->stride, &told, &wake))
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(lanes, i), "KKKKI", &packets, &replies, &arguments,
+                              &arguments_device, &ring->stride))
             goto failed;
         ring->packets = (uintptr_t)packets;
         ring->replies = (uintptr_t)replies;
         ring->arguments = (uintptr_t)arguments;
         ring->arguments_device = arguments_device;
-        ring->told = (uintptr_t)told;
-        ring->wake = (uintptr_t)wake;
         ring->slots = slots;
         ring->flags = flags;
         ring->store = store;
-        self->lanes[i].slots = PyMem_Calloc(slots, sizeof(struct slot));
-        if (!self->lanes[i].slots) {
+        rings->lanes[i].slots = PyMem_Calloc(slots, sizeof(struct slot));
+        if (!rings->lanes[i].slots) {
             PyErr_NoMemory();
             goto failed;
         }
@@ -222,88 +247,111 @@ static PyObject *Caller_open(Caller *self, PyObject *args)
     Py_XSETREF(self->functions, Py_NewRef(functions));
     Py_XSETREF(self->device, Py_NewRef(device));
     Py_XSETREF(self->call_type, Py_NewRef(call_type));
+    drop_rings(self->rings);
+    self->rings = rings;
     self->forks = *api->forks;
     self->open = 1;
     Py_RETURN_NONE;
 
 failed:
-    drop_lanes(self);
+    drop_rings(rings);
     return NULL;
 }
 
 /*
  * No more calls. Futures whose reply is not there fail with the exception; waiting threads notice.
- * The arguments of such calls go to the list `kept`: a function may still run on them.
+ * What held the memory of such calls goes to the list `kept`, if there is one: their functions may
+ * still run.
  */
 static PyObject *Caller_shut(Caller *self, PyObject *args)
 {
+    Rings *rings = self->rings;
     PyObject *failure, *kept;
 
-    if (!PyArg_ParseTuple(args, "OO!:_shut", &failure, &PyList_Type, &kept))
+    if (!PyArg_ParseTuple(args, "OO:_shut", &failure, &kept))
         return NULL;
     self->open = 0;
-    self->waiting++;
-    for (int i = 0; i < self->lane_count; i++) {
-        Lane *lane = &self->lanes[i];
+    if (!rings || rings->shut)
+        Py_RETURN_NONE;
+    enter(rings);
+    rings->shut = 1;
+    rings->failure = Py_NewRef(failure);
+    rings->kept = PyList_Check(kept) ? Py_NewRef(kept) : NULL;
+    for (int i = 0; i < rings->lane_count; i++) {
+        Lane *lane = &rings->lanes[i];
 
         if (reachable(self))
             sweep(lane);
         for (uint32_t s = 0; s < lane->ring.slots; s++) {
             struct slot *slot = &lane->slots[s];
-            PyObject *keep;
+            PyObject *keep, *holds;
 
-            if (slot->owner == NOBODY || slot->owner == WAITER || (reachable(self) && settle(lane, slot)))
+            if (slot->owner == NOBODY || slot->owner == WAITER ||
+                (reachable(self) && settle(lane, slot)))
                 continue;
             keep = slot->keep;
             slot->keep = NULL;
-            if (slot->owner == ABANDONED && keep && PyList_Append(kept, keep))
+            holds = slot->owner == FUTURE ? ((Call *)keep)->holds : keep;
+            if (holds && rings->kept && PyList_Append(rings->kept, holds))
                 PyErr_Clear(); /* without memory for a list no harm can be kept off */
             if (slot->owner == FUTURE) {
-                Call *call = (Call *)keep;
-
-                if (call->arguments && PyList_Append(kept, call->arguments))
-                    PyErr_Clear();
-                call->failure = Py_NewRef(failure);
                 slot->owner = NOBODY;
-                finish(call, FAILED);
+                ((Call *)keep)->failure = Py_NewRef(failure);
+                finish((Call *)keep, FAILED);
             }
             slot->owner = NOBODY;
             Py_XDECREF(keep);
         }
     }
-    self->waiting--;
+    leave(self, rings);
+    Py_RETURN_NONE;
+}
+
+/* Call it when nobody is inside the shut lanes any more, which may be at once. */
+static PyObject *Caller_when_left(Caller *self, PyObject *then)
+{
+    Rings *rings = self->rings;
+
+    if (!rings || !rings->inside)
+        return PyObject_CallNoArgs(then);
+    Py_XSETREF(rings->when_left, Py_NewRef(then));
     Py_RETURN_NONE;
 }
 
 static PyObject *Caller_lend(Caller *self, PyObject *number)
 {
-    long i = PyLong_AsLong(number);
     Lane *lane;
+    int i;
 
-    if (i == -1 && PyErr_Occurred())
-        return NULL;
     if (closed(self))
         return NULL;
-    if (i < 0 || i >= self->lane_count) {
-        raise_made(invoke(self, "_lane_wrong", "(li)", i, 0));
+    i = lane_number(self, number);
+    if (i < 0)
         return NULL;
-    }
-    lane = &self->lanes[i];
-    self->waiting++;
+    lane = &self->rings->lanes[i];
+    enter(self->rings);
     sweep(lane);
-    self->waiting--;
+    leave(self, self->rings);
+    if (closed(self))
+        return NULL;
     if (lane->lent || lane->swept != lane->ring.sent) {
-        raise_made(invoke(self, "_lane_wrong", "(li)", i, lane->lent ? 1 : 2));
+        raise_made(invoke(self, "_lane_wrong", "(ii)", i, lane->lent ? 1 : 2));
         return NULL;
     }
     lane->lent = 1;
     return PyLong_FromUnsignedLong(lane->ring.sent);
 }
 
+/* Threads inside the lanes that are open, or were last, without those that asked from inside. */
 static PyObject *Caller_get_waiting(Caller *self, void *ignored)
 {
+    unsigned long me = PyThread_get_thread_ident();
+    int others = self->rings ? self->rings->inside : 0;
+
     (void)ignored;
-    return PyLong_FromLong(self->waiting);
+    for (const struct visit *v = self->visits; v; v = v->next)
+        others -= v->thread == me;
+    return PyLong_FromLong(others > 0 ? others : 0);
 }
 
 static PyObject *Caller_get_open(Caller *self, void *ignored)
@@ -315,18 +363,27 @@ static PyObject *Caller_get_open(Caller *self, void *ignored)
 /* Calls sent whose replies nobody has taken, of each lane. */
 static PyObject *Caller_get_pending(Caller *self, void *ignored)
 {
-    PyObject *list = PyTuple_New(self->lane_count);
+    Rings *rings = self->rings;
+    PyObject *list = PyTuple_New(rings ? rings->lane_count : 0);
 
     (void)ignored;
-    self->waiting++;
-    for (int i = 0; list && i < self->lane_count; i++) {
-        Lane *lane = &self->lanes[i];
+    if (!rings || !list)
+        return list;
+    enter(rings);
+    for (int i = 0; i < rings->lane_count; i++) {
+        Lane *lane = &rings->lanes[i];
+        PyObject *count;
 
-        if (self->open && reachable(self))
+        if (!rings->shut && reachable(self))
             sweep(lane);
-        PyTuple_SET_ITEM(list, i, PyLong_FromUnsignedLong(lane->ring.sent - lane->swept));
+        count = PyLong_FromUnsignedLong(lane->ring.sent - lane->swept);
+        if (!count) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyTuple_SET_ITEM(list, i, count);
     }
-    self->waiting--;
+    leave(self, rings);
     return list;
 }
 
@@ -335,16 +392,29 @@ static int Caller_traverse(Caller *self, visitproc visit, void *arg)
     Py_VISIT(self->functions);
     Py_VISIT(self->device);
     Py_VISIT(self->call_type);
-    for (int i = 0; i < self->lane_count; i++)
-        for (uint32_t s = 0; self->lanes[i].slots && s < self->lanes[i].ring.slots; s++)
-            Py_VISIT(self->lanes[i].slots[s].keep);
+    for (int i = 0; self->rings && i < self->rings->lane_count; i++) {
+        const Lane *lane = &self->rings->lanes[i];
+
+        for (uint32_t s = 0; lane->slots && s < lane->ring.slots; s++)
+            Py_VISIT(lane->slots[s].keep);
+    }
     return 0;
 }
 
 static int Caller_clear(Caller *self)
 {
+    Rings *rings = self->rings;
+
     self->open = 0;
-    drop_lanes(self);
+    self->rings = NULL;
+    if (rings)
+        rings->shut = 1;
+    for (int i = 0; rings && i < rings->lane_count; i++)
+        for (uint32_t s = 0; rings->lanes[i].slots && s < rings->lanes[i].ring.slots; s++) {
+            rings->lanes[i].slots[s].owner = NOBODY;
+            Py_CLEAR(rings->lanes[i].slots[s].keep); /* futures, which refer to the rings */
+        }
+    drop_rings(rings);
     Py_CLEAR(self->functions);
     Py_CLEAR(self->device);
     Py_CLEAR(self->call_type);
@@ -379,12 +449,14 @@ static PyMethodDef Caller_methods[] = {
     {"_lend", (PyCFunction)Caller_lend, METH_O,
      "_lend(lane): send no more calls through it; the number of the last one."},
     {"_shut", (PyCFunction)Caller_shut, METH_VARARGS,
-     "_shut(exception of calls that are still open, list for their arguments)"},
+     "_shut(exception of calls that are still open, list for what holds their memory or None)"},
+    {"_when_left", (PyCFunction)Caller_when_left, METH_O,
+     "_when_left(callable): called when no thread is inside the shut lanes any more."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef Caller_members[] = {
-    {"_waiting", (getter)Caller_get_waiting, NULL, "Threads that look at rings.", NULL},
+    {"_waiting", (getter)Caller_get_waiting, NULL, "Other threads that look at rings.", NULL},
     {"_opened", (getter)Caller_get_open, NULL, "Whether calls are taken.", NULL},
     {"pending", (getter)Caller_get_pending, NULL,
      "Calls sent and not yet answered, of each lane.", NULL},

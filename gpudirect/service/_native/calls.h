@@ -43,7 +43,7 @@ typedef struct {
 enum owner { NOBODY, WAITER, FUTURE, ABANDONED };
 
 struct slot {
-    PyObject *keep; /* the Call of a future; of an abandoned call its arguments */
+    PyObject *keep; /* the Call of a future; else what holds the memory that the call may touch */
     uint32_t sequence;
     enum owner owner;
 };
@@ -55,13 +55,33 @@ typedef struct {
     int lent;       /* to C code that sends calls of its own */
 } Lane;
 
+/*
+ * The lanes of a service from one start to the next stop. They stay as long as a thread is inside, a
+ * future refers to them, or the service has no others.
+ */
 typedef struct {
-    PyObject_HEAD
     Lane *lanes;
     int lane_count;
+    int references;
+    int inside;          /* threads inside call(), submit() or result(): the memory must stay */
+    int shut;            /* no more calls; what is open fails */
+    PyObject *failure;   /* with this exception */
+    PyObject *kept;      /* a list, of what shut lanes still held */
+    PyObject *when_left; /* called when they are shut, and nobody is inside any more */
+} Rings;
+
+/* Python code that runs below one of our functions: it may call any of them. On that one's stack. */
+struct visit {
+    unsigned long thread;
+    struct visit *next;
+};
+
+typedef struct {
+    PyObject_HEAD
+    Rings *rings;         /* NULL before the first start */
     int open;
     unsigned forks;       /* gd_forks() when it was opened */
-    int waiting;          /* threads inside call(), submit() or result(): rings must stay */
+    struct visit *visits;
     PyObject *functions;  /* name -> Function */
     PyObject *device;
     PyObject *call_type;
@@ -73,8 +93,9 @@ enum state { PENDING, ANSWERED, FAILED };
 typedef struct {
     PyObject_HEAD
     Caller *caller;
+    Rings *rings;
     Function *function;
-    PyObject *arguments; /* until the call is over: arrays must not go */
+    PyObject *holds;     /* the memory that the function may touch, until the call is over */
     int lane;
     uint32_t sequence;
     int watched;         /* call _finished() when it is over */
@@ -97,8 +118,12 @@ static inline int reachable(const Caller *self)
 
 extern PyObject *s_piece, *s_device, *s_ptr, *s_dtype; /* names of attributes */
 
-/* The arguments as bytes of the packet, `to` having room for them. 0, or -1 with an exception. */
-int pack(Caller *self, Function *function, PyObject *const *args, Py_ssize_t count, char *to);
+/*
+ * The arguments as bytes of the packet, `to` having room for them, and in *holds, which is NULL before,
+ * what keeps memory that they point to (NULL: nothing). 0, or -1 with an exception.
+ */
+int pack(Caller *self, Function *function, PyObject *const *args, Py_ssize_t count, char *to,
+         PyObject **holds);
 PyObject *unpack(const Function *function, uint64_t value);
 
 /* -- errors.c -- */
@@ -111,6 +136,17 @@ void raise_made(PyObject *made);
 void raise_status(Caller *self, Function *function, const struct p2pmod_reply *reply);
 /* 0, or -1 with an exception that says why no calls are taken. */
 int closed(Caller *self);
+/* The same for lanes that a thread has been inside of for a while. */
+int closed_since(Caller *self, const Rings *rings);
+
+/* Around whatever runs Python code that may come back to us. */
+static inline void visit_python(Caller *self, struct visit *visit)
+{
+    visit->thread = PyThread_get_thread_ident();
+    visit->next = self->visits;
+    self->visits = visit;
+}
+void leave_python(Caller *self, struct visit *visit);
 
 /* -- lanes.c -- */
 
@@ -119,17 +155,27 @@ static inline struct slot *slot_of(const Lane *lane, uint32_t sequence)
     return &lane->slots[sequence & (lane->ring.slots - 1)];
 }
 
+/* From here on the rings stay; they may be shut. */
+static inline void enter(Rings *rings)
+{
+    rings->inside++;
+    rings->references++;
+}
+/* The last one to leave shut rings gives their memory back. Keeps an exception that is set. */
+void leave(Caller *self, Rings *rings);
+Rings *new_rings(int lanes);
+void drop_rings(Rings *rings);
+
 int settle(Lane *lane, struct slot *slot);
 void sweep(Lane *lane);
-int await_reply(Caller *self, Lane *lane, uint32_t sequence, int64_t timeout,
+int await_reply(Caller *self, Rings *rings, Lane *lane, uint32_t sequence, int64_t timeout,
                 struct p2pmod_reply *reply);
-Lane *take_slot(Caller *self, Function *function, int wanted, int64_t timeout);
+Lane *take_slot(Caller *self, Rings *rings, Function *function, int wanted, int64_t timeout);
 int send(Caller *self, Lane *lane, const Function *function, const char *block);
-void drop_lanes(Caller *self);
 
 /* -- call.c -- */
 
-/* A call is over: let its arguments go, and tell whoever asked for it. */
+/* A call is over: let the memory go, and tell whoever asked for it. Keeps an exception that is set. */
 void finish(Call *call, enum state state);
 
 #endif

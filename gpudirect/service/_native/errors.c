@@ -5,6 +5,7 @@
 PyObject *invoke(Caller *self, const char *method, const char *format, ...)
 {
     PyObject *function = PyObject_GetAttrString((PyObject *)self, method), *args, *result = NULL;
+    struct visit visit;
     va_list list;
 
     if (!function)
@@ -12,8 +13,11 @@ PyObject *invoke(Caller *self, const char *method, const char *format, ...)
     va_start(list, format);
     args = Py_VaBuildValue(format, list);
     va_end(list);
-    if (args)
+    if (args) {
+        visit_python(self, &visit);
         result = PyObject_Call(function, args, NULL);
+        leave_python(self, &visit);
+    }
     Py_XDECREF(args);
     Py_DECREF(function);
     return result;
@@ -39,6 +43,24 @@ int closed(Caller *self)
         PyErr_SetString(PyExc_RuntimeError, "the service is not running");
     }
     return -1;
+}
+
+int closed_since(Caller *self, const Rings *rings)
+{
+    if (!rings->shut && reachable(self))
+        return 0;
+    if (!closed(self)) /* it has been started anew */
+        PyErr_SetObject((PyObject *)Py_TYPE(rings->failure), rings->failure);
+    return -1;
+}
+
+void leave_python(Caller *self, struct visit *visit)
+{
+    struct visit **at = &self->visits; /* threads take turns, so ours need not be the first */
+
+    while (*at != visit)
+        at = &(*at)->next;
+    *at = visit->next;
 }
 
 /* A status as an exception. */

@@ -111,8 +111,36 @@ static int pack_float(const struct field *f, PyObject *value, char *to)
     return 0;
 }
 
-/* An open array of this device whose elements were found fit before. */
-static int pack_array(const struct field *f, PyObject *value, PyObject *device, char *to)
+/* Add one to what holds memory; takes the reference. 0, or -1. */
+static int hold(PyObject **holds, PyObject *owner)
+{
+    int code;
+
+    if (!*holds) {
+        *holds = owner;
+        return 0;
+    }
+    if (!PyList_CheckExact(*holds)) {
+        PyObject *list = PyList_New(1);
+
+        if (!list) {
+            Py_DECREF(owner);
+            return -1;
+        }
+        PyList_SET_ITEM(list, 0, *holds);
+        *holds = list;
+    }
+    code = PyList_Append(*holds, owner);
+    Py_DECREF(owner);
+    return code;
+}
+
+/*
+ * An open array of this device whose elements were found fit before. What is held is the memory, not
+ * the array, which may be closed while the function still runs.
+ */
+static int pack_array(const struct field *f, PyObject *value, PyObject *device, char *to,
+                      PyObject **holds)
 {
     PyObject *piece, *found;
     unsigned long long address;
@@ -128,8 +156,9 @@ static int pack_array(const struct field *f, PyObject *value, PyObject *device, 
         Py_XDECREF(piece);
         return -1;
     }
+    if (hold(holds, piece))
+        return -1;
     found = PyObject_GetAttr(piece, s_device);
-    Py_DECREF(piece);
     same = found && found == device;
     Py_XDECREF(found);
     if (!same)
@@ -147,7 +176,7 @@ static int pack_array(const struct field *f, PyObject *value, PyObject *device, 
 
 /* 0, or -1 where the plain way does not do (whether or not an exception is set). */
 static int pack_one(const Function *function, const struct field *f, PyObject *value,
-                    PyObject *device, char *to)
+                    PyObject *device, char *to, PyObject **holds)
 {
     switch (f->kind) {
     case 'i':
@@ -166,7 +195,7 @@ static int pack_one(const Function *function, const struct field *f, PyObject *v
             return 0;
         }
         if (f->dtype && PyObject_TypeCheck(value, (PyTypeObject *)function->mapped))
-            return pack_array(f, value, device, to);
+            return pack_array(f, value, device, to, holds);
         return -1;
     case 's':
         if (!PyBytes_CheckExact(value) || PyBytes_GET_SIZE(value) != (Py_ssize_t)f->size)
@@ -230,9 +259,10 @@ static int learn(Function *function, PyObject *const *args, Py_ssize_t count)
     return 0;
 }
 
-int pack(Caller *self, Function *function, PyObject *const *args, Py_ssize_t count, char *to)
+int pack(Caller *self, Function *function, PyObject *const *args, Py_ssize_t count, char *to,
+         PyObject **holds)
 {
-    PyObject *list, *block;
+    PyObject *list, *block, *owners;
     Py_ssize_t i;
 
     if (count == function->count) {
@@ -240,28 +270,32 @@ int pack(Caller *self, Function *function, PyObject *const *args, Py_ssize_t cou
         for (i = 0; i < count; i++) {
             const struct field *f = &function->fields[i];
 
-            if (pack_one(function, f, args[i], self->device, to + f->offset))
+            if (pack_one(function, f, args[i], self->device, to + f->offset, holds))
                 break;
         }
         if (i == count)
             return 0;
         PyErr_Clear();
+        Py_CLEAR(*holds);
     }
     list = PyTuple_New(count);
     if (!list)
         return -1;
     for (i = 0; i < count; i++)
         PyTuple_SET_ITEM(list, i, Py_NewRef(args[i]));
-    block = invoke(self, "_pack", "(OO)", function->name, list);
-    Py_DECREF(list);
-    if (!block)
+    list = invoke(self, "_pack", "(ON)", function->name, list);
+    if (!list)
         return -1;
-    if (!PyBytes_CheckExact(block) || PyBytes_GET_SIZE(block) != (Py_ssize_t)function->size) {
-        PyErr_SetString(PyExc_RuntimeError, "_pack: not the arguments of this function");
-        Py_DECREF(block);
+    if (!PyArg_ParseTuple(list, "SO!:_pack", &block, &PyTuple_Type, &owners) ||
+        PyBytes_GET_SIZE(block) != (Py_ssize_t)function->size) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "_pack: not the arguments of this function");
+        Py_DECREF(list);
         return -1;
     }
     memcpy(to, PyBytes_AS_STRING(block), function->size);
-    Py_DECREF(block);
+    if (PyTuple_GET_SIZE(owners))
+        *holds = Py_NewRef(owners);
+    Py_DECREF(list);
     return learn(function, args, count);
 }

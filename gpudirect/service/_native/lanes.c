@@ -54,14 +54,13 @@ void sweep(Lane *lane)
  * the slot is that of a later call; -ETIMEDOUT; or -1 with an exception, when a signal came or the
  * service is no more.
  */
-int await_reply(Caller *self, Lane *lane, uint32_t sequence, int64_t timeout,
+int await_reply(Caller *self, Rings *rings, Lane *lane, uint32_t sequence, int64_t timeout,
                 struct p2pmod_reply *reply)
 {
     int64_t first = timeout >= 0 && timeout < SPIN ? timeout : SPIN;
     const struct slot *slot = slot_of(lane, sequence);
     struct gd_awaited one = {
-        lane->ring.replies + (uintptr_t)(slot - lane->slots) * P2PMOD_REPLY_BYTES,
-        (uintptr_t)&lane->ring, sequence};
+        lane->ring.replies + (uintptr_t)(slot - lane->slots) * P2PMOD_REPLY_BYTES, sequence};
     uint64_t start;
     int code = api->wait(&lane->ring, sequence, first, reply);
 
@@ -73,6 +72,8 @@ int await_reply(Caller *self, Lane *lane, uint32_t sequence, int64_t timeout,
         int64_t spent = (int64_t)(api->now() - start);
         int64_t left = timeout < 0 ? CHUNK : timeout - SPIN - spent;
         PyObject *alive;
+        struct visit visit;
+        int raised;
 
         if (left <= 0)
             return -ETIMEDOUT;
@@ -86,7 +87,10 @@ int await_reply(Caller *self, Lane *lane, uint32_t sequence, int64_t timeout,
             api->look(&lane->ring, sequence, reply);
             return 0;
         }
-        if (PyErr_CheckSignals())
+        visit_python(self, &visit);
+        raised = PyErr_CheckSignals();
+        leave_python(self, &visit);
+        if (raised || closed_since(self, rings))
             return -1;
         alive = invoke(self, "_check", "()");
         if (!alive)
@@ -99,7 +103,7 @@ int await_reply(Caller *self, Lane *lane, uint32_t sequence, int64_t timeout,
  * A lane whose next slot is free: an idle one, else the one with the fewest calls open, else wait.
  * NULL with an exception.
  */
-Lane *take_slot(Caller *self, Function *function, int wanted, int64_t timeout)
+Lane *take_slot(Caller *self, Rings *rings, Function *function, int wanted, int64_t timeout)
 {
     uint64_t start = 0;
 
@@ -110,10 +114,10 @@ Lane *take_slot(Caller *self, Function *function, int wanted, int64_t timeout)
         int64_t left = -1;
         int code;
 
-        if (closed(self))
+        if (closed_since(self, rings))
             return NULL;
-        for (int i = 0; i < self->lane_count; i++) {
-            Lane *lane = &self->lanes[i];
+        for (int i = 0; i < rings->lane_count; i++) {
+            Lane *lane = &rings->lanes[i];
 
             if (lane->lent || (wanted >= 0 && i != wanted))
                 continue;
@@ -124,7 +128,7 @@ Lane *take_slot(Caller *self, Function *function, int wanted, int64_t timeout)
                 break;
         }
         if (!best) {
-            raise_made(invoke(self, "_lane_wrong", "(li)", (long)wanted, 1));
+            raise_made(invoke(self, "_lane_wrong", "(ii)", wanted, 1));
             return NULL;
         }
         slot = slot_of(best, best->ring.sent + 1);
@@ -138,7 +142,7 @@ Lane *take_slot(Caller *self, Function *function, int wanted, int64_t timeout)
             left = timeout - (int64_t)(api->now() - start);
         code = left == 0 || (timeout >= 0 && left < 0)
                    ? -ETIMEDOUT
-                   : await_reply(self, best, slot->sequence, left, &ignored);
+                   : await_reply(self, rings, best, slot->sequence, left, &ignored);
         if (code == -ETIMEDOUT) {
             raise_made(invoke(self, "_timeout_error", "(Odi)", function->name, timeout / 1e9, 1));
             return NULL;
@@ -163,17 +167,59 @@ int send(Caller *self, Lane *lane, const Function *function, const char *block)
     return -1;
 }
 
-void drop_lanes(Caller *self)
+Rings *new_rings(int lanes)
 {
-    Lane *lanes = self->lanes;
-    int count = self->lane_count;
+    Rings *rings = PyMem_Calloc(1, sizeof(Rings));
 
-    self->lanes = NULL;
-    self->lane_count = 0;
-    for (int i = 0; i < count; i++) {
-        for (uint32_t s = 0; lanes[i].slots && s < lanes[i].ring.slots; s++)
-            Py_CLEAR(lanes[i].slots[s].keep);
-        PyMem_Free(lanes[i].slots);
+    if (rings) {
+        rings->references = 1;
+        rings->lane_count = lanes;
+        rings->lanes = PyMem_Calloc((size_t)lanes + 1, sizeof(Lane));
     }
-    PyMem_Free(lanes);
+    if (!rings || !rings->lanes) {
+        PyMem_Free(rings);
+        PyErr_NoMemory();
+        return NULL;
+    }
+    return rings;
+}
+
+void drop_rings(Rings *rings)
+{
+    if (!rings || --rings->references)
+        return;
+    for (int i = 0; i < rings->lane_count; i++) {
+        Lane *lane = &rings->lanes[i];
+
+        for (uint32_t s = 0; lane->slots && s < lane->ring.slots; s++)
+            Py_CLEAR(lane->slots[s].keep);
+        PyMem_Free(lane->slots);
+    }
+    PyMem_Free(rings->lanes);
+    Py_XDECREF(rings->failure);
+    Py_XDECREF(rings->kept);
+    Py_XDECREF(rings->when_left);
+    PyMem_Free(rings);
+}
+
+void leave(Caller *self, Rings *rings)
+{
+    PyObject *then = --rings->inside ? NULL : rings->when_left;
+
+    if (then) {
+        PyObject *type, *value, *trace, *result;
+        struct visit visit;
+
+        rings->when_left = NULL;
+        PyErr_Fetch(&type, &value, &trace);
+        visit_python(self, &visit);
+        result = PyObject_CallNoArgs(then);
+        leave_python(self, &visit);
+        if (!result)
+            PyErr_WriteUnraisable(then);
+        Py_XDECREF(result);
+        Py_DECREF(then);
+        PyErr_Restore(type, value, trace);
+    }
+    drop_rings(rings);
 }
