@@ -61,7 +61,7 @@ def _kernel(compiler: str, name: str) -> Unpacked:
         lost = [line for line in NEEDED[name] if line not in config]
         if lost:
             raise LabError(f"the {name} kernel's configuration lost {', '.join(lost)}")
-        run(["nice", *make, f"-j{os.cpu_count()}", "bzImage", "modules"])
+        run([*make, f"-j{os.cpu_count()}", "bzImage", "modules"])
         shutil.rmtree(source / "Documentation", ignore_errors=True)
         done.write_text(run([*make, "-s", "kernelrelease"]).split()[-1])
     series = name if compiler == "gcc" else f"{name}-{compiler}"
