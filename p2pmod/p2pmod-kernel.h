@@ -90,8 +90,9 @@ struct p2pmod_lane_description {
  *   -EINVAL   the number of slots, or an alignment
  *   -ERANGE   the packets are not inside the buffer
  *   -EFAULT   the replies are not writable memory of the calling process
- *   -EBUSY    another lane of the buffer is attached there, or the replies do not fit @first: a
- *             call before it is not answered
+ *   -EBUSY    another lane is attached that uses some of the same packets or replies, whichever
+ *             buffer or address it was given; or the replies do not fit @first: a call before it
+ *             is not answered
  *   -ENODEV   the buffer was revoked
  *   -ENOSPC   the parameter max_lanes is reached
  *   -ENOMEM
