@@ -10,6 +10,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm" / "lab"))
 
 import boot
+import build
+import packages
+import suites
 
 PLANTED = [
     "[    5.1] BUG: KASAN: use-after-free in free_callback+0x12/0x80 [p2pmod]",
@@ -62,3 +65,30 @@ def test_a_guest_that_stopped_early_is_not_good():
     assert not boot.Result("", 1.0, finished=True).good, "nothing ran"
     assert not boot.Result("", 1.0, finished=True, passed=["a"], failed=["b"]).good
     assert not boot.Result("", 1.0, finished=True, passed=["a"], splats=["BUG:"]).good
+
+
+def test_the_matrix_meets_every_machine_flavour_header_and_page_table():
+    cells = suites.cells()
+    assert {c.kernel for c in cells} == set(packages.MACHINES)
+    for machine in packages.MACHINES:
+        mine = [c for c in cells if c.kernel == machine]
+        assert {c.flavour for c in mine} == set(build.FLAVOURS), machine
+        assert {c.version for c in mine} == set(suites.VERSIONS.values()), machine
+    for kernel in ("5.10", "6.1", "6.12", "7.2", "7.3"):
+        assert {c.header for c in cells if c.kernel == kernel} == set(suites.HEADERS), kernel
+
+
+def test_the_parts_of_continuous_integration_make_up_the_matrix():
+    cells = suites.cells()
+    parts = [cells[i :: suites.PARTS] for i in range(suites.PARTS)]
+    assert sum(map(len, parts)) == len(cells)
+    for part in parts:
+        assert len(part) <= 6, "two guests at a time, a minute and a half each, beside a larger suite"
+        assert {c.flavour for c in part} == set(build.FLAVOURS)
+        assert {c.version for c in part} == set(suites.VERSIONS.values())
+        assert len({c.kernel for c in part}) >= 3
+
+
+def test_a_machine_that_there_is_not_is_named():
+    with pytest.raises(packages.LabError, match=r"no machine '4\.19'.*6\.12-rt"):
+        suites.machine("4.19")
