@@ -93,6 +93,17 @@ static inline void *p2p_map(int fd, const struct p2pmod_pin *pin, size_t offset,
 	return mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, pin->map_offset + offset);
 }
 
+/* Can this machine combine writes? An x86 without PAT ("nopat") cannot, and no state may say so. */
+static inline int machine_combines_writes(void)
+{
+	char words[4096] = "";
+	int fd = open("/proc/cmdline", O_RDONLY);
+
+	ASSERT(fd >= 0 && read(fd, words, sizeof(words) - 1) > 0);
+	close(fd);
+	return !strstr(words, "nopat");
+}
+
 static inline uint64_t now_ns(void)
 {
 	struct timespec t;
