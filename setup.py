@@ -6,6 +6,11 @@ setup(
     cffi_modules=["gpudirect/_native/build.py:ffibuilder"],
     ext_modules=[
         Extension(
+            "gpudirect._native._dlpack",
+            ["gpudirect/_native/dlpack.c"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra"],
+        ),
+        Extension(
             "gpudirect._native._lease",
             ["gpudirect/_native/lease.c"],
             extra_compile_args=["-O2", "-Wall", "-Wextra"],

@@ -12,7 +12,19 @@
 from __future__ import annotations
 
 from . import devices
-from .arrays import Array, asarray, empty, full, ones, register, zeros
+from .arrays import (
+    Array,
+    asarray,
+    empty,
+    empty_like,
+    full,
+    full_like,
+    ones,
+    ones_like,
+    register,
+    zeros,
+    zeros_like,
+)
 from .bridges import PageRun
 from .config import defaults
 from .devices import Device, Event, Stream
@@ -32,6 +44,7 @@ from .errors import (
     DeviceNotFoundError,
     DTypeError,
     Error,
+    ExportError,
     ForkError,
     KernelError,
     KernelNotFoundError,
@@ -126,6 +139,7 @@ __all__ = [
     "Doorbell",
     "Error",
     "Event",
+    "ExportError",
     "ForkError",
     "Future",
     "HostView",
@@ -148,10 +162,13 @@ __all__ = [
     "calibrate",
     "device",
     "empty",
+    "empty_like",
     "full",
+    "full_like",
     "get_limits",
     "kernel",
     "ones",
+    "ones_like",
     "register",
     "set_limits",
     "statistics",
@@ -160,4 +177,5 @@ __all__ = [
     "trim",
     "use",
     "zeros",
+    "zeros_like",
 ]

@@ -39,10 +39,16 @@ def written(dtype: np.dtype[Any]) -> str:
     return str(dtype) if dtype.kind == "V" else repr(dtype.str)
 
 
+def typestr(dtype: np.dtype[Any]) -> str:
+    """A dtype in an array interface: fields, titles and dtypes of others go as bytes, since they
+    do not survive it."""
+    return dtype.str if dtype.names is None and dtype.isbuiltin != 2 else f"|V{dtype.itemsize}"
+
+
 def letter(dtype: np.dtype[Any]) -> str | None:
     """The struct format letter of a number in this machine's byte order; None for all else."""
-    char = dtype.char
-    return char if char in _NUMBERS and dtype.isnative else None
+    char = dtype.char  # which dtypes of others (ml_dtypes) use again
+    return char if char in _NUMBERS and dtype.isnative and dtype.isbuiltin == 1 else None
 
 
 def same_values(found: np.dtype[Any], wanted: np.dtype[Any]) -> bool:

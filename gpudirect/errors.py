@@ -4,6 +4,7 @@
      ├── ArgumentError (ValueError)       a size, offset, shape, dtype or option is wrong
      │    ├── DTypeError (TypeError)      a dtype or type of argument that cannot be used
      │    └── RangeError (IndexError)     bytes outside the array
+     ├── ExportError (BufferError)        another library cannot have the memory in this way
      ├── ClosedError                      you closed it
      ├── RevokedError                     the driver took the pages back; you did not close it
      ├── ForkError                        the object belongs to the parent process
@@ -46,6 +47,10 @@ class DTypeError(ArgumentError, TypeError):
 
 class RangeError(ArgumentError, IndexError):
     """The bytes asked for are outside the array."""
+
+
+class ExportError(Error, BufferError):
+    """The memory cannot be lent to another library in the way that was asked for."""
 
 
 class ClosedError(Error):

@@ -8,6 +8,7 @@ import numpy as np
 
 try:
     from ._cffi import ffi, lib
+    from ._dlpack import borrow, lend
     from ._lease import Lease, Yard
     from ._mapped import Mapped, bind
 except ImportError as e:
@@ -24,4 +25,4 @@ def bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
     return np.frombuffer(ffi.buffer(ffi.cast("char *", address), nbytes), np.uint8)
 
 
-__all__ = ["Lease", "Mapped", "Yard", "bytes_at", "ffi", "lib"]
+__all__ = ["Lease", "Mapped", "Yard", "borrow", "bytes_at", "ffi", "lend", "lib"]

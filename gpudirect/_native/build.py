@@ -56,7 +56,7 @@ def builder() -> cffi.FFI:
         f"#include <linux/types.h>\n#include <sys/ioctl.h>\n{includes}\n"
         f'static char *const gd_lane_source = "{text}";',
         sources=sorted(str(f.relative_to(ROOT)) for f in HERE.glob("*.c")
-                       if f.name not in ("lease.c", "mapped.c", "_cffi.c")),
+                       if f.name not in ("dlpack.c", "lease.c", "mapped.c", "_cffi.c")),
         include_dirs=sorted({str(h.parent.relative_to(ROOT)) for h in headers}),
         depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), *headers)),
         extra_compile_args=["-O3", "-fno-strict-aliasing",

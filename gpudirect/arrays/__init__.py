@@ -9,8 +9,31 @@
 from __future__ import annotations
 
 from ._array import Array
-from ._factories import asarray, empty, full, ones, zeros
+from ._factories import (
+    asarray,
+    empty,
+    empty_like,
+    full,
+    full_like,
+    ones,
+    ones_like,
+    zeros,
+    zeros_like,
+)
 from ._foreign import register
 from ._window import Window
 
-__all__ = ["Array", "Window", "asarray", "empty", "full", "ones", "register", "zeros"]
+__all__ = [
+    "Array",
+    "Window",
+    "asarray",
+    "empty",
+    "empty_like",
+    "full",
+    "full_like",
+    "ones",
+    "ones_like",
+    "register",
+    "zeros",
+    "zeros_like",
+]

@@ -23,7 +23,7 @@ from ..arguments import (
 )
 from ..bridges import PageRun
 from ..devices import Device
-from ..dtypes import as_dtype, letter, refuse, same_values
+from ..dtypes import as_dtype, letter, refuse, same_values, typestr
 from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
 from ..extent import GUARDED, Backing, Extent, Shape, check_mapped, distinct, packed, span
 from ..host import HostView
@@ -46,8 +46,7 @@ class _Span:
             "data": (address, False),
             "shape": shape,
             "strides": strides,
-            # fields, offsets and titles do not survive the interface: bytes do
-            "typestr": dtype.str if dtype.names is None else f"|V{dtype.itemsize}",
+            "typestr": typestr(dtype),
         }
 
 
@@ -295,6 +294,29 @@ class Array(Operators, _native.Mapped):  # type: ignore[misc]
         except (TypeError, ValueError) as e:
             raise ArgumentError(f"{e}") from None
 
+    @property
+    def T(self) -> Array:
+        """The same memory with the dimensions in reverse order."""
+        return self.transpose()
+
+    def transpose(self, *axes: Any) -> Array:
+        """The same memory with the dimensions in another order, reversed by default.
+
+        Raises ArgumentError if ``axes`` are not each dimension once.
+        """
+        self._open()
+        try:
+            return self._like(self._shape_of().transpose(*axes))
+        except (TypeError, ValueError) as e:
+            raise ArgumentError(f"transpose{axes} of an array of shape {self.shape}: {e}") from None
+
+    def _in_memory_order(self) -> tuple[Array, tuple[int, ...]] | None:
+        """The same elements as they follow each other in memory, and how their dimensions came to
+        be in that order; None where there are gaps."""
+        axes = tuple(sorted(range(self.ndim), key=lambda i: -self.strides[i]))
+        found = self.transpose(axes)
+        return (found, axes) if found.contiguous else None
+
     def view(self, dtype: DTypeLike) -> Array:
         """The same bytes as another dtype."""
         self._open()
@@ -338,7 +360,11 @@ class Array(Operators, _native.Mapped):  # type: ignore[misc]
                     f"a non-contiguous array {self.shape} is written whole, from data of its own "
                     f"shape (given: {source.shape}, start {start})"
                 )
-            _transfer.write_nd(self._extent(), source)
+            if dense := self._in_memory_order():
+                found, axes = dense
+                found._write_slow(np.ascontiguousarray(source.transpose(axes)), via=via)
+            else:
+                _transfer.write_nd(self._extent(), source)
             return
         if start < 0 or start + source.size > self.size:
             raise RangeError(
@@ -448,6 +474,12 @@ class Array(Operators, _native.Mapped):  # type: ignore[misc]
         if target.nbytes:
             if self.contiguous:
                 _transfer.read(self._extent(), target, start * self.itemsize, via)
+            elif dense := self._in_memory_order():
+                found, axes = dense
+                seen = found._read_slow(via=via, synchronize=False).transpose(np.argsort(axes))
+                if out is None:
+                    return seen
+                target.reshape(self.shape)[...] = seen
             else:
                 _transfer.read_nd(self._extent(), target)
         if out is None:
@@ -508,7 +540,13 @@ class Array(Operators, _native.Mapped):  # type: ignore[misc]
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        return _export.dlpack(self._extent(), max_version, dl_device, copy)
+        """A DLPack capsule. What the consumer queues on ``stream`` comes after what was queued
+        here; copy=True lends a copy.
+
+        Raises ExportError (another device, strides that are no whole number of elements), DTypeError.
+        """
+        lent = self.copy() if copy else self
+        return _export.dlpack(lent._extent(), stream, max_version, dl_device, copied=bool(copy))
 
     def __reduce__(self) -> Any:
         raise DTypeError("device memory cannot be pickled: pickle a.read(), and asarray() it there")

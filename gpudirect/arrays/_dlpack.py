@@ -1,121 +1,82 @@
-"""DLPack export: the capsule that hands memory to another library without a copy.
+"""What dtypes are called in DLPack, and what of others can be had through it.
 
-Layouts are those of dlpack.h 1.0 (https://dmlc.github.io/dlpack/latest/c_api.html).
+The capsules themselves are made and consumed in C (_native/dlpack.c).
 """
 
 from __future__ import annotations
 
-import ctypes
-import itertools
-from ctypes import (
-    CFUNCTYPE,
-    POINTER,
-    Structure,
-    c_char_p,
-    c_int32,
-    c_int64,
-    c_uint8,
-    c_uint16,
-    c_uint32,
-    c_uint64,
-    c_void_p,
-    py_object,
-)
+import importlib
 from typing import Any
 
 import numpy as np
 
+from .. import _native
 from ..errors import DTypeError
 
-CPU, CUDA = 1, 2
-KINDS = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
+CPU, CUDA, CUDA_MANAGED = 1, 2, 13
+COPIED, PADDED = 1 << 1, 1 << 2  # flags: a copy made for the consumer; small numbers, a byte each
+VERSION = (1, 1)
+LEGACY_STREAM = 1
+
+_KINDS = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
+_SMALL = {  # of ml_dtypes: (code, bits)
+    "bfloat16": (4, 16),
+    "float8_e3m4": (7, 8), "float8_e4m3": (8, 8), "float8_e4m3b11fnuz": (9, 8),
+    "float8_e4m3fn": (10, 8), "float8_e4m3fnuz": (11, 8), "float8_e5m2": (12, 8),
+    "float8_e5m2fnuz": (13, 8), "float8_e8m0fnu": (14, 8),
+    "float6_e2m3fn": (15, 6), "float6_e3m2fn": (16, 6), "float4_e2m1fn": (17, 4),
+    "int4": (0, 4), "uint4": (1, 4), "int2": (0, 2), "uint2": (1, 2),
+}  # fmt: skip
 
 
-class DLDevice(Structure):
-    _fields_ = [("type", c_int32), ("id", c_int32)]
-
-
-class DLDataType(Structure):
-    _fields_ = [("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16)]
-
-
-class DLTensor(Structure):
-    _fields_ = [
-        ("data", c_void_p), ("device", DLDevice), ("ndim", c_int32), ("dtype", DLDataType),
-        ("shape", POINTER(c_int64)), ("strides", POINTER(c_int64)), ("byte_offset", c_uint64),
-    ]  # fmt: skip
-
-
-DELETER = CFUNCTYPE(None, c_void_p)
-
-
-class DLManagedTensor(Structure):
-    _fields_ = [("tensor", DLTensor), ("context", c_void_p), ("deleter", DELETER)]
-
-
-class DLManagedTensorVersioned(Structure):
-    _fields_ = [
-        ("major", c_uint32), ("minor", c_uint32), ("context", c_void_p), ("deleter", DELETER),
-        ("flags", c_uint64), ("tensor", DLTensor),
-    ]  # fmt: skip
-
-
-_alive: dict[int, tuple[object, ...]] = {}  # exports that a consumer still holds
-_numbers = itertools.count(1)
-
-_new = ctypes.pythonapi.PyCapsule_New
-_new.restype, _new.argtypes = py_object, [c_void_p, c_char_p, c_void_p]
-_valid = ctypes.pythonapi.PyCapsule_IsValid
-_valid.restype, _valid.argtypes = ctypes.c_int, [c_void_p, c_char_p]
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_pointer.restype, _pointer.argtypes = c_void_p, [c_void_p, c_char_p]
-
-_NAMES = {False: b"dltensor", True: b"dltensor_versioned"}
-
-
-def _delete(versioned: bool) -> Any:
-    kind = DLManagedTensorVersioned if versioned else DLManagedTensor
-
-    @DELETER  # type: ignore[untyped-decorator]
-    def delete(managed: int) -> None:
-        _alive.pop(kind.from_address(managed).context or 0, None)
-
-    return delete
-
-
-_DELETERS = {v: _delete(v) for v in (False, True)}
-
-
-@CFUNCTYPE(None, c_void_p)  # type: ignore[untyped-decorator]
-def _abandoned(capsule: int) -> None:
-    """A capsule that nobody consumed (a consumer renames it) gives its export back itself."""
-    for versioned, name in _NAMES.items():
-        if _valid(capsule, name):
-            _DELETERS[versioned](_pointer(capsule, name))
-
-
-def device_of(emulated: bool, ordinal: int) -> tuple[int, int]:
-    """(DLPack device type, number). Emulated memory is the CPU's, and says so."""
-    return (CPU, 0) if emulated else (CUDA, ordinal)
-
-
-def capsule(keep: object, address: int, shape: tuple[int, ...], strides: tuple[int, ...],
-            dtype: np.dtype[Any], device: tuple[int, int], *, versioned: bool) -> object:
-    """A DLPack capsule of memory that stays alive until the consumer lets go of it."""
-    if dtype.kind not in KINDS or not dtype.isnative:
+def code_of(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """(code, bits) of a dtype. Raises DTypeError."""
+    found: tuple[int, int] | None = None
+    if dtype.isbuiltin == 1 and dtype.kind in _KINDS and dtype.char not in "gG":
+        found = _KINDS[dtype.kind], dtype.itemsize * 8
+    elif dtype.isbuiltin == 2:
+        found = _SMALL.get(dtype.name)
+    if found is None or not dtype.isnative:
         raise DTypeError(f"DLPack has no {dtype}; export .view('u1') instead")
-    ndim = len(shape)
-    extents = (c_int64 * ndim)(*shape)
-    steps = (c_int64 * ndim)(*(s // dtype.itemsize for s in strides))
-    tensor = DLTensor(
-        address, DLDevice(*device), ndim, DLDataType(KINDS[dtype.kind], dtype.itemsize * 8, 1),
-        extents, steps, 0,
-    )  # fmt: skip
-    number = next(_numbers)
-    managed: Structure
-    if versioned:
-        managed = DLManagedTensorVersioned(1, 0, number, _DELETERS[True], 0, tensor)
-    else:
-        managed = DLManagedTensor(tensor, number, _DELETERS[False])
-    _alive[number] = (managed, extents, steps, keep)
-    return _new(ctypes.addressof(managed), _NAMES[versioned], ctypes.cast(_abandoned, c_void_p))
+    return found
+
+
+def dtype_of(code: int, bits: int, lanes: int) -> np.dtype[Any]:
+    """The dtype of a code. Raises DTypeError."""
+    for kind, number in _KINDS.items():
+        if code == number and lanes == 1 and bits in (8, 16, 32, 64, 128):
+            return np.dtype(f"{kind}{bits // 8}" if kind != "b" else "?")
+    name = next((n for n, known in _SMALL.items() if known == (code, bits)), None)
+    if name is None or lanes != 1:
+        raise DTypeError(f"a DLPack type of code {code}, {bits} bits and {lanes} lanes is unknown here")
+    try:
+        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+    except (ImportError, AttributeError):
+        raise DTypeError(f"the memory holds {name}, which NumPy has from ml_dtypes: install that") from None
+
+
+def borrow(lender: Any) -> tuple[Any, int, tuple[int, ...], tuple[int, ...] | None, np.dtype[Any]] | None:
+    """(what keeps it, device address, shape, strides in bytes or None, dtype) of memory on a GPU
+    that an object lends by DLPack; None where it lends none."""
+    if not hasattr(lender, "__dlpack__") or not hasattr(lender, "__dlpack_device__"):
+        return None
+    if lender.__dlpack_device__()[0] not in (CUDA, CUDA_MANAGED):
+        return None
+    try:
+        capsule = lender.__dlpack__(stream=LEGACY_STREAM, max_version=VERSION)
+    except TypeError:  # from before versions
+        capsule = lender.__dlpack__(stream=LEGACY_STREAM)
+    return unpacked(capsule)
+
+
+def unpacked(capsule: Any) -> tuple[Any, int, tuple[int, ...], tuple[int, ...] | None, np.dtype[Any]]:
+    """What a capsule holds, as ``borrow``. Consumes it. Raises DTypeError."""
+    try:
+        keeper, address, shape, strides, kind, _, flags = _native.borrow(capsule)
+    except ValueError as e:
+        raise DTypeError(f"the memory cannot be had by DLPack: {e}") from None
+    dtype = dtype_of(*kind)
+    if kind[1] < 8 and not flags & PADDED:
+        raise DTypeError(f"the memory holds packed {dtype}; NumPy has them a byte each")
+    steps = None if strides is None else tuple(s * dtype.itemsize for s in strides)
+    return keeper, address, shape, steps, dtype

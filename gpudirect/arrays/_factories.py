@@ -14,6 +14,7 @@ from ..arguments import as_shape
 from ..devices import Device
 from ..dtypes import as_dtype
 from ..errors import ArgumentError, DTypeError
+from ..extent import packed
 from ..memory import heap
 from ._array import Array
 
@@ -24,6 +25,7 @@ def empty(
     shape: int | Sequence[int],
     dtype: DTypeLike = "f4",
     *,
+    order: str = "C",
     device: Device | str | int | None = None,
     bridge: str | None = None,
     mapped: bool | None = None,
@@ -33,6 +35,7 @@ def empty(
 
     shape: elements along each dimension. dtype: any without Python objects, structured included;
         f4 where none is given, here and in ``zeros``, ``ones`` and ``full`` (NumPy takes f8).
+    order: "C" or "F", as in NumPy.
     device: "cuda:0", "emulated", an ordinal, a UUID or a PCI address; None chooses.
     bridge: "p2pmod", "dmabuf", "gdrdrv", "rm" or "emulated"; None chooses the first that works.
     mapped: None maps the whole array, unless the aperture's budget ($GPUDIRECT_APERTURE, or all of
@@ -43,26 +46,30 @@ def empty(
     BridgeUnavailableError.
     """
     kind = as_dtype(dtype)
+    if order not in ("C", "F"):
+        raise ArgumentError(f"order is {order!r}: give 'C' or 'F'")
     extents = (shape,) if type(shape) is int and shape >= 0 else as_shape(shape)
     nbytes = kind.itemsize * math.prod(extents)
     if nbytes >> ADDRESS_BITS:
         raise ArgumentError(f"an array of shape {extents} and {kind} would be {nbytes} bytes")
     source = heap(devices.get(device), bridge)
     piece = source.take(max(nbytes, 1), mapped=mapped, pool=pool)
-    return Array._make(piece, piece.ptr, extents, None, kind)
+    strides = None if order == "C" else packed(extents[::-1], kind.itemsize)[::-1]
+    return Array._make(piece, piece.ptr, extents, strides, kind)
 
 
 def zeros(
     shape: int | Sequence[int],
     dtype: DTypeLike = "f4",
     *,
+    order: str = "C",
     device: Device | str | int | None = None,
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
 ) -> Array:
     """A new array of zeros, set on the device. Arguments and errors as ``empty``."""
-    array = empty(shape, dtype, device=device, bridge=bridge, mapped=mapped, pool=pool)
+    array = empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool)
     if array.nbytes:
         array.device.fill(array.ptr, 0, array.nbytes)
         array.device.synchronize()
@@ -73,13 +80,14 @@ def ones(
     shape: int | Sequence[int],
     dtype: DTypeLike = "f4",
     *,
+    order: str = "C",
     device: Device | str | int | None = None,
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
 ) -> Array:
     """A new array of ones. Arguments and errors as ``empty``."""
-    return full(shape, 1, dtype, device=device, bridge=bridge, mapped=mapped, pool=pool)
+    return full(shape, 1, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool)
 
 
 def full(
@@ -87,15 +95,111 @@ def full(
     value: Any,
     dtype: DTypeLike = "f4",
     *,
+    order: str = "C",
     device: Device | str | int | None = None,
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
 ) -> Array:
     """A new array with every element ``value``. Arguments and errors as ``empty``."""
-    array = empty(shape, dtype, device=device, bridge=bridge, mapped=mapped, pool=pool)
+    array = empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool)
     array.fill(value)
     return array
+
+
+def empty_like(
+    prototype: Array | ArrayLike,
+    dtype: DTypeLike | None = None,
+    *,
+    shape: int | Sequence[int] | None = None,
+    order: str = "C",
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
+) -> Array:
+    """A new array not initialised, with the shape and dtype of another, on its device.
+
+    Arguments and errors as ``empty``.
+    """
+    shape, dtype, device = _alike(prototype, shape, dtype, device)
+    return empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
+                 pool=pool)  # fmt: skip
+
+
+def zeros_like(
+    prototype: Array | ArrayLike,
+    dtype: DTypeLike | None = None,
+    *,
+    shape: int | Sequence[int] | None = None,
+    order: str = "C",
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
+) -> Array:
+    """A new array of zeros, with the shape and dtype of another, on its device.
+
+    Arguments and errors as ``empty``.
+    """
+    shape, dtype, device = _alike(prototype, shape, dtype, device)
+    return zeros(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
+                 pool=pool)  # fmt: skip
+
+
+def ones_like(
+    prototype: Array | ArrayLike,
+    dtype: DTypeLike | None = None,
+    *,
+    shape: int | Sequence[int] | None = None,
+    order: str = "C",
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
+) -> Array:
+    """A new array of ones, with the shape and dtype of another, on its device.
+
+    Arguments and errors as ``empty``.
+    """
+    shape, dtype, device = _alike(prototype, shape, dtype, device)
+    return ones(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
+                pool=pool)  # fmt: skip
+
+
+def full_like(
+    prototype: Array | ArrayLike,
+    value: Any,
+    dtype: DTypeLike | None = None,
+    *,
+    shape: int | Sequence[int] | None = None,
+    order: str = "C",
+    device: Device | str | int | None = None,
+    bridge: str | None = None,
+    mapped: bool | None = None,
+    pool: bool = True,
+) -> Array:
+    """A new array with every element ``value``, with the shape and dtype of another, on its device.
+
+    Arguments and errors as ``empty``.
+    """
+    shape, dtype, device = _alike(prototype, shape, dtype, device)
+    return full(shape, value, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
+                pool=pool)  # fmt: skip
+
+
+def _alike(
+    prototype: Any, shape: Any, dtype: DTypeLike | None, device: Device | str | int | None
+) -> tuple[Any, Any, Any]:
+    """What an array like another one has, where nothing else was asked for."""
+    like = prototype if hasattr(prototype, "dtype") else np.asarray(prototype)
+    if device is None and isinstance(like, Array):
+        device = like.device
+    return (
+        like.shape if shape is None else shape,
+        like.dtype if dtype is None else dtype,
+        device,
+    )
 
 
 def asarray(

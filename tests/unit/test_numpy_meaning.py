@@ -331,3 +331,59 @@ def test_an_array_elsewhere_is_copied():
     assert b is not a and b.read().tolist() == [0, 0, 0]
     c = gd.asarray(a, ">f4")
     assert c is not a and c.dtype == np.dtype(">f4")
+
+
+# -- making arrays ------------------------------------------------------------------------------
+
+
+def test_the_default_dtype_is_f4_everywhere():
+    for a in (gd.empty(3), gd.zeros(3), gd.ones(3), gd.full(3, 7), gd.full(3, 2.5)):
+        assert a.dtype == np.float32
+    assert gd.asarray([1, 2]).dtype == np.int64
+
+
+def test_arrays_like_others():
+    a = gd.asarray(np.arange(6, dtype=">i2").reshape(2, 3))
+    for made, value in ((gd.zeros_like(a), 0), (gd.ones_like(a), 1), (gd.full_like(a, 300), 300)):
+        assert made.shape == (2, 3) and made.dtype == np.dtype(">i2") and made.device is a.device
+        assert (made.read() == value).all()
+    assert gd.empty_like(a, "f8").dtype == np.float64
+    assert gd.zeros_like(np.ones((4, 5), "c8")).dtype == np.complex64
+    assert gd.ones_like([[1, 2]], shape=3).read().tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("make", [gd.empty, gd.zeros, gd.ones])
+def test_fortran_order(make, mapped):
+    with make((2, 3, 4), "i4", order="F", mapped=mapped) as a:
+        assert a.strides == np.empty((2, 3, 4), "i4", order="F").strides and a.shape == (2, 3, 4)
+        if make is not gd.empty:
+            assert (a.read() == (make is gd.ones)).all()
+        want = np.arange(24, dtype="i4").reshape(2, 3, 4)
+        a.write(want)
+        assert np.array_equal(a.read(), want) and np.array_equal(a.read(np.empty_like(want)), want)
+        assert np.array_equal(a.T.read(), want.T) and a.T.contiguous
+        assert np.array_equal(a[1].read(), want[1])
+        a.fill(3)
+        assert (a.read() == 3).all()
+    with pytest.raises(gd.ArgumentError, match="'C' or 'F'"):
+        make(3, order="K")
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_transposed_views_share_the_memory(mapped):
+    want = np.arange(24, dtype="i2").reshape(2, 3, 4)
+    with gd.zeros((2, 3, 4), "i2", mapped=mapped) as a:
+        a.write(want)
+        for axes in ((), ((1, 0, 2),), (2, 0, 1), (-1, 0, 1), (None,)):
+            assert np.array_equal(a.transpose(*axes).read(), want.transpose(*axes))
+            out = np.zeros(want.transpose(*axes).shape, ">i2")
+            assert np.array_equal(a.transpose(*axes).read(out), want.transpose(*axes))
+            a.transpose(*axes).write(want.transpose(*axes) + 1)
+            want += 1
+            assert np.array_equal(a.read(), want)
+        assert np.array_equal(a[:, ::2].T.read(), want[:, ::2].T)
+        assert np.array_equal(a.T.copy().read(), want.T) and a.T.copy().contiguous
+        for wrong in ((0, 1), (0, 0, 1), (5, 0, 1), ("x",)):
+            with pytest.raises(gd.ArgumentError):
+                a.transpose(*wrong)
