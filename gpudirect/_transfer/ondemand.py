@@ -189,10 +189,12 @@ class _Ahead:
     def submit(self, piece: Piece, offset: int) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="gpudirect windows", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="gpudirect windows", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the system gives none: whoever writes maps by himself
+                    return
+                self._thread = thread
         self._jobs.put((piece, offset))
 
     def _run(self) -> None:
@@ -327,7 +329,8 @@ def _from_both_ends(extent: Extent, raw: np.ndarray[Any, Any], offset: int) -> N
             failed.append(e)
 
     thread = threading.Thread(target=by_dma, name="gpudirect DMA", daemon=True)
-    thread.start()
+    with contextlib.suppress(RuntimeError):  # the system gives none: window by window to the end
+        thread.start()
     try:
         width = OnDemand.of(piece_of(extent)).width
         while (part := ends.first(width))[0] < part[1]:
@@ -338,7 +341,8 @@ def _from_both_ends(extent: Extent, raw: np.ndarray[Any, Any], offset: int) -> N
             except ApertureError:
                 copies.write(extent, raw[done:end], offset + done, "dma")
     finally:
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
     if failed:
         raise failed[0]
 

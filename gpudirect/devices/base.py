@@ -138,6 +138,12 @@ class Function(ABC):
     def image(self) -> bytes:
         """The compiled code, with whatever data its source put beside it."""
 
+    def unload_when_dropped(self) -> None:  # noqa: B027 - not every device has anything to do
+        """Have the code unloaded, at a quiet moment, when nobody refers to the function any more.
+
+        For who gives its ``handle`` to nobody, and launches nothing that is not over by then.
+        """
+
     @abstractmethod
     def resident_blocks(self, threads: int) -> int:
         """Blocks of so many threads that can run at once on the device when nothing else does."""

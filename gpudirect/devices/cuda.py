@@ -309,8 +309,17 @@ def _grid(grid: tuple[int, int, int], block: tuple[int, int, int], shared: int) 
     return _native.ffi.new("struct gd_grid *", (grid, block, shared))
 
 
+def _unload(device: CudaDevice, module: Any) -> None:
+    """Unload code, which waits until nothing runs on the device. The patient keeper's."""
+    if not device.forked:
+        with device.quiet(), device.current():
+            _driver().cuModuleUnload(module)  # fails where a kernel's fault has been told
+
+
 class CudaFunction(Function):
     """A loaded kernel."""
+
+    _lease: Any = None  # whose end has the code unloaded
 
     def __init__(self, device: CudaDevice, module: Any, kernel: Any, name: str,
                  parameters: tuple[Parameter, ...], code: bytes) -> None:
@@ -370,6 +379,10 @@ class CudaFunction(Function):
 
     def image(self) -> bytes:
         return self._code
+
+    def unload_when_dropped(self) -> None:
+        patient.begin()
+        self._lease = patient.leave(functools.partial(_unload, self.device, self._module))
 
     def resident_blocks(self, threads: int) -> int:
         with self.device.current():

@@ -37,6 +37,7 @@ def compiled(
             kernel = _resident(source, teams, device, options, likes)
         except CompileError as again:
             raise _told(again if _overloaded(again, teams).keys() - likes else e, teams) from None
+    kernel._function.unload_when_dropped()
     found = signatures(kernel._function.image(), teams)
     for s in found.values():
         if s.size > ARGUMENTS_MAX:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import threading
 import time
 import weakref
 from dataclasses import replace
 from typing import TypeVar
 
 from .. import _native
+from .._keeper import patient
 from ..arrays import Array
 from ..devices import Device
 from ..errors import CallTimeoutError, Error, ServiceError
@@ -82,6 +84,7 @@ class Living(Telling):
             if self._resident is not None:
                 raise ServiceError(f"the service cannot be started again: {self._end}")
             self._check_device()
+            patient.begin()  # who stops it if it is dropped
             try:
                 self._resident = self._kind(self._kernel, self._layout, self._options, self._bridge)
                 self._launch(self._resident)
@@ -174,22 +177,30 @@ class Living(Telling):
             self.device.ensure_usable()
         if not self._opened:
             self._refuse()
+        resident = self._resident
+        if resident is None or self._stopping or not resident.ended():
+            return
         lock = self.device.residents_lock
-        if not lock.acquire(blocking=False):
-            return  # something starts, stops or makes way: ask again later
-        try:
-            resident = self._resident
-            if resident is None or not resident.ended():
-                return
-            why = "the resident kernel has ended"
-            cause = resident.failure()
-            if cause is not None:
-                why = f"the resident kernel failed: {cause}"
-            elif self._options.lifetime is not None:
-                why = f"its lifetime of {self._options.lifetime} s is over"
-            raise self._over(why, cause)
-        finally:
-            lock.release()
+        if threading.get_ident() == threading.main_thread().ident:
+            with lock:  # nothing else keeps a lock from staying held where a signal's handler raises
+                self._judge(resident)
+        elif lock.acquire(blocking=False):  # else something starts, stops or makes way: ask again
+            try:
+                self._judge(resident)
+            finally:
+                lock.release()
+
+    def _judge(self, resident: Resident) -> None:
+        """Raises ServiceError if this kernel is the service's, and has ended for good."""
+        if self._resident is not resident or not self._opened or not resident.ended():
+            return
+        why = "the resident kernel has ended"
+        cause = resident.failure()
+        if cause is not None:
+            why = f"the resident kernel failed: {cause}"
+        elif self._options.lifetime is not None:
+            why = f"its lifetime of {self._options.lifetime} s is over"
+        raise self._over(why, cause)
 
     def _over(self, why: str, cause: BaseException | None) -> ServiceError:
         """The kernel is no more: what waits for it is told so. The exception that says it."""
@@ -236,12 +247,20 @@ class Living(Telling):
         self.stop()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            if self._resident is not None and not self.device.forked:
-                self.stop()
+        # a collection may have come in the middle of anything: somebody else stops it
+        if self.__dict__.get("_resident") is not None and not self.device.forked:
+            _dropped.add(self)
+            patient.post(self._stop_dropped)
+
+    def _stop_dropped(self) -> None:
+        try:
+            self.stop()
+        finally:
+            _dropped.discard(self)
 
 
 _all: weakref.WeakSet[Living] = weakref.WeakSet()
+_dropped: set[Living] = set()  # nobody refers to them any more; to be stopped
 _kept: list[object] = []  # memory that a function that does not end may still use
 
 
@@ -252,7 +271,7 @@ def _running(device: Device) -> list[Living]:
 @atexit.register
 def _stop_all() -> None:
     """At exit: a resident kernel would keep the process, or the device, from ending in peace."""
-    for service in tuple(_all):
+    for service in (*_all, *_dropped):
         if not service.device.forked:
             hurried = min(service._options.stop_timeout, 1.0)
             service._options = replace(service._options, stop_timeout=hurried)

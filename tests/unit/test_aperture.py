@@ -161,6 +161,22 @@ def test_a_large_write_goes_from_both_ends(emulated, data, monkeypatch):
         assert emulated.use().total <= 16 * MIB
 
 
+def test_a_large_write_where_no_thread_can_be_started(emulated, data, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    aperture.set_budget(16 * MIB, gd.device())
+    with gd.zeros(data.nbytes, "u1", mapped=False) as a:
+        with monkeypatch.context() as m:
+            m.setattr(ondemand.threading.Thread, "start", refuse)
+            m.setattr(ondemand, "_ahead", ondemand._Ahead())
+            a.write(data)
+            with a.writer() as w:
+                w.write(bytes(4 * MIB))
+        read = a.read()
+        assert not read[: 4 * MIB].any() and np.array_equal(read[4 * MIB :], data[4 * MIB :])
+
+
 def test_an_error_of_the_dma_end_reaches_who_writes(emulated, data, monkeypatch):
     aperture.set_budget(16 * MIB, gd.device())
     with gd.zeros(data.nbytes, "u1", mapped=False) as a:

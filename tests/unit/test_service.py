@@ -20,6 +20,7 @@ import pytest
 
 import gpudirect as gd
 from gpudirect import _native
+from gpudirect._keeper import patient
 from gpudirect.devices.base import Ordering
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -692,6 +693,7 @@ def test_a_forgotten_service_is_stopped_when_collected():
     svc.submit("add", 1, 1)
     del svc
     gc.collect()
+    patient.settle()
     assert len(device.residents) == before
 
 

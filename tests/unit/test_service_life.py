@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import gpudirect as gd
+from gpudirect._keeper import patient
 
 DEVICE = os.environ.get("GPUDIRECT_TEST_SERVICE_DEVICE", "emulated")
 LIFETIME = 300.0  # seconds: a test that breaks off leaves no kernel behind
@@ -346,6 +347,95 @@ def test_a_forgotten_service_whose_thread_still_looks():
     seen = weakref.ref(svc)
     del svc
     until(lambda: gc.collect() >= 0 and seen() is None and len(device.residents) == before - 1)
+
+
+def test_a_dropped_service_that_runs_is_stopped_by_somebody_else():
+    """A collection may come in the middle of anything: the finalizer itself stops nothing."""
+    device = gd.device(DEVICE)
+    svc = service().start()
+    resident = weakref.ref(svc._resident)
+    hold = threading.Event()
+    patient.post(lambda: hold.wait(HANG))
+    start = time.monotonic()
+    del svc
+    until(lambda: gc.collect() >= 0 and time.monotonic() > start + 0.1)
+    assert resident() is not None
+    hold.set()
+    patient.settle()
+    gc.collect()
+    assert resident() is None
+    with device.quiet():
+        pass
+
+
+def test_locks_are_free_after_signals_that_raise(svc):
+    """Whatever moment of a waiting call a signal's handler raises in."""
+
+    class Told(Exception):
+        pass
+
+    def handler(*_):
+        raise Told
+
+    old = signal.signal(signal.SIGALRM, handler)
+    try:
+        with gate() as (go, release):
+            for i in range(60):
+                with contextlib.suppress(Told):
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, 0.006 + i * 1e-5)
+                        svc.call("hold", go, lane=0, timeout=0.008 + i % 7 * 1e-3)
+                    except (gd.CallTimeoutError, gd.ServiceError):
+                        pass
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                if i % 12 == 0:
+                    release()
+                    assert svc.call("add", 1, 2, lane=0, timeout=HANG) == 3
+                    go.host[0] = 0
+                    go.flush()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    free = threading.Event()
+
+    def other():
+        with svc.device.residents_lock:
+            free.set()
+
+    threading.Thread(target=other, daemon=True).start()
+    assert free.wait(HANG)
+
+
+def test_code_of_a_dropped_service_is_unloaded_in_a_quiet_moment(monkeypatch):
+    from gpudirect.devices import cuda
+
+    told = []
+
+    class Driver:
+        @staticmethod
+        def cuModuleUnload(module):
+            told.append(module)
+            return (0,)
+
+    class Device:
+        forked = False
+        current = staticmethod(contextlib.nullcontext)
+
+        @contextlib.contextmanager
+        def quiet(self):
+            told.append("quiet")
+            yield
+            told.append("over")
+
+    monkeypatch.setattr(cuda, "_driver", lambda: Driver)
+    function = cuda.CudaFunction(Device(), "module", 7, "name", (), b"")
+    function.unload_when_dropped()
+    patient.settle()
+    assert not told
+    del function
+    patient.settle()
+    assert told == ["quiet", "module", "over"]
 
 
 # -- what is wrong is said in the family -----------------------------------------------------------
