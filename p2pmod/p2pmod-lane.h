@@ -19,6 +19,15 @@
  * the two 32-byte halves at different times, one of the two words is old. A CPU without such a
  * store writes the words between first, fences, and then the first and the last.
  * A reply is one 16-byte store of the GPU.
+ *
+ * Naps: a resident kernel without calls may leave the GPU. The host memory holds words that tell it,
+ * and the device memory a wake word. The rounds of its launches are numbered like calls; when the
+ * words P2PMOD_TOLD_BEGUN, P2PMOD_TOLD_ENDED and P2PMOD_TOLD_NAPPED are all equal, nothing is resident.
+ * Whoever sends then stores the number of the next round, P2PMOD_TOLD_ENDED + 1, to the wake word,
+ * behind the packet; and again whenever the three are found equal anew while the reply is awaited. So a
+ * packet that comes just as the kernel decides to leave is not lost: it is there when the next round
+ * looks. A caller that does not wait stores once. Wherever a wake is lost all the same (two CPUs may
+ * store old numbers over new ones), a waker finds nothing resident, and starts a round within a slice.
  */
 #ifndef P2PMOD_LANE_H
 #define P2PMOD_LANE_H
@@ -28,6 +37,12 @@
 #define P2PMOD_PACKET_ARGUMENTS 56  /* the same in bytes */
 #define P2PMOD_REPLY_BYTES 16
 #define P2PMOD_LANE_SLOTS_MAX 32768
+
+#define P2PMOD_TOLD_ENDED 0         /* the last round that has ended */
+#define P2PMOD_TOLD_OVER 1          /* not 0: no lane is served any more */
+#define P2PMOD_TOLD_NAPPED 2        /* the last round that ended for want of calls */
+#define P2PMOD_TOLD_BEGUN 3         /* the last round that has begun */
+#define P2PMOD_TOLD_WORDS 4
 
 struct p2pmod_packet {
 	unsigned int sequence;

@@ -3,7 +3,7 @@
  * The device's driver, called through functions whose addresses the device handed over. This file
  * knows their types (CUDA driver API: cuMemcpyHtoD, cuMemcpyDtoH, cuStreamSynchronize,
  * cuPointerGetAttribute, cuLaunchKernel, cuLaunchCooperativeKernel, cuStreamQuery, cuEventCreate,
- * cuEventDestroy, cuEventRecord, cuStreamWaitEvent, cuCtxGetCurrent, cuCtxPushCurrent,
+ * cuEventDestroy, cuEventRecord, cuStreamWaitEvent, cuStreamWaitValue32, cuCtxGetCurrent, cuCtxPushCurrent,
  * cuCtxPopCurrent, cuThreadExchangeStreamCaptureMode) and nothing else of CUDA.
  */
 #include <errno.h>
@@ -25,6 +25,7 @@ typedef int event_new_function(void **event, unsigned flags);
 typedef int event_free_function(void *event);
 typedef int event_record_function(void *event, void *stream);
 typedef int stream_wait_function(void *stream, void *event, unsigned flags);
+typedef int stream_wait_word_function(void *stream, uint64_t address, uint32_t value, unsigned flags);
 typedef int capture_mode_function(int *mode);
 typedef int current_function(void **context);
 typedef int push_function(void *context);
@@ -38,6 +39,7 @@ typedef int pop_function(void **context);
 #define PARAM_SIZE ((void *)2)
 #define NOT_READY 600  /* CUDA_ERROR_NOT_READY */
 #define NO_TIMING 2    /* CU_EVENT_DISABLE_TIMING */
+#define AT_LEAST 0     /* CU_STREAM_WAIT_VALUE_GEQ */
 #define RELAXED 2      /* CU_STREAM_CAPTURE_MODE_RELAXED */
 #define MOST_PARAMETERS 32
 
@@ -196,4 +198,10 @@ int gd_driver_event_record(const struct gd_driver *driver, uint64_t event, uint6
 int gd_driver_stream_wait(const struct gd_driver *driver, uint64_t stream, uint64_t event)
 {
     WITHIN(CALL(stream_wait)(POINTER(stream), POINTER(event), 0));
+}
+
+int gd_driver_stream_wait_word(const struct gd_driver *driver, uint64_t stream, uint64_t address,
+                               uint32_t value)
+{
+    WITHIN(CALL(stream_wait_word)(POINTER(stream), address, value, AT_LEAST));
 }

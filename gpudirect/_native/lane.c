@@ -86,6 +86,35 @@ static const struct p2pmod_reply *reply_at(const struct gd_lane *lane, uint32_t 
     return (const struct p2pmod_reply *)lane->replies + (sequence & (lane->slots - 1));
 }
 
+/* ---- naps ---- */
+
+static inline uint32_t told(const struct gd_lane *lane, unsigned which)
+{
+    return __atomic_load_n((const uint32_t *)lane->told + which, __ATOMIC_ACQUIRE);
+}
+
+/* A round that has ended, as a wait has seen none yet. */
+static inline uint32_t none_seen(const struct gd_lane *lane)
+{
+    return lane->told ? told(lane, P2PMOD_TOLD_ENDED) - 1 : 0;
+}
+
+/* If a round has ended since the last look, and nobody was left: start the next. */
+static inline void wake_napping(const struct gd_lane *lane, uint32_t *seen)
+{
+    uint32_t ended;
+
+    if (!lane->told || (ended = told(lane, P2PMOD_TOLD_ENDED)) == *seen)
+        return;
+    *seen = ended;
+    if (told(lane, P2PMOD_TOLD_NAPPED) == ended && told(lane, P2PMOD_TOLD_BEGUN) == ended) {
+        gd_store32(lane->wake, ended + 1, lane->flags);
+        gd_fence();
+    }
+}
+
+/* ---- sending ---- */
+
 static inline int send_packet(struct gd_lane *lane, uint32_t function, const char *arguments, size_t size)
 {
     uint32_t sequence = lane->sent + 1;
@@ -111,6 +140,11 @@ static inline int send_packet(struct gd_lane *lane, uint32_t function, const cha
     else
         store_words(packet_at(lane, sequence), &packet);
     lane->sent = sequence;
+    if (lane->told) {
+        uint32_t seen = none_seen(lane);
+
+        wake_napping(lane, &seen);
+    }
     return 0;
 }
 
@@ -163,12 +197,14 @@ int gd_lane_wait(const struct gd_lane *lane, uint32_t sequence, int64_t timeout,
 {
     const struct p2pmod_reply *at = reply_at(lane, sequence);
     uint64_t start, spent = 0;
+    uint32_t seen = none_seen(lane);
 
     if (!look(at, sequence, reply))
         return 0;
     if (timeout == 0)
         return -ETIMEDOUT;
     for (start = gd_now();;) {
+        wake_napping(lane, &seen);
         for (int i = 0; i < LOOKS_A_CLOCK; i++) {
             if (!look(at, sequence, reply))
                 return 0;
@@ -219,9 +255,15 @@ int gd_lane_wait_any(const struct gd_awaited *calls, int count, uintptr_t wake, 
     for (;;) {
         for (int i = 0; i < count; i++) {
             const struct p2pmod_reply *at = (const struct p2pmod_reply *)calls[i].reply;
+            const struct gd_lane *lane = (const struct gd_lane *)calls[i].lane;
 
             if (__atomic_load_n(&at->sequence, __ATOMIC_ACQUIRE) == calls[i].sequence)
                 return i;
+            if (lane) {
+                uint32_t seen = none_seen(lane);
+
+                wake_napping(lane, &seen);
+            }
         }
         if (__atomic_load_n((const uint32_t *)wake, __ATOMIC_ACQUIRE) != asleep)
             return count;

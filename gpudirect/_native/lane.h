@@ -25,6 +25,8 @@ struct gd_lane {
     uint32_t taken;             /* every reply up to this number was taken */
     uint32_t flags;             /* GD_GUARDED or 0 */
     uint32_t store;             /* how packets are stored; gd_lane_init() finds it */
+    uintptr_t told;             /* P2PMOD_TOLD_WORDS words of host memory; 0: the kernel never naps */
+    uintptr_t wake;             /* CPU address of the wake word */
 };
 
 #define GD_LANE_LINE 1  /* MOVDIR64B: a packet is one store */
@@ -62,6 +64,7 @@ int gd_lane_call(struct gd_lane *lane, uint32_t function, const char *arguments,
  */
 struct gd_awaited {
     uintptr_t reply;   /* CPU address of the slot's reply */
+    uintptr_t lane;    /* const struct gd_lane *, to be woken if it naps; 0: not looked after */
     uint32_t sequence; /* of the call */
 };
 int gd_lane_wait_any(const struct gd_awaited *calls, int count, uintptr_t wake, uint32_t asleep,

@@ -121,7 +121,7 @@ void gd_work_settle(struct gd_work *work, uint64_t mark);
 /* Their addresses, and the context they want to be current; their types are in driver.c. */
 struct gd_driver {
     uint64_t copy_in, copy_out, settle, attribute, launch, launch_cooperative, query;
-    uint64_t event_new, event_free, event_record, stream_wait;
+    uint64_t event_new, event_free, event_record, stream_wait, stream_wait_word;
     uint64_t current, push, pop, capture_mode, context;
 };
 /* Each returns 0 or the driver's own error (> 0). The caller's context stays as it was. */
@@ -150,6 +150,10 @@ int gd_driver_event_new(const struct gd_driver *driver, uint64_t *event);
 int gd_driver_event_free(const struct gd_driver *driver, uint64_t event);
 int gd_driver_event_record(const struct gd_driver *driver, uint64_t event, uint64_t stream);
 int gd_driver_stream_wait(const struct gd_driver *driver, uint64_t stream, uint64_t event);
+#define GD_DRIVER_NOT_SUPPORTED 801 /* CUDA_ERROR_NOT_SUPPORTED */
+/* Work queued from now on waits until the word of device memory has reached `value` (modulo 2^32). */
+int gd_driver_stream_wait_word(const struct gd_driver *driver, uint64_t stream, uint64_t address,
+                               uint32_t value);
 
 /* ---- paths.c: through the mapping or by the device's copy engine (DMA) ---- */
 #define GD_TURNS 6

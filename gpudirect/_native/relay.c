@@ -8,18 +8,26 @@
 #include <string.h>
 #include <time.h>
 
+#include "lane.h"
 #include "relay.h"
 
-#define LOOKS_A_SLICE 4      /* how often the thread looks whether a launch has ended */
+#define LOOKS_A_SLICE 4      /* how often the thread looks whether a launch has ended, */
+#define LOOKS_WHEN_QUICK 20  /* and while naps and wakes end them sooner than slices do */
 #define SHORTEST_NAP 20000   /* ns between looks */
 #define SUSPECT 50000000     /* ns without an end after which the driver is asked for a fault */
 
+/* Who needs both locks takes `lock` first. */
 struct gd_relay {
     const struct gd_driver *driver;
-    pthread_mutex_t lock;
+    uintptr_t wake;             /* the wake word; 0: no naps */
+    uint64_t wake_device;
+    pthread_mutex_t lock;       /* held while launches are queued, however long the driver takes */
     pthread_cond_t changed;
+    pthread_mutex_t list;       /* held for moments: the residents, for the waker */
+    pthread_cond_t listed;
     struct gd_resident *first;
-    uint64_t progress;          /* when a launch was last seen to end, or queued */
+    uint32_t round;             /* the last one that was queued */
+    uint64_t progress;          /* when a launch was last queued, or the driver asked for faults */
 };
 
 static uint32_t word(uintptr_t at)
@@ -27,14 +35,26 @@ static uint32_t word(uintptr_t at)
     return __atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE);
 }
 
-static int runs(const struct gd_resident *r)
+static uint32_t told(const struct gd_resident *r, unsigned which)
 {
-    return !r->failure && !word(r->over);
+    return word(r->told + which * sizeof(uint32_t));
 }
 
+static int runs(const struct gd_resident *r)
+{
+    return !r->failure && !told(r, P2PMOD_TOLD_OVER);
+}
+
+/* Rounds that were queued since the last one that it ended. */
 static uint32_t queued(const struct gd_resident *r)
 {
-    return r->launched - word(r->ended);
+    return r->round - told(r, P2PMOD_TOLD_ENDED);
+}
+
+static void set_wake(const struct gd_relay *relay, uint32_t round)
+{
+    if (relay->wake && !gd_store32(relay->wake, round, GD_GUARDED))
+        gd_fence();
 }
 
 /* Whether every resident that still runs has room for a further launch. */
@@ -62,49 +82,74 @@ static uint64_t shortest(const struct gd_relay *relay)
     return slice;
 }
 
-/* A resident's next launch waits for the launches of all others that are queued now. */
-static void gate(const struct gd_relay *relay, struct gd_resident *r)
+/* A resident's next launch waits for its round, and for the launches of all others queued now. */
+static int gate(struct gd_relay *relay, const struct gd_resident *r)
 {
-    for (struct gd_resident *other = relay->first; other && !r->failure; other = other->next)
-        if (other != r && other->launched && !other->failure)
-            r->failure = gd_driver_stream_wait(relay->driver, r->stream, other->event);
+    int code = 0;
+
+    if (relay->wake) {
+        code = gd_driver_stream_wait_word(relay->driver, r->stream, relay->wake_device, relay->round);
+        if (code == GD_DRIVER_NOT_SUPPORTED) {
+            relay->wake = 0;
+            code = 0;
+        }
+    }
+    for (const struct gd_resident *other = relay->first; other && !code; other = other->next)
+        if (other != r && other->turns && !other->failure)
+            code = gd_driver_stream_wait(relay->driver, r->stream, other->event);
+    return code;
 }
 
-static void launch(const struct gd_relay *relay, struct gd_resident *r, uint64_t slice)
+static int launch(const struct gd_relay *relay, struct gd_resident *r, uint64_t slice)
 {
     char *arguments = (char *)r->arguments;
-    uint32_t number = r->launched + 1;
+    uint32_t turn = r->turns + 1;
+    int code;
 
-    memcpy(arguments + r->number_at, &number, sizeof(number));
+    memcpy(arguments + r->turn_at, &turn, sizeof(turn));
+    memcpy(arguments + r->round_at, &relay->round, sizeof(relay->round));
     memcpy(arguments + r->slice_at, &slice, sizeof(slice));
-    if (r->launched && !queued(r))
+    if (!r->joined) { /* nothing of it is queued: it has ended all rounds before */
+        __atomic_store_n((uint32_t *)r->told + P2PMOD_TOLD_BEGUN, relay->round - 1, __ATOMIC_RELEASE);
+        __atomic_store_n((uint32_t *)r->told + P2PMOD_TOLD_ENDED, relay->round - 1, __ATOMIC_RELEASE);
+        r->round = relay->round - 1;
+    } else if (!queued(r)) {
         r->late++;
+    }
     if (r->cooperative)
-        r->failure = gd_driver_launch_cooperative(relay->driver, r->function, &r->grid, r->stream,
-                                                  arguments, (const uint32_t *)r->offsets,
-                                                  r->parameters);
+        code = gd_driver_launch_cooperative(relay->driver, r->function, &r->grid, r->stream,
+                                            arguments, (const uint32_t *)r->offsets, r->parameters);
     else
-        r->failure = gd_driver_launch(relay->driver, r->function, &r->grid, r->stream, arguments,
-                                      r->arguments_size, NULL);
-    if (!r->failure)
-        __atomic_store_n(&r->launched, number, __ATOMIC_RELEASE);
+        code = gd_driver_launch(relay->driver, r->function, &r->grid, r->stream, arguments,
+                                r->arguments_size, NULL);
+    if (code)
+        return code;
+    r->joined = 1;
+    r->round = relay->round;
+    __atomic_store_n(&r->turns, turn, __ATOMIC_RELEASE);
+    return 0;
 }
 
 static void round_of_all(struct gd_relay *relay)
 {
     uint64_t slice = shortest(relay);
-    int several = relay->first && relay->first->next;
+    int joining = 0;
 
-    for (struct gd_resident *r = relay->first; several && r; r = r->next)
-        if (runs(r))
-            gate(relay, r);
+    relay->round++;
+    for (const struct gd_resident *r = relay->first; r; r = r->next)
+        joining |= !r->joined;
     for (struct gd_resident *r = relay->first; r; r = r->next)
         if (runs(r))
-            launch(relay, r, slice);
-    /* recorded when alone as well: who joins later waits for it */
+            r->failure = gate(relay, r);
+    for (struct gd_resident *r = relay->first; r; r = r->next)
+        if (runs(r))
+            r->failure = launch(relay, r, slice);
+    /* by one that is alone as well: who joins later waits for it */
     for (struct gd_resident *r = relay->first; r; r = r->next)
         if (runs(r))
             r->failure = gd_driver_event_record(relay->driver, r->event, r->stream);
+    if (joining)
+        set_wake(relay, relay->round);
     relay->progress = gd_now();
 }
 
@@ -120,67 +165,137 @@ static void look_for_faults(struct gd_relay *relay)
     relay->progress = gd_now();
 }
 
-static void *run(void *argument)
+static struct timespec after(uint64_t ns)
+{
+    struct timespec then;
+
+    clock_gettime(CLOCK_MONOTONIC, &then);
+    then.tv_nsec += (long)(ns % 1000000000);
+    then.tv_sec += (time_t)(ns / 1000000000) + then.tv_nsec / 1000000000;
+    then.tv_nsec %= 1000000000;
+    return then;
+}
+
+static void *launcher(void *argument)
 {
     struct gd_relay *relay = argument;
+    uint64_t quick_until = 0;
 
     gd_driver_thread(relay->driver);
     pthread_mutex_lock(&relay->lock);
     for (;;) {
         struct timespec until;
-        uint64_t nap, slice;
+        uint64_t nap, slice, last = relay->progress;
 
         if (!relay->first) {
             pthread_cond_wait(&relay->changed, &relay->lock);
             continue;
         }
+        slice = shortest(relay);
         while (due(relay))
             round_of_all(relay);
+        if (relay->progress != last && relay->progress - last < slice / 2)
+            quick_until = relay->progress + slice;
         if (gd_now() - relay->progress > SUSPECT)
             look_for_faults(relay);
-        slice = shortest(relay);
-        nap = slice == UINT64_MAX ? SUSPECT : slice / LOOKS_A_SLICE;
-        if (nap < SHORTEST_NAP)
-            nap = SHORTEST_NAP;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += (long)(nap % 1000000000);
-        until.tv_sec += (time_t)(nap / 1000000000) + until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        nap = slice == UINT64_MAX               ? SUSPECT
+              : relay->progress < quick_until   ? slice / LOOKS_WHEN_QUICK
+                                                : slice / LOOKS_A_SLICE;
+        until = after(nap < SHORTEST_NAP ? SHORTEST_NAP : nap);
         pthread_cond_timedwait(&relay->changed, &relay->lock, &until);
     }
     return NULL;
 }
 
-struct gd_relay *gd_relay_new(const struct gd_driver *driver)
+/* Whether nothing is resident, and the round that has ended last. */
+static int nobody(const struct gd_relay *relay, uint32_t *ended)
 {
-    struct gd_relay *relay = calloc(1, sizeof(*relay));
-    pthread_condattr_t monotonic;
+    int any = 0;
+
+    for (const struct gd_resident *r = relay->first; r; r = r->next) {
+        uint32_t now = told(r, P2PMOD_TOLD_ENDED);
+
+        if (!runs(r))
+            continue;
+        if (!r->joined || told(r, P2PMOD_TOLD_BEGUN) != now)
+            return 0;
+        if (!any || (int32_t)(now - *ended) > 0)
+            *ended = now;
+        any = 1;
+    }
+    return any;
+}
+
+static void *waker(void *argument)
+{
+    struct gd_relay *relay = argument;
+
+    pthread_mutex_lock(&relay->list);
+    for (;;) {
+        uint32_t ended = 0;
+        struct timespec until;
+        uint64_t slice;
+
+        if (!relay->first) {
+            pthread_cond_wait(&relay->listed, &relay->list);
+            continue;
+        }
+        if (nobody(relay, &ended))
+            set_wake(relay, ended + 1);
+        slice = shortest(relay);
+        until = after(slice == UINT64_MAX ? SUSPECT : slice);
+        pthread_cond_timedwait(&relay->listed, &relay->list, &until);
+    }
+    return NULL;
+}
+
+static int start(void *(*what)(void *), struct gd_relay *relay)
+{
     pthread_attr_t detached;
     sigset_t all, before;
     pthread_t thread;
     int code;
 
-    if (!relay)
-        return NULL;
-    relay->driver = driver;
-    pthread_mutex_init(&relay->lock, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&relay->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
     /* signals of the program are for its own threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    code = pthread_create(&thread, &detached, run, relay);
+    code = pthread_create(&thread, &detached, what, relay);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&detached);
-    if (code) {
+    return code;
+}
+
+struct gd_relay *gd_relay_new(const struct gd_driver *driver, uintptr_t wake, uint64_t wake_device)
+{
+    struct gd_relay *relay = calloc(1, sizeof(*relay));
+    pthread_condattr_t monotonic;
+
+    if (!relay)
+        return NULL;
+    relay->driver = driver;
+    relay->wake = wake;
+    relay->wake_device = wake_device;
+    pthread_mutex_init(&relay->lock, NULL);
+    pthread_mutex_init(&relay->list, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&relay->changed, &monotonic);
+    pthread_cond_init(&relay->listed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    if (start(launcher, relay)) {
         free(relay);
         return NULL;
     }
+    if (wake && start(waker, relay))
+        relay->wake = 0; /* without it a nap would keep others waiting */
     return relay;
+}
+
+int gd_relay_naps(const struct gd_relay *relay)
+{
+    return relay->wake != 0;
 }
 
 int gd_relay_add(struct gd_relay *relay, struct gd_resident *resident)
@@ -190,10 +305,15 @@ int gd_relay_add(struct gd_relay *relay, struct gd_resident *resident)
     if (code)
         return code;
     pthread_mutex_lock(&relay->lock);
+    pthread_mutex_lock(&relay->list);
     resident->failure = 0;
+    resident->joined = 0;
     resident->next = relay->first;
     relay->first = resident;
     relay->progress = gd_now();
+    set_wake(relay, relay->round); /* who naps shall not keep it waiting */
+    pthread_cond_signal(&relay->listed);
+    pthread_mutex_unlock(&relay->list);
     pthread_cond_signal(&relay->changed);
     pthread_mutex_unlock(&relay->lock);
     return 0;
@@ -204,6 +324,7 @@ void gd_relay_remove(struct gd_relay *relay, struct gd_resident *resident)
     struct gd_resident **at;
 
     pthread_mutex_lock(&relay->lock);
+    pthread_mutex_lock(&relay->list);
     for (at = &relay->first; *at && *at != resident; at = &(*at)->next)
         ;
     if (*at) {
@@ -211,5 +332,12 @@ void gd_relay_remove(struct gd_relay *relay, struct gd_resident *resident)
         /* the driver frees it when what was recorded has been reached, and keeps waits on it */
         gd_driver_event_free(relay->driver, resident->event);
     }
+    pthread_mutex_unlock(&relay->list);
     pthread_mutex_unlock(&relay->lock);
+    gd_relay_wake(relay);
+}
+
+void gd_relay_wake(struct gd_relay *relay)
+{
+    set_wake(relay, __atomic_load_n(&relay->round, __ATOMIC_RELAXED));
 }

@@ -6,10 +6,17 @@
  *
  * One thread a device queues the launches. It holds no lock of Python's, so a busy interpreter or
  * library delays nothing but, at worst, the thread itself; calls sent meanwhile wait and are
- * answered. All residents of a device go in rounds: each is launched once a round, they end
- * together (the slices are cut by the device's clock), and no launch of a round starts before all
- * of the round before have ended. Without that, residents of several services would overlap, the
- * device would never be idle, and who waits for that would starve.
+ * answered. All residents of a device go in rounds, numbered 1, 2, 3, ... (modulo 2^32): each is
+ * launched once a round, they end together, and no launch of a round starts before all of the round
+ * before have ended. Without that, residents of several services would overlap, the device would
+ * never be idle, and who waits for that would starve.
+ *
+ * Naps: every launch stands behind a wait of its stream for the device's wake word, in mapped device
+ * memory, to reach the number of its round. A resident that still has calls sets it to the next
+ * round when it ends; one without leaves it, and nothing is resident until somebody else sets it:
+ * a caller (lane.c), or the waker, a second thread, once a slice. For a stream that waits makes
+ * whoever waits for the device wait, too. The waker makes no call of the driver: the launching thread
+ * can be stuck in one, behind somebody who waits for the very nap that it would have to end.
  */
 #ifndef GPUDIRECT_RELAY_H
 #define GPUDIRECT_RELAY_H
@@ -29,28 +36,36 @@ struct gd_resident {
     uintptr_t offsets;           /* of each in the arguments: uint32_t[parameters] */
     uintptr_t arguments;         /* the argument block, changed for each launch in two places: */
     uint32_t arguments_size;
-    uint32_t number_at;          /* uint32_t: number of the launch, from `launched` + 1 on */
+    uint32_t turn_at;            /* uint32_t: which launch of this kernel it is, from 1 on */
+    uint32_t round_at;           /* uint32_t: which round */
     uint32_t slice_at;           /* uint64_t: ns of a slice, the shortest of the device's residents */
     uint64_t slice;              /* ns asked for */
-    /* page-locked words, written by the kernel */
-    uintptr_t ended;             /* uint32_t: number of the last launch that has ended */
-    uintptr_t over;              /* uint32_t: not 0 when there is nothing more to run */
+    uintptr_t told;              /* P2PMOD_TOLD_WORDS page-locked words, written by the kernel */
     /* what became of it, written by the relay */
-    uint32_t launched;           /* number of the last launch that was queued */
+    uint32_t turns;              /* launches queued so far */
+    uint32_t round;              /* of the last one */
     uint32_t late;               /* launches that were queued after all before had ended */
     int32_t failure;             /* the driver's error that ended it, 0 */
     /* the relay's own */
     uint64_t event;
+    uint32_t joined;             /* it was launched since it was added */
     struct gd_resident *next;
 };
 
 struct gd_relay;
 
-/* A relay for a device, with its thread. NULL where no thread can be had. */
-struct gd_relay *gd_relay_new(const struct gd_driver *driver);
+/*
+ * A relay for a device, with its threads. wake: the wake word, for the CPU and for the device; 0: no
+ * naps. NULL where no thread can be had.
+ */
+struct gd_relay *gd_relay_new(const struct gd_driver *driver, uintptr_t wake, uint64_t wake_device);
+/* Whether launches wait for the wake word: the driver may not know how. */
+int gd_relay_naps(const struct gd_relay *relay);
 /* Launch a resident again and again, until it is over or removed. The struct must stay where it is. */
 int gd_relay_add(struct gd_relay *relay, struct gd_resident *resident);
 /* Launch it no more. When this returns, the relay has forgotten it; what is queued still runs. */
 void gd_relay_remove(struct gd_relay *relay, struct gd_resident *resident);
+/* Let every launch that is queued begin. */
+void gd_relay_wake(struct gd_relay *relay);
 
 #endif

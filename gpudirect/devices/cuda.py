@@ -704,6 +704,7 @@ class CudaDevice(Device):
                  "launch_cooperative": b"cuLaunchCooperativeKernel", "query": b"cuStreamQuery",
                  "event_new": b"cuEventCreate", "event_free": b"cuEventDestroy",
                  "event_record": b"cuEventRecord", "stream_wait": b"cuStreamWaitEvent",
+                 "stream_wait_word": b"cuStreamWaitValue32",
                  "capture_mode": b"cuThreadExchangeStreamCaptureMode"}  # fmt: skip
         found = _native.ffi.new("struct gd_driver *", {"context": self._context_number})
         for key, name in names.items():
@@ -720,11 +721,14 @@ class CudaDevice(Device):
             return e
         return DeviceError(f"{doing}: error {code}", code)
 
-    def relay_thread(self) -> Any:
-        """The thread in C that launches resident kernels (``struct gd_relay *``), started once."""
+    def relay_thread(self, wake: tuple[int, int]) -> Any:
+        """The thread in C that launches resident kernels (``struct gd_relay *``), started once.
+
+        wake: addresses of the wake word, for the CPU and for the device.
+        """
         with self._lock:
             if self._relay is None:
-                relay = _native.lib.gd_relay_new(self._functions)
+                relay = _native.lib.gd_relay_new(self._functions, *wake)
                 if relay == _native.ffi.NULL:
                     raise DeviceError(
                         f"no thread could be started for the resident kernels of {self.id}: this "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,17 +35,19 @@ class Launch:
     cooperative: bool
     """All blocks must be resident at once."""
     arguments: bytes
-    """The argument block, of which each launch has two numbers of its own:"""
-    number_at: int
-    """Offset of the launch's number, 4 bytes, counting from 1."""
+    """The argument block, of which each launch has three numbers of its own:"""
+    turn_at: int
+    """Offset of how often it was launched, this time included, 4 bytes."""
+    round_at: int
+    """Offset of the number of the round, 4 bytes."""
     slice_at: int
     """Offset of its slice in ns, 8 bytes: the shortest of the device's resident kernels."""
     slice: float
     """Seconds that it asks for."""
-    ended: int
-    """CPU address of a word, 4 bytes: where the kernel says which launch has ended last."""
-    over: int
-    """CPU address of a word where it says, with any other number than 0, that all is done."""
+    told: int
+    """CPU address of the words in which the kernel tells what it has done (p2pmod-lane.h)."""
+    wake: tuple[int, int]
+    """The device's wake word, for the CPU and for the device; (0, 0): no naps."""
 
 
 class Relayed(ABC):
@@ -60,6 +63,11 @@ class Relayed(ABC):
     def late(self) -> int:
         """Launches that were queued when the one before had ended: calls waited meanwhile."""
 
+    @property
+    @abstractmethod
+    def naps(self) -> bool:
+        """Whether it leaves the device when it has no calls, and is woken by the wake word."""
+
     @abstractmethod
     def failure(self) -> Error | None:
         """What ended it, of its own or of the whole device."""
@@ -71,6 +79,10 @@ class Relayed(ABC):
     @abstractmethod
     def hold(self) -> None:
         """Launch it no more. What is queued still runs, and ends when the kernel is told to."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Let what is queued begin."""
 
 
 class CudaRelayed(Relayed):
@@ -88,15 +100,16 @@ class CudaRelayed(Relayed):
             "cooperative": launch.cooperative, "parameters": len(parameters),
             "offsets": int(ffi.cast("uintptr_t", self._offsets)),
             "arguments": int(ffi.cast("uintptr_t", self._arguments)),
-            "arguments_size": len(launch.arguments), "number_at": launch.number_at,
-            "slice_at": launch.slice_at, "slice": int(launch.slice * 1e9),
-            "ended": launch.ended, "over": launch.over,
+            "arguments_size": len(launch.arguments), "turn_at": launch.turn_at,
+            "round_at": launch.round_at, "slice_at": launch.slice_at,
+            "slice": int(launch.slice * 1e9), "told": launch.told,
         })  # fmt: skip
+        self._thread = device.relay_thread(launch.wake)
         self._launch = launch  # keeps the function and the stream
 
     @property
     def slices(self) -> int:
-        return int(self._state.launched)
+        return int(self._state.turns)
 
     @property
     def late(self) -> int:
@@ -107,12 +120,19 @@ class CudaRelayed(Relayed):
         return self._device.error(code, f"relaying {self._launch.function.name}") if code else None
 
     def start(self) -> None:
-        code = _native.lib.gd_relay_add(self._device.relay_thread(), self._state)
+        code = _native.lib.gd_relay_add(self._thread, self._state)
         if code:
             raise self._device.error(code, "starting a resident kernel")
 
     def hold(self) -> None:
-        _native.lib.gd_relay_remove(self._device.relay_thread(), self._state)
+        _native.lib.gd_relay_remove(self._thread, self._state)
+
+    def wake(self) -> None:
+        _native.lib.gd_relay_wake(self._thread)
+
+    @property
+    def naps(self) -> bool:
+        return bool(_native.lib.gd_relay_naps(self._thread))
 
 
 AHEAD = 2  # launches queued at most, as relay.h has it
@@ -124,26 +144,33 @@ class EmulatedRelayed(Relayed):
     def __init__(self, thread: EmulatedRelayThread, launch: Launch) -> None:
         self.launch = launch
         self._thread = thread
-        self.queued = 0
+        self.turns = 0
         self.delayed = 0
+        self.round = 0
+        self.joined = False
         self.error: Error | None = None
 
-    def _word(self, address: int) -> int:
-        return ctypes.c_uint32.from_address(address).value
+    def told(self, which: int) -> int:
+        """One of the words that the kernel writes."""
+        return _word(self.launch.told + 4 * which)
 
     @property
     def open(self) -> int:
-        """Launches queued that have not ended."""
-        return self.queued - self._word(self.launch.ended)
+        """Rounds queued that have not ended."""
+        return self.round - self.told(_native.lib.P2PMOD_TOLD_ENDED)
 
     @property
     def runs(self) -> bool:
         """Whether there is anything left to launch."""
-        return self.error is None and not self._word(self.launch.over)
+        return self.error is None and not self.told(_native.lib.P2PMOD_TOLD_OVER)
+
+    @property
+    def naps(self) -> bool:
+        return self.launch.wake[0] != 0
 
     @property
     def slices(self) -> int:
-        return self.queued
+        return self.turns
 
     @property
     def late(self) -> int:
@@ -157,20 +184,26 @@ class EmulatedRelayed(Relayed):
                 self.error = e
         return self.error
 
-    def queue(self, slice: float) -> None:
+    def queue(self, round: int, slice: float) -> None:
         """Launch it once more."""
         launch = self.launch
+        if not self.joined:  # nothing of it is queued: it has ended all rounds before
+            _set_word(launch.told + 4 * _native.lib.P2PMOD_TOLD_BEGUN, round - 1)
+            _set_word(launch.told + 4 * _native.lib.P2PMOD_TOLD_ENDED, round - 1)
+            self.joined, self.round = True, round - 1
+        elif self.open == 0:
+            self.delayed += 1
         arguments = bytearray(launch.arguments)
-        number, ns = self.queued + 1, int(slice * 1e9)
-        arguments[launch.number_at : launch.number_at + 4] = number.to_bytes(4, "little")
-        arguments[launch.slice_at : launch.slice_at + 8] = ns.to_bytes(8, "little")
-        self.delayed += self.queued > 0 and self.open == 0
+        for at, size, number in ((launch.turn_at, 4, self.turns + 1), (launch.round_at, 4, round),
+                                 (launch.slice_at, 8, int(slice * 1e9))):  # fmt: skip
+            arguments[at : at + size] = number.to_bytes(size, "little")
         try:
             launch.function.launch(
                 (launch.grid, 1, 1), (launch.threads, 1, 1), 0, launch.stream, bytes(arguments),
                 cooperative=launch.cooperative,
             )  # fmt: skip
-            self.queued = number
+            self.turns += 1
+            self.round = round
         except Error as e:
             self.error = e
 
@@ -180,14 +213,22 @@ class EmulatedRelayed(Relayed):
     def hold(self) -> None:
         self._thread.remove(self)
 
+    def wake(self) -> None:
+        """Nothing is queued before it may begin."""
+
 
 class EmulatedRelayThread:
-    """Queues the launches of all residents of an emulated device, in rounds."""
+    """Queues the launches of all residents of an emulated device, in rounds.
+
+    Emulated streams wait neither for one another nor for a word: a round is queued when it may begin,
+    and only one resident alone that does not nap is queued ahead.
+    """
 
     def __init__(self, device: Device) -> None:
         self._name = f"{device.id} relay"
         self._changed = threading.Condition()
         self._members: list[EmulatedRelayed] = []
+        self._round = 0
         self._thread: threading.Thread | None = None
 
     def add(self, member: EmulatedRelayed) -> None:
@@ -196,6 +237,7 @@ class EmulatedRelayThread:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
+            member.joined, member.error = False, None
             self._members.append(member)
             self._changed.notify()
 
@@ -205,21 +247,35 @@ class EmulatedRelayThread:
                 self._members.remove(member)
 
     def _run(self) -> None:
+        woken = time.monotonic()
         with self._changed:
             while True:
                 running = [m for m in self._members if m.runs]
                 if not running:
                     self._changed.wait()
                     continue
-                # emulated streams cannot wait for one another: several residents are queued
-                # when all have ended, one alone is queued ahead
-                ahead = AHEAD if len(running) == 1 else 1
                 slice = min(m.launch.slice for m in running)
-                if all(m.open < ahead for m in running):
-                    for member in running:
-                        member.queue(slice)
-                    continue
-                self._changed.wait(max(slice / 4, 1e-4))
+                ahead = AHEAD if len(running) == 1 and not running[0].naps else 1
+                if all(m.open < ahead for m in running if m.joined):
+                    wake = running[0].launch.wake[0]
+                    due = time.monotonic() - woken >= slice or any(not m.joined for m in running)
+                    if wake and due:
+                        _set_word(wake, self._round + 1)
+                    if not wake or (_word(wake) - self._round - 1) & 0xFFFFFFFF < 1 << 31:
+                        woken = time.monotonic()
+                        self._round += 1
+                        for member in running:
+                            member.queue(self._round, slice)
+                        continue
+                self._changed.wait(max(slice / 8, 1e-4))
+
+
+def _word(address: int) -> int:
+    return ctypes.c_uint32.from_address(address).value
+
+
+def _set_word(address: int, value: int) -> None:
+    ctypes.c_uint32.from_address(address).value = value & 0xFFFFFFFF
 
 
 __all__ = ["CudaRelayed", "EmulatedRelayThread", "EmulatedRelayed", "Launch", "Relayed"]

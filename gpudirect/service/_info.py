@@ -46,6 +46,10 @@ class ServiceInfo:
     device; None: never."""
     slices: int
     """Launches since the service was started."""
+    nap_after: float | None
+    """Seconds without a call after which it leaves the device until the next one; None: never."""
+    state: str
+    """"awake", "napping", "paused" or "stopped"."""
     late: int
     """Of these, queued too late to follow the one before at once: calls waited a launch's time."""
 

@@ -33,6 +33,10 @@ class Ring(NamedTuple):
     """The same for the device."""
     stride: int
     """Bytes from one slot's arguments to the next; 0: there are none that long."""
+    told: int
+    """Of the words that tell whether the kernel naps; 0: it never does."""
+    wake: int
+    """Of the wake word, for the CPU."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,15 @@ class Layout:
         """In the host memory: two words, the last launch that ended, and whether all is over."""
         return self.lanes * self.slots * REPLY
 
-    def ring(self, lane: int, packets: int, host: int, mapped: int, device: int) -> Ring:
+    def ring(self, lane: int, packets: int, host: int, mapped: int, device: int, wake: int) -> Ring:
         """The addresses of a lane: of ``packets``, where the CPU stores them; of the ``host`` memory;
-        of the device memory as ``mapped`` and as the ``device`` has it."""
+        of the device memory as ``mapped`` and as the ``device`` has it; of the ``wake`` word, 0 where
+        the kernel does not nap."""
         before = lane * self.slots
         arguments = self.arguments + before * self.stride
         return Ring(
             packets + before * PACKET, host + before * REPLY, mapped + arguments, device + arguments,
-            self.stride,
+            self.stride, host + self.told if wake else 0, wake,
         )  # fmt: skip
 
 

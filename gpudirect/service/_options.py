@@ -16,6 +16,7 @@ MOST_LANES = 64
 LONGEST_SLEEP = 1e-3  # seconds: CUDA's __nanosleep
 WARP = 32  # threads
 SHORTEST_SLICE = 1e-4  # seconds
+SHORTEST_NAP_AFTER = 2e-5
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Options:
     stop_timeout: float
     slice: float | None
     """None: one launch for ever."""
+    nap_after: float | None
+    """None: it never naps."""
 
     @property
     def all_blocks(self) -> int:
@@ -53,6 +56,7 @@ def checked(
     lifetime: Any,
     stop_timeout: Any,
     slice: Any,
+    nap_after: Any,
 ) -> Options:
     """The options, with what was left open chosen by the teams that run functions.
 
@@ -74,6 +78,7 @@ def checked(
         lifetime=None if lifetime is None else _seconds(lifetime, "lifetime"),
         stop_timeout=_seconds(stop_timeout, "stop_timeout"),
         slice=None if slice is None else _seconds(slice, "slice"),
+        nap_after=None if nap_after is None or slice is None else _seconds(nap_after, "nap_after"),
     )
     if found.slots & (found.slots - 1):
         raise ArgumentError(f"slots is {slots}: give a power of two")
@@ -87,6 +92,11 @@ def checked(
         raise ArgumentError(
             f"slice is {slice!r}: give at least {SHORTEST_SLICE} seconds, since each slice takes a launch "
             "(3 to 4 us), or None for a kernel that stays until the service stops"
+        )
+    if found.nap_after is not None and found.nap_after < SHORTEST_NAP_AFTER:
+        raise ArgumentError(
+            f"nap_after is {nap_after!r}: give at least {SHORTEST_NAP_AFTER} seconds, since a call that wakes "
+            "takes 7 to 9 us, or None for a kernel that never naps"
         )
     if found.slice and found.lifetime and found.slice > found.lifetime:
         raise ArgumentError(

@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import time
 
+from .. import _native
 from ..arrays import empty
 from ..devices import Launch, Marker, Relayed
 from ..errors import Error, RevokedError
 from ..kernels import Kernel
 from ._layout import WORD, Layout, Ring
 from ._options import Options
+from ._wake import wake_word
 
 GO_ON, STOP, PAUSE = 0, 1, 2  # what the control word says: polling.cuh
 _LOOK = 50e-6  # seconds between looks whether it has ended
@@ -43,26 +45,30 @@ class Resident:
         self._marker: Marker | None = None
         self._relayed: Relayed | None = None
         self._up = False
+        self._wake = 0, 0
         if options.slice is not None:
+            self._wake = wake_word(device, bridge)
             self._relayed = self._relay(options.slice)
 
-    def _arguments(self, number: int, slice: float) -> tuple[object, ...]:
+    def _arguments(self, turn: int, slice: float) -> tuple[object, ...]:
         options, layout, memory = self._options, self.layout, self.memory.ptr
         return (
             self.packets()[0], self.host.ptr, memory, memory + layout.ends, memory + layout.boards,
             layout.board, options.slots, options.blocks, int(options.idle_sleep * 1e9),
             int(options.idle_after * 1e9), int((options.lifetime or 0) * 1e9),
-            self.host.ptr + layout.told, number, int(slice * 1e9),
+            self.host.ptr + layout.told, self._wake[1], int((options.nap_after or 0) * 1e9),
+            turn, 0, int(slice * 1e9),
         )  # fmt: skip
 
     def _relay(self, slice: float) -> Relayed:
-        options, told = self._options, self.host.ptr + self.layout.told
-        number, length = self._kernel.parameters[-2:]
+        options = self._options
+        turn, round, length = self._kernel.parameters[-3:]
         return self._kernel.device.relay(Launch(
             function=self._kernel._function, stream=self.stream, grid=options.all_blocks,
             threads=options.threads, cooperative=options.blocks > 1,
-            arguments=self._kernel.pack(self._arguments(0, slice)), number_at=number.offset,
-            slice_at=length.offset, slice=slice, ended=told, over=told + WORD,
+            arguments=self._kernel.pack(self._arguments(0, slice)), turn_at=turn.offset,
+            round_at=round.offset, slice_at=length.offset, slice=slice,
+            told=self.host.ptr + self.layout.told, wake=self._wake,
         ))  # fmt: skip
 
     def packets(self) -> tuple[int, int]:
@@ -73,7 +79,7 @@ class Resident:
     def ring(self, lane: int) -> Ring:
         """The addresses of a lane, for the CPU."""
         return self.layout.ring(
-            lane, self.packets()[1], self.host.ptr, self.memory.host_ptr, self.memory.ptr
+            lane, self.packets()[1], self.host.ptr, self.memory.host_ptr, self.memory.ptr, self._wake[0]
         )
 
     @property
@@ -85,6 +91,20 @@ class Resident:
     def late(self) -> int:
         """Launches that were queued too late to follow the one before at once."""
         return self._relayed.late if self._relayed else 0
+
+    def _told(self, which: int) -> int:
+        address = self.host.ptr + self.layout.told + which * WORD
+        return ctypes.c_uint32.from_address(address).value
+
+    @property
+    def state(self) -> str:
+        """"awake", "napping" or "paused"."""
+        lib = _native.lib
+        if not self._up:
+            return "paused"
+        ended = self._told(lib.P2PMOD_TOLD_ENDED)
+        naps = ended == self._told(lib.P2PMOD_TOLD_NAPPED) == self._told(lib.P2PMOD_TOLD_BEGUN)
+        return "napping" if self._relayed and naps else "awake"
 
     def launch(self) -> None:
         """Start the kernel; it goes on behind the last call that was answered."""
@@ -130,7 +150,7 @@ class Resident:
         if not self._up:
             return False
         if self._relayed:
-            over = ctypes.c_uint32.from_address(self.host.ptr + self.layout.told + WORD).value
+            over = self._told(_native.lib.P2PMOD_TOLD_OVER)
             return self._relayed.failure() is not None or bool(over and self.stream.idle())
         return self._marker is not None and self._marker.done()
 
@@ -148,6 +168,8 @@ class Resident:
         while self._up and not (self.stream.idle() if self._relayed else self.ended()):
             if time.monotonic() > end:
                 return False
+            if self._relayed:
+                self._relayed.wake()  # what is queued behind a nap ends as well
             time.sleep(_LOOK)
         return True
 

@@ -2,6 +2,9 @@
  * The end of a launch. The kernel ends by itself after a slice, between two calls, and its next launch,
  * queued behind it on the same stream, goes on from what the board of each lane says. Slices are cut at
  * multiples of their length on the device's clock, so that all residents of a device end together.
+ *
+ * Without calls it leaves the device: its next launch waits on its stream for the wake word, which the
+ * next call's store sets (p2pmod-lane.h).
  */
 namespace gd_service {
 
@@ -10,9 +13,13 @@ struct gd_ends {
     unsigned ready;             /* lanes that have ended this launch, or are ready to */
     unsigned ended;             /* lanes that have ended it */
     unsigned over;              /* lanes that have ended for good */
+    unsigned idle;              /* lanes that have had no call for a while */
+    unsigned active;            /* lanes that have ended this launch and were not idle */
 };
 __shared__ gd_ends *ending;
 __shared__ unsigned lanes;      /* of the service */
+__shared__ unsigned *wake;      /* the device's wake word; null: launches wait for nothing */
+__shared__ unsigned rounds;     /* number of the round that this launch belongs to */
 
 #ifdef GPUDIRECT_EMULATED
 constexpr unsigned GRACE = 2000000;
@@ -47,17 +54,35 @@ __device__ inline bool all_ready()
     return __shfl_sync(ALL, unsigned(all), 0);
 }
 
-/* By a lane's last act: the last one of the launch tells whoever queues the next one. */
-__device__ inline void tell_end(unsigned launch, volatile unsigned *told)
+/* Whether a round comes after another. */
+__device__ inline bool later(unsigned round, unsigned than)
 {
+    return int(round - than) > 0;
+}
+
+/*
+ * By a lane's last act. The last one of the launch tells whoever queues the next one, and lets that
+ * begin, unless no lane has had calls: then nothing is resident until somebody sets the wake word.
+ */
+__device__ inline void tell_end(bool active, volatile unsigned *told)
+{
+    if (active)
+        atomicAdd(&ending->active, 1u);
     __threadfence();
     if (atomicAdd(&ending->ended, 1u) != lanes - 1)
         return;
-    ending->ended = ending->ready = 0;
-    if (look(&ending->over) == lanes)
-        told[1] = 1;
+    __threadfence();
+    unsigned all = lanes, over = look(&ending->over);
+    active = look(&ending->active);
+    ending->ended = ending->ready = ending->idle = ending->active = 0;
+    if (over == all)
+        told[P2PMOD_TOLD_OVER] = 1;
+    if (!active)
+        told[P2PMOD_TOLD_NAPPED] = rounds;
     release();
-    told[0] = launch;
+    told[P2PMOD_TOLD_ENDED] = rounds;
+    if (active && wake && !later(look(wake), rounds))
+        *(volatile unsigned *)wake = rounds + 1;
 }
 
 }  // namespace gd_service

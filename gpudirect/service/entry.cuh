@@ -65,10 +65,10 @@ extern "C" __global__ void gd_resident(
     const unsigned *gd_packets, gd_service::gd_quarter *gd_replies, const unsigned *gd_control,
     gd_service::gd_ends *gd_ending, unsigned char *gd_boards, unsigned gd_board_size,
     unsigned gd_slots, unsigned gd_blocks, unsigned gd_idle_sleep, unsigned long long gd_idle_after,
-    unsigned long long gd_lifetime, volatile unsigned *gd_told, unsigned gd_launch,
-    unsigned long long gd_slice)
+    unsigned long long gd_lifetime, volatile unsigned *gd_told, unsigned *gd_wake,
+    unsigned long long gd_nap_after, unsigned gd_turn, unsigned gd_round, unsigned long long gd_slice)
 {
     gd_service::gd_reside(gd_packets, gd_replies, gd_control, gd_ending, gd_boards, gd_board_size,
                           gd_slots, gd_blocks, gd_idle_sleep, gd_idle_after, gd_lifetime, gd_told,
-                          gd_launch, gd_slice);
+                          gd_wake, gd_nap_after, gd_turn, gd_round, gd_slice);
 }

@@ -31,7 +31,7 @@ struct board {
     unsigned over;              /* not 0: the lane was told to end, and no launch serves it again */
     unsigned ordered[2];        /* `order` when launch number n began is in ordered[n % 2] */
     unsigned long long deadline; /* of the lifetime; 0 before the first launch */
-    unsigned reserved[2];
+    unsigned long long worked;  /* when it was last seen to have calls; 0 before the first launch */
     uint4 arguments[1];         /* as many as the longest list needs */
 };
 

@@ -28,7 +28,14 @@ struct gd_lane {
     unsigned row;                        /* address of rows[0] */
     unsigned next;                       /* number of the call awaited */
     unsigned long long cut;              /* when the slice is over; never, for ever */
+    unsigned long long worked;           /* when it last had calls */
     unsigned long long grids;            /* calls that the grid has run since */
+
+    /* Whether it has had no call for so long. */
+    __device__ inline bool rests(unsigned long long t, unsigned long long nap_after) const
+    {
+        return nap_after && t > worked && t - worked > nap_after;
+    }
 
     __device__ inline void go_to(unsigned number)
     {
@@ -241,16 +248,21 @@ __device__ inline unsigned answer_ahead(gd_lane &l, const unsigned *control, uns
     }
 }
 
+struct idling {
+    unsigned long long sleep_after, nap_after; /* ns without a call; nap_after 0: never */
+    unsigned sleep;                      /* ns between polls */
+};
+
 /*
- * Poll a lane until the service is stopped or paused, or its time or the slice is over. STOP: the
- * lane has ended for good.
+ * Poll a lane until the service is stopped or paused, its time or the slice is over, or all lanes are
+ * idle. STOP: the lane has ended for good.
  */
-__device__ inline unsigned poll(gd_lane &l, const unsigned *control, unsigned long long idle_after,
-                                unsigned idle_sleep, unsigned long long end)
+__device__ inline unsigned poll(gd_lane &l, const unsigned *control, const idling &idle,
+                                unsigned long long end)
 {
-    unsigned heard = GO_ON, polls = 0, polls_a_check = POLLS_A_CHECK;
-    unsigned long long worked = now();
-    bool work = false;
+    unsigned heard = GO_ON, asked = rounds, polls = 0;
+    unsigned polls_a_check = __any_sync(ALL, l.rests(now(), idle.nap_after)) ? 1 : POLLS_A_CHECK;
+    bool work = false, counted = false;
 
     for (;;) {
         /* what can be done before it is known whether the packet is there */
@@ -284,18 +296,28 @@ __device__ inline unsigned poll(gd_lane &l, const unsigned *control, unsigned lo
                 answer_ahead(l, control, told);
             return told;
         }
-        if (__any_sync(ALL, t > l.cut)) {
+        if (work) {
+            l.worked = t;
+            work = false;
+        }
+        bool cut = __any_sync(ALL, t > l.cut) || alike(later(asked, rounds));
+        bool rests = !cut && __any_sync(ALL, l.rests(t, idle.nap_after));
+        if (rests != counted) {
+            if (threadIdx.x == 0)
+                atomicAdd(&ending->idle, rests ? 1u : ~0u);
+            counted = rests;
+        }
+        if (cut || (rests && alike(look(&ending->idle)) == lanes)) {
             if (all_ready())
                 return CUT;
             l.cut = now() + AGAIN;
         }
         heard = look(control);           /* waited for at the next check only */
-        if (work) {
-            worked = t;
-            work = false;
-        } else if (__any_sync(ALL, t - worked > idle_after)) {
+        if (wake)
+            asked = look(wake);
+        if (__any_sync(ALL, t > l.worked && t - l.worked > idle.sleep_after)) {
             polls_a_check = 1;
-            __nanosleep(idle_sleep);
+            __nanosleep(idle.sleep);
         }
     }
 }
@@ -305,7 +327,8 @@ __device__ inline void gd_reside(
     const unsigned *packets, uint4 *replies, const unsigned *control, gd_ends *end_of_launch,
     unsigned char *boards, unsigned board_size, unsigned slots, unsigned blocks_per_lane,
     unsigned idle_sleep, unsigned long long idle_after, unsigned long long lifetime,
-    volatile unsigned *told, unsigned launch, unsigned long long slice)
+    volatile unsigned *told, unsigned *wake_word, unsigned long long nap_after, unsigned turn,
+    unsigned round, unsigned long long slice)
 {
     unsigned number = blockIdx.x / blocks_per_lane;
 
@@ -314,12 +337,16 @@ __device__ inline void gd_reside(
         shared_board = (board *)(boards + (unsigned long long)number * board_size);
         ending = end_of_launch;
         lanes = gridDim.x / blocks_per_lane;
+        wake = wake_word;
+        rounds = round;
+        if (blockIdx.x == 0)
+            told[P2PMOD_TOLD_BEGUN] = round;
         team = THREAD;
         failure[0] = failure[1] = 0;
     }
     __syncthreads();
     if (blockIdx.x % blocks_per_lane) {
-        second(launch);
+        second(turn);
         return;
     }
     if (threadIdx.x >= 32) {
@@ -343,9 +370,13 @@ __device__ inline void gd_reside(
     unsigned long long end = look(&shared_board->deadline);
     if (!end)
         end = lifetime ? start + lifetime : ~0ull;
+    l.worked = look(&shared_board->worked);
+    if (!l.worked)
+        l.worked = start;
     unsigned over = look(&shared_board->over);
+    idling idle = {idle_after, nap_after, idle_sleep};
     __syncwarp();
-    unsigned why = over ? unsigned(STOP) : poll(l, control, idle_after, idle_sleep, end);
+    unsigned why = over ? unsigned(STOP) : poll(l, control, idle, end);
     if (threadIdx.x == 0) {
         if (why == STOP && !over)
             atomicAdd(&ending->over, 1u);
@@ -354,14 +385,15 @@ __device__ inline void gd_reside(
         shared_board->answered = l.next - 1;
         shared_board->deadline = end;
         shared_board->over = why == STOP;
-        shared_board->ordered[(launch + 1) % 2] = shared_board->order + (blocks_per_lane > 1);
+        shared_board->worked = l.worked;
+        shared_board->ordered[(turn + 1) % 2] = shared_board->order + (blocks_per_lane > 1);
         ordered = P2PMOD_FUNCTION_STOP;
     }
     if (blocks_per_lane > 1)
         wake_grid(P2PMOD_FUNCTION_STOP);
     __syncthreads();
     if (threadIdx.x == 0)
-        tell_end(launch, told);
+        tell_end(why != STOP && !l.rests(now(), idle.nap_after), told);
 }
 
 }  // namespace gd_service

@@ -39,9 +39,9 @@ __device__ inline void follow()
 }
 
 /* The other blocks of a lane. */
-__device__ inline void second(unsigned launch)
+__device__ inline void second(unsigned turn)
 {
-    for (unsigned last = look(&shared_board->ordered[launch % 2]);;) {
+    for (unsigned last = look(&shared_board->ordered[turn % 2]);;) {
         if (threadIdx.x == 0) {
             while (look(&shared_board->order) == last)
                 __nanosleep(100);

@@ -2,8 +2,9 @@
 
     python neighbour.py LIBRARY SERVICES LOAD SLICE
 
-LIBRARY: torch, cupy, jax. SERVICES: 1, or 3 of different teams. LOAD: "idle", or "calls" from a
-thread without pause. Prints one JSON object: seconds of each operation, and what the services tell.
+LIBRARY: torch, cupy, jax. SERVICES: 1, or 3 of different teams. LOAD: "idle" but awake, "napping",
+or "calls" from a thread without pause. Prints one JSON object: seconds of each operation, and what the
+services tell.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ __device__ unsigned block_rank(unsigned *out) { out[gd_rank()] = gd_rank(); retu
 __device__ unsigned grid_size(unsigned *out) { atomicAdd(out, 1); gd_sync(); return gd_size(); }
 """
 TEAMS = ({"add": "thread"}, {"add": "thread", "block_rank": "block"}, {"add": "thread", "grid_size": "grid"})
+
+
+NAP_AFTER = 2e-3  # seconds
 
 
 class Load:
@@ -157,7 +161,8 @@ def with_jax() -> None:
 
 def main() -> None:
     library, count, load, slice = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
-    services = [gd.Service(SOURCE, teams, lanes=2, slice=slice, lifetime=90).start() for teams in TEAMS[:count]]
+    options = {"lanes": 2, "slice": slice, "nap_after": NAP_AFTER if load == "napping" else None}
+    services = [gd.Service(SOURCE, teams, lifetime=90, **options).start() for teams in TEAMS[:count]]
     caller = Load(services) if load == "calls" else None
     try:
         {"torch": with_torch, "cupy": with_cupy, "jax": with_jax}[library]()

@@ -31,22 +31,22 @@ def beside(library, services, load):
     return found
 
 
-@pytest.mark.parametrize("load", ["idle", "calls"])
+@pytest.mark.parametrize("load", ["idle", "napping", "calls"])
 @pytest.mark.parametrize("services", [1, 3])
 def test_pytorch_beside_services(services, load):
     found = beside("torch", services, load)
     median, worst = found["synchronize"]
-    assert median <= 1.2 * SLICE and worst <= 3 * SLICE
+    assert median <= (2 if load == "napping" else 1.2) * SLICE and worst <= 3 * SLICE
     # 64 streams: each launch starts at most a slice late; the last of them tells
     assert found["64 streams"][0] <= 2 * SLICE
 
 
-@pytest.mark.parametrize("load", ["idle", "calls"])
+@pytest.mark.parametrize("load", ["idle", "napping", "calls"])
 @pytest.mark.parametrize("services", [1, 3])
 def test_cupy_beside_services(services, load):
     found = beside("cupy", services, load)
     median, worst = found["cudaDeviceSynchronize"]
-    assert median <= 1.2 * SLICE and worst <= 3 * SLICE
+    assert median <= (2 if load == "napping" else 1.2) * SLICE and worst <= 3 * SLICE
     # two calls that may wait
     assert found["cudaMalloc and cudaFree"][1] <= 6 * SLICE
 

@@ -5,13 +5,16 @@ The GPU counterpart, with other libraries beside it, is tests/gpu/test_neighbour
 
 from __future__ import annotations
 
+import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import gpudirect as gd
+from gpudirect import _native
 
 SOURCE = """
 __device__ int add(int a, int b) { return a + b; }
@@ -185,3 +188,126 @@ def test_a_slice_that_makes_no_sense_is_refused(slice):
 def test_a_slice_longer_than_the_lifetime_is_refused():
     with pytest.raises(gd.ArgumentError, match="slice is 2"):
         gd.Service(SOURCE, QUICK, slice=2, lifetime=1)
+
+
+# -- naps --------------------------------------------------------------------------------------
+
+
+def until(condition, what):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(1e-4)
+
+
+def napping(service):
+    until(lambda: service.info.state == "napping", f"{service.info}")
+
+
+@pytest.fixture
+def sleepy():
+    with gd.Service(SOURCE, QUICK, lanes=2, slots=16, slice=SLICE, nap_after=SLICE, lifetime=300) as service:
+        yield service
+
+
+def test_a_service_without_calls_naps_and_a_call_wakes_it(sleepy):
+    for n in range(30):
+        napping(sleepy)
+        assert sleepy.call("add", n, 1, lane=n % 2, timeout=60) == n + 1
+
+
+def test_until_the_time_to_nap_it_stays_awake():
+    with gd.Service(SOURCE, QUICK, slice=SLICE, nap_after=60, lifetime=300) as svc:
+        for n in range(20):
+            assert svc.call("add", n, 1, timeout=60) == n + 1
+            slices(svc, 1)
+            assert svc.info.state == "awake"
+
+
+def test_futures_maps_and_other_threads_wake_it(sleepy):
+    napping(sleepy)
+    assert sleepy.submit("add", 1, 2).result(60) == 3
+    napping(sleepy)
+    assert list(sleepy.map("add", range(100), range(100))) == [2 * n for n in range(100)]
+    napping(sleepy)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda n: sleepy.call("add", n, n, timeout=60), range(50))) == [
+            2 * n for n in range(50)
+        ]
+
+
+def test_a_caller_that_does_not_wait_is_served_within_slices(sleepy):
+    """Fire and forget: the packet's own store of the wake word, or the waker."""
+    counter = gd.zeros(1, "u4")
+    lib, lane = _native.lib, sleepy.lend(1)
+    argument = counter.ptr.to_bytes(8, "little")
+    for n in range(1, 15):
+        napping(sleepy)
+        assert lib.gd_lane_submit(lane, sleepy.functions["count"].number, argument, 8) == 0
+        until(lambda n=n: counter.read()[0] == n, f"call {n} was not run")
+
+
+def test_a_wake_that_was_lost_is_made_up_for_by_the_waker(sleepy):
+    """The packet alone, as if the kernel had decided to nap in the same moment."""
+    counter = gd.zeros(1, "u4")
+    lib, lane = _native.lib, sleepy.lend(1)
+    lane.told = 0  # the sender knows nothing of naps
+    argument = counter.ptr.to_bytes(8, "little")
+    for n in range(1, 15):
+        napping(sleepy)
+        assert lib.gd_lane_submit(lane, sleepy.functions["count"].number, argument, 8) == 0
+        until(lambda n=n: counter.read()[0] == n, f"call {n} was not run")
+
+
+def test_one_naps_while_the_other_is_called():
+    with (gd.Service(SOURCE, QUICK, slice=SLICE, nap_after=SLICE, lifetime=300) as one,
+          gd.Service(SOURCE, QUICK, slice=SLICE, nap_after=SLICE, lifetime=300) as two):  # fmt: skip
+        for n in range(20):
+            end = time.monotonic() + 5 * SLICE
+            while time.monotonic() < end:
+                assert one.call("add", n, 1, timeout=60) == n + 1
+            assert two.call("add", n, 2, timeout=60) == n + 2
+
+
+def test_a_napping_service_stops_pauses_and_starts_again(sleepy):
+    for _ in range(3):
+        napping(sleepy)
+        with sleepy.device.quiet():
+            assert sleepy.info.state == "paused"
+        assert sleepy.call("add", 1, 1, timeout=60) == 2
+        napping(sleepy)
+        sleepy.stop()
+        assert sleepy.info.state == "stopped"
+        sleepy.start()
+
+
+def test_a_grid_team_is_woken():
+    a = gd.asarray(np.arange(1000, dtype="f4"))
+    with gd.Service(SOURCE, {"grid_sum": "grid"}, threads=64, blocks=3, slice=SLICE, nap_after=SLICE,
+                    lifetime=300) as svc:  # fmt: skip
+        for _ in range(10):
+            napping(svc)
+            out = gd.zeros(1, "f4")
+            assert svc.call("grid_sum", a, 1000, out, timeout=60) == pytest.approx(499500)
+
+
+def test_calls_at_random_moments_lose_nothing(sleepy):
+    """Around the time to nap, so that packets come while the kernel makes up its mind."""
+    counter = gd.zeros(1, "u4")
+    draw = random.Random(7)
+    for _ in range(300):
+        sleepy.call("count", counter, timeout=60)
+        time.sleep(draw.uniform(0, 2 * SLICE))
+    assert counter.read()[0] == 300
+
+
+def test_without_naps_it_stays(svc):
+    with gd.Service(SOURCE, QUICK, slice=SLICE, nap_after=None, lifetime=300) as awake:
+        slices(awake, 10)
+        assert awake.info.state == "awake" and awake.info.nap_after is None
+
+
+@pytest.mark.parametrize("nap_after", [0, -1, 1e-9, float("nan"), "x", True])
+def test_a_time_to_nap_that_makes_no_sense_is_refused(nap_after):
+    with pytest.raises(gd.ArgumentError, match="nap_after"):
+        gd.Service(SOURCE, QUICK, nap_after=nap_after)

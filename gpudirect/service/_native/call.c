@@ -116,10 +116,10 @@ static PyObject *Call_awaited(Call *self, PyObject *ignored)
     const struct gd_lane *ring = &self->rings->lanes[self->lane].ring;
 
     return Py_BuildValue(
-        "KI",
+        "KKI",
         (unsigned long long)ring->replies +
             (unsigned long long)(self->sequence & (ring->slots - 1)) * P2PMOD_REPLY_BYTES,
-        self->sequence);
+        (unsigned long long)(uintptr_t)ring, self->sequence);
 }
 
 static PyObject *Call_get_name(Call *self, void *ignored)
@@ -162,7 +162,7 @@ static PyMethodDef Call_methods[] = {
      "result(timeout=None)\n--\n\nWait for the result, at most ``timeout`` seconds; 0 looks once.\n\n"
      "Raises what the call raised, or CallTimeoutError; it can be asked again then."},
     {"_watch", (PyCFunction)Call_watch, METH_NOARGS, "Have _finished() called when it is over."},
-    {"_awaited", (PyCFunction)Call_awaited, METH_NOARGS, "(address of the reply, sequence)"},
+    {"_awaited", (PyCFunction)Call_awaited, METH_NOARGS, "(address of the reply, of its lane, sequence)"},
     {NULL, NULL, 0, NULL},
 };
 

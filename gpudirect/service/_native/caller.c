@@ -225,16 +225,18 @@ static PyObject *Caller_open(Caller *self, PyObject *args)
     if (!rings)
         return NULL;
     for (int i = 0; i < rings->lane_count; i++) {
-        unsigned long long packets, replies, arguments, arguments_device;
+        unsigned long long packets, replies, arguments, arguments_device, told, wake;
         struct gd_lane *ring = &rings->lanes[i].ring;
 
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(lanes, i), "KKKKI", &packets, &replies, &arguments,
-                              &arguments_device, &ring->stride))
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(lanes, i), "KKKKIKK", &packets, &replies,
+                              &arguments, &arguments_device, &ring->stride, &told, &wake))
             goto failed;
         ring->packets = (uintptr_t)packets;
         ring->replies = (uintptr_t)replies;
         ring->arguments = (uintptr_t)arguments;
         ring->arguments_device = arguments_device;
+        ring->told = (uintptr_t)told;
+        ring->wake = (uintptr_t)wake;
         ring->slots = slots;
         ring->flags = flags;
         ring->store = store;

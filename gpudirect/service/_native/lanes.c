@@ -60,7 +60,8 @@ int await_reply(Caller *self, Rings *rings, Lane *lane, uint32_t sequence, int64
     int64_t first = timeout >= 0 && timeout < SPIN ? timeout : SPIN;
     const struct slot *slot = slot_of(lane, sequence);
     struct gd_awaited one = {
-        lane->ring.replies + (uintptr_t)(slot - lane->slots) * P2PMOD_REPLY_BYTES, sequence};
+        lane->ring.replies + (uintptr_t)(slot - lane->slots) * P2PMOD_REPLY_BYTES,
+        (uintptr_t)&lane->ring, sequence};
     uint64_t start;
     int code = api->wait(&lane->ring, sequence, first, reply);
 
