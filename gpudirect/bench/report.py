@@ -80,6 +80,12 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "beside launching a kernel for it.",
         THERE_AND_BACK,
     ),
+    "slices": (
+        "A service that makes way",
+        "Calls of a service whose kernel ends every millisecond so that other libraries can go on, calls that "
+        "wake one that has left the GPU, and how long those wait who wait for the GPU.",
+        THERE_AND_BACK,
+    ),
     "experiment": (
         "Ports: does avoiding DMA pay?",
         "The same programs with copies, with double buffers, and writing GPU memory directly.",
