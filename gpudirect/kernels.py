@@ -255,9 +255,11 @@ def kernel(
 
     name: as written in the source; a template instance ("scale<float>") or a name in a namespace
         works as well.
-    options: given to the compiler (NVRTC's on a GPU, "-DN=3" works on both).
+    options: NVRTC's, as in ["-DN=3", "-Iheaders"]; the architecture is the device's. CUDA's headers
+        (cuda_fp16.h, cooperative_groups.h, cuda/atomic) and the standard ones that make sense on a GPU
+        (cstdint, cmath, type_traits) are found where CUDA's are installed.
     Compiled once: the result is cached on disk (``$GPUDIRECT_CACHE``), so the next process loads it.
-    Raises CompileError (with ``log``), KernelNotFoundError.
+    Raises CompileError (with ``log``), KernelNotFoundError, ArgumentError.
     """
     if not isinstance(source, str) or not source.strip():
         raise ArgumentError("source is empty: give CUDA C++ text")

@@ -777,7 +777,7 @@ class CudaDevice(Device):
         from ._nvrtc import compile_kernel
 
         self.ensure_usable()
-        compiled = compile_kernel(source, name, self.compute_capability, tuple(options))
+        compiled = compile_kernel(source, name, self.compute_capability, options)
         d = _driver()
         # the driver loads code when nothing runs, and by default at the first launch only: then a
         # resident kernel would block that for ever

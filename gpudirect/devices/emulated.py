@@ -38,6 +38,7 @@ from ..errors import (
     NotMappableError,
     OutOfMemoryError,
 )
+from . import _nvrtc
 from .base import (
     Aperture,
     Device,
@@ -565,8 +566,14 @@ class EmulatedDevice(Device):
             "bar1_bytes": self.bar1_total,
             "bar1_used_bytes": self.bar1_used,
             "memory_from": "stand-in driver's BAR" if self._stand_in else "memfd",
+            "nvrtc": _nvrtc.version(),
+            **({"nvrtc_reason": why} if (why := _nvrtc.reason()) else {}),
             "emulated": True,
         }
+
+    def __repr__(self) -> str:
+        judged = "; kernels are not judged by NVRTC, which cannot be loaded" if _nvrtc.reason() else ""
+        return f"<Device {self.id} {self.name} (emulated: no GPU is involved{judged})>"
 
     def close(self) -> None:
         queue = self.default_stream.queue

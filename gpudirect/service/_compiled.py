@@ -23,20 +23,24 @@ def compiled(
 
     Raises CompileError, KernelNotFoundError, ArgumentError.
     """
-    try:
-        kernel = _resident(source, teams, device, options, {})
-    except CompileError as e:
-        likes = {
-            name: like_
-            for name in _overloaded(e, teams)
-            if (like_ := declared_like(source, name, like(name, teams).rpartition("::")[2]))
-        }
-        if not likes:
-            raise _told(e, teams) from None
+    likes: dict[str, str] = {}
+    first: CompileError | None = None
+    while True:  # on the emulated device two compilers speak, each with overloads of its own
         try:
             kernel = _resident(source, teams, device, options, likes)
-        except CompileError as again:
-            raise _told(again if _overloaded(again, teams).keys() - likes else e, teams) from None
+            break
+        except CompileError as e:
+            new = {
+                name: like_
+                for name in _overloaded(e, teams)
+                if name not in likes
+                and (like_ := declared_like(source, name, like(name, teams).rpartition("::")[2]))
+            }
+            first = first or e
+            if not new:
+                told = e if _overloaded(e, teams).keys() - likes else first
+                raise _told(told, teams) from None
+            likes |= new
     kernel._function.unload_when_dropped()
     found = signatures(kernel._function.image(), teams)
     for s in found.values():

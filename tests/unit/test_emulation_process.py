@@ -30,6 +30,7 @@ from gpudirect.errors import (
     LaunchError,
 )
 
+EMULATED_ONLY = "\n#ifdef GPUDIRECT_EMULATED\n{}\n#endif\n"  # not for NVRTC's eyes
 ADDRESS, SIZE = 0x6100_0000_0000, 1 << 20
 
 
@@ -54,10 +55,10 @@ class Machine:
             module, (grid, 1, 1), (block, 1, 1), shared, arguments, **how
         )
 
-    def body(self, body: str, kind: str = "int", **how) -> None:
+    def body(self, body: str, kind: str = "int", before: str = "", **how) -> None:
         """Run a kernel that has ``out`` at ADDRESS, ``t`` its thread and ``lane``."""
         self.run(
-            f"__global__ void k({kind} *out) {{ int t = blockIdx.x * blockDim.x + threadIdx.x; "
+            f"{before}__global__ void k({kind} *out) {{ int t = blockIdx.x * blockDim.x + threadIdx.x; "
             f"int lane = threadIdx.x % 32; (void)t; (void)lane; {body} }}",
             **how,
         )
@@ -112,7 +113,7 @@ INTEGERS = {
     "__mul24(t, -3)": lambda t: -3 * t,
     "__sad(t, 40, 1)": lambda t: 41 - t,
     "min(t, 3) + max(t, 30) + min(2, 3u)": lambda t: min(t, 3) + max(t, 30) + 2,
-    "(int)(min(1.5f, 2.0) * 2 + max(t, 0.5f) * 2)": lambda t: 3 + max(2 * t, 1),
+    "(int)(min(1.5f, 2.0f) * 2 + max((float)t, 0.5f) * 2)": lambda t: 3 + max(2 * t, 1),
     "(int)fmaxf(t, 3.0f) + (int)fmin(1.0, (double)NAN)": lambda t: max(t, 3) + 1,
     "__float2int_rn(t + 0.5f) + 100 * __float2int_rz(-t - 0.5f)": lambda t: round(t + 0.5) - 100 * t,
     "__float2int_ru(t + 0.1f) + 100 * __double2int_rd(-0.1)": lambda t: t + 1 - 100,
@@ -151,7 +152,7 @@ def test_every_built_in_that_is_an_expression(machine):
         f"__syncthreads(); int v{i} = (int)({e}); __syncthreads(); out[{2000 + 32 * i} + t] = v{i};\n"
         for i, e in enumerate(INTEGERS)
     )
-    machine.body(rows)
+    machine.body(rows, before="#include <cmath>\n")
     got = machine.view("i4", 32 * len(INTEGERS), 8000).reshape(-1, 32)
     for row, (expression, want) in zip(got.tolist(), INTEGERS.items(), strict=True):
         assert row == [want(t) for t in range(32)], expression
@@ -385,8 +386,8 @@ def test_streams_run_at_once(machine):
      ("*(volatile int *)&out[0] = 7 / ((volatile int *)out)[9];", "integer division by zero"),
      ("__trap();", r"__trap\(\) was executed"),
      ("assert(t == -1 && \"why\");", r"kernel.cu:1: assertion `t == -1 && \"why\"' failed in k\(\)"),
-     ("abort();", r"abort\(\) was called"),
-     ("__builtin_trap();", "illegal instruction"),
+     (EMULATED_ONLY.format("abort();"), r"abort\(\) was called"),
+     (EMULATED_ONLY.format("__builtin_trap();"), "illegal instruction"),
      ("volatile char big[1 << 19]; for (int i = (1 << 19) - 1; i >= 0; i -= 64) big[i] = t;",
       "more than its 256 KiB of stack"),
      ("if (lane == 0) __syncthreads(); else __shfl_sync(~0u, t, 0);",
@@ -573,10 +574,7 @@ def test_a_launch_that_cannot_be(machine, grid, block, error):
 @pytest.mark.parametrize(
     ("line", "what"),
     [('asm volatile("mov.u32 %0, %%laneid;" : "=r"(*a));', "inline PTX"),
-     ("k<<<1, 1>>>(a);", "dynamic parallelism"),
      ("cudaTextureObject_t t;", "textures"),
-     ("namespace cg = cooperative_groups;", "cooperative groups"),
-     ("__half h;", "half precision"),
      ("*a = __dp4a(1, 2, 3);", "__dp4a")],
 )  # fmt: skip
 def test_what_needs_a_gpu_is_named_with_its_line(line, what):
@@ -587,7 +585,7 @@ def test_what_needs_a_gpu_is_named_with_its_line(line, what):
     assert compile_kernel(guarded, "k").parameters
 
 
-@pytest.mark.parametrize("header", ["cooperative_groups.h", "cuda_fp16.h", "mma.h"])
+@pytest.mark.parametrize("header", ["cooperative_groups/scan.h", "mma.h"])
 def test_headers_that_need_a_gpu(header):
     with pytest.raises(CompileError, match="does not offer .*; it needs a GPU"):
         compile_kernel(f"#include <{header}>\n__global__ void k() {{}}", "k")
@@ -596,14 +594,14 @@ def test_headers_that_need_a_gpu(header):
 def test_errors_have_the_users_lines():
     with pytest.raises(CompileError) as caught:
         compile_kernel("\n\n__global__ void k(int *a)\n{\n    a[0] = nonsense;\n}\n", "k")
-    assert "kernel.cu:5:" in str(caught.value)
+    assert "kernel.cu(5): error" in str(caught.value)
     assert "nonsense" in caught.value.log
 
 
 def test_a_function_without_a_body_is_a_compile_error():
     with pytest.raises(CompileError, match="does not compile") as caught:
         compile_kernel("__device__ int f(); __global__ void k(int *a) { *a = f(); }", "k")
-    assert "f()" in caught.value.log
+    assert "Unresolved extern function '_Z1fv'" in caught.value.log
 
 
 @pytest.mark.parametrize("name", ["missing", "t", "n::k", "t<int", "helper"])
@@ -617,11 +615,13 @@ def test_names_that_are_no_kernel(name):
 
 def test_options():
     source = "__global__ void k(int *a, char (*b)[N]) { *a = N; }"
-    for options in (["-DN=4"], ["-D", "N=4"], ["--define-macro=N=4", "-arch=sm_90"],
+    for options in (["-DN=4"], ["-D", "N=4"], ["--define-macro=N=4", "-w"],
                     ["-DN=4", "--std=c++14", "-use_fast_math", "-lineinfo"]):  # fmt: skip
         assert compile_kernel(source, "k", options).parameters[1].pointee == "s4"
-    with pytest.raises(ArgumentError, match="'--nonsense'"):
+    with pytest.raises(ArgumentError, match="--nonsense"):
         compile_kernel(source, "k", ["-DN=4", "--nonsense"])
+    with pytest.raises(ArgumentError, match="for the device that runs them"):
+        compile_kernel(source, "k", ["-DN=4", "-arch=sm_90"])
 
 
 def test_no_compiler(monkeypatch):

@@ -70,7 +70,7 @@ def test_options_define_macros():
 def test_source_that_does_not_compile_shows_the_compilers_words():
     with pytest.raises(gd.CompileError, match="does not compile") as caught:
         gd.kernel("__global__ void k(int *a) {\n  *a = undefined_thing;\n}", "k")
-    assert "undefined_thing" in caught.value.log and ":2:" in caught.value.log
+    assert "undefined_thing" in caught.value.log and "kernel.cu(2)" in caught.value.log
 
 
 def test_a_kernel_that_is_not_there():
@@ -208,7 +208,7 @@ def test_the_same_sources_compile_for_a_gpu():
         compile_kernel("__global__ void k(int *a) { *a = undefined_thing; }", "k", (9, 0))
     with pytest.raises(gd.KernelNotFoundError, match="other"):
         compile_kernel(SCALE, "other", (9, 0))
-    with pytest.raises(gd.CompileError, match="not offered"):
+    with pytest.raises(gd.ArgumentError, match="--frobnicate"):
         compile_kernel(SCALE, "sum", (9, 0), ("--frobnicate",))
 
 

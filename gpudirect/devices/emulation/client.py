@@ -236,7 +236,7 @@ class StreamConnection:
             number = next(self._launches)
             name = module.kernel.name
             packet = marshal.dumps(
-                (number, module.number, name, tuple(grid), tuple(block), arguments)
+                (number, module.number, name, tuple(grid), tuple(block), arguments, cooperative)
             )
             try:
                 self._connection.send(packet)

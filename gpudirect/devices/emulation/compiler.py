@@ -1,13 +1,12 @@
-"""Compiles CUDA C++ kernels for the emulated GPU, with the host's C++ compiler.
+"""Compiles CUDA C++ kernels for the emulated GPU.
 
-A compiled kernel is a shared object in the cache, linked against the runtime's shared object
-that lies beside it. Both are made at first use.
+NVRTC judges every source first, where it can be loaded, so that nothing compiles here that a GPU's
+compiler refuses. What runs is made by the host's C++ compiler: a shared object in the cache, linked
+against the runtime's shared object that lies beside it. Both are made at first use.
 """
 
 from __future__ import annotations
 
-import atexit
-import hashlib
 import os
 import re
 import shlex
@@ -15,22 +14,28 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...errors import ArgumentError, CompileError, KernelNotFoundError
+from ... import _cache
+from ...errors import CompileError, KernelNotFoundError
+from .. import _headers, _nvrtc, _options, _source
 from ..base import Parameter
 from .signature import FILE, block_size, parse_signature, signature_header, signature_source
 
 SHARED_MEMORY = 227 << 10
 """Bytes of dynamic shared memory that a block may have: what an H100 gives."""
 
-SOURCE = "kernel.cu"
-"""The file name under which the compiler reports errors in the user's source."""
+CAPABILITY = (9, 0)
+"""For which GPU NVRTC judges the sources: an H100, too."""
+
+SOURCE = _nvrtc.SOURCE
+"""The file name under which compilers report errors in the user's source."""
 
 _HERE = Path(__file__).parent
+_KIND = "emulated"  # the folder in the cache
 _FLAGS = [
     "-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-fno-exceptions", "-fno-strict-aliasing",
 ]  # fmt: skip
@@ -41,20 +46,16 @@ _KERNEL_FLAGS = [
     "-fno-finite-loops", "-Wl,-z,defs", "-Wl,--no-as-needed",
 ]  # fmt: skip
 _RUNTIME_FLAGS = ["-ftls-model=initial-exec", "-U_FORTIFY_SOURCE"]
-_IGNORED_OPTION = re.compile(
-    r"--?(use_fast_math|ptxas-options=.*|lineinfo|generate-line-info|G|device-debug|w|disable-warnings|dopt|"
-    r"(gpu-architecture|arch|maxrregcount|fmad|ftz|prec-sqrt|prec-div|extra-device-vectorization|"
-    r"default-device|device-as-default-execution-space|relocatable-device-code|rdc)(=.*)?)$"
-)
 # Headers of the toolkit that are not needed here, and those that offer what is not.
 _EMPTY_HEADERS = ["cuda_runtime.h", "cuda_runtime_api.h", "device_launch_parameters.h", "cuda.h",
-                  "device_functions.h", "vector_types.h", "assert.h", "cassert"]  # fmt: skip
+                  "device_functions.h", "vector_types.h", "vector_functions.h", "assert.h",
+                  "cassert"]  # fmt: skip
+# CUDA's own, and what they have for the GPU only.
+_ADDED = {"cuda_fp16.h": "half.h", "cuda_bf16.h": "bfloat16.h"}
 _ABSENT_HEADERS = {
-    "cooperative_groups.h": "cooperative groups",
-    "cuda_fp16.h": "half precision",
-    "cuda_bf16.h": "bfloat16",
-    "cuda_fp8.h": "8-bit floating point",
     "mma.h": "tensor cores",
+    "cooperative_groups/scan.h": "scans of groups",
+    "cooperative_groups/memcpy_async.h": "asynchronous copies to shared memory",
     "cuda_pipeline.h": "asynchronous copies to shared memory",
     "curand_kernel.h": "cuRAND",
     "texture_fetch_functions.h": "textures",
@@ -66,11 +67,8 @@ _ABSENT = [
     (re.compile(r"\b(cuda(Texture|Surface)Object_t|texture\s*<|tex[123]D\w*|surf[123]D\w*)"),
      "textures and surfaces"),
     (re.compile(r"<<<"), "dynamic parallelism (a launch from a kernel)"),
-    (re.compile(r"\b(cooperative_groups|this_thread_block|this_grid|tiled_partition)\b"),
-     "cooperative groups"),
     (re.compile(r"\b(thrust|cub)(::|/)"), "Thrust and CUB"),
-    (re.compile(r"\bcuda(::|/)\w+|\bnvcuda::"), "libcu++"),
-    (re.compile(r"\b(__half2?|half2?|__nv_bfloat162?)\b"), "half precision"),
+    (re.compile(r"\bnvcuda::"), "tensor cores"),
     (re.compile(r"\b(__cluster_\w+|__cvta_\w+|__pipeline_\w+|__viaddm\w+|__dp[24]a)\b"), "it"),
 ]  # fmt: skip
 
@@ -98,90 +96,70 @@ def compile_kernel(source: str, name: str, options: Sequence[str] = ()) -> Compi
     """Compile the kernel ``name`` of the CUDA C++ ``source``, or take it from the cache.
 
     ``name`` is a name expression as for NVRTC: ``scale``, ``filters::scale<float, 3>``.
-    ``options`` are NVRTC's: -D, -U, -I and -std are followed; those about GPU code are ignored.
+    ``options`` are NVRTC's: -D, -U, -I, --pre-include and -std are followed; those about GPU code
+    are ignored.
 
     Raises CompileError (``log`` is the compiler's), KernelNotFoundError, ArgumentError.
     """
-    flags = _translate(options)
-    folder = _folder()
-    runtime = _runtime(folder)
-    path = folder / f"kernel-{_hash(runtime.name, source, name, *flags)}.so"
-    if not path.exists():
-        _build_kernel(source, name, flags, runtime, path)
-    return CompiledKernel(name, path, parse_signature(path.read_bytes()))
+    options = _options.checked(options)
+    with suppress(_nvrtc.NvrtcMissingError):  # then `info` says that sources are not judged
+        _nvrtc.compile_kernel(source, name, CAPABILITY, options)
+    flags = list(_options.followed(options))
+    runtime = _runtime()
+    fingerprint = _headers.fingerprint(*_options.reaching(source, options))
+    made = f"kernel-{_cache.key(runtime.name, source, name, fingerprint, *map(repr, flags))}.so"
+    path, image = _cache.find(_KIND, made) or _build_kernel(source, name, flags, runtime, made)
+    return CompiledKernel(name, path, parse_signature(image))
 
 
-def _translate(options: Sequence[str]) -> list[str]:
-    """NVRTC's options as the host compiler has them."""
-    flags = []
-    rest = iter(options)
-    for option in rest:
-        long = re.match(r"--(define-macro|undefine-macro|include-path|std)(?:=(.*))?$", option)
-        short = re.match(r"-([DUI])(.*)$", option)
-        if long:
-            letter = {"define-macro": "-D", "undefine-macro": "-U", "include-path": "-I",
-                      "std": "-std="}[long[1]]  # fmt: skip
-            flags.append(letter + (long[2] or next(rest, "")))
-        elif short:
-            flags.append(f"-{short[1]}{short[2] or next(rest, '')}")
-        elif option.startswith("-std="):
-            flags.append(option)
-        elif not _IGNORED_OPTION.match(option):
-            raise ArgumentError(
-                f"the emulated device does not know the compiler option {option!r}: it follows "
-                "-D, -U, -I and -std, and ignores NVRTC's options about GPU code"
-            )
-    return flags
-
-
-def _build_kernel(source: str, name: str, flags: list[str], runtime: Path, path: Path) -> None:
-    masked = _mask(source)
+def _build_kernel(
+    source: str, name: str, flags: list[tuple[str, str]], runtime: Path, made: str
+) -> tuple[Path, bytes]:
+    """(where the shared object lies, its bytes)."""
+    masked = _source.mask(source)
     text, dynamic = _rewrite_dynamic_shared(source, masked)
     own = [f"-DGD_DYNAMIC_SHARED={SHARED_MEMORY}"] if dynamic else []
-    with _workspace(path) as work:
+    with _workspace() as work:
         _write_headers(work / "include")
         (work / SOURCE).write_text(text)
         # macros only where the source begins: the shim's own names are not the user's to replace
-        macros = "".join(_macro(f) for f in flags if f[:2] in ("-D", "-U"))
-        flags = [f for f in flags if f[:2] not in ("-D", "-U")]
+        before = "".join(_before(*flag) for flag in flags)
+        folders = [f"-I{os.path.abspath(value)}" for letter, value in flags if letter == "-I"]
+        language = [f"-std={value}" for letter, value in flags if letter == "-std="]
+        cuda = [f"-isystem{folder}" for folder in _headers.folders()] if _headers.INCLUDE.search(source) else []
         entry = signature_source(name) + f'#line 1 "{FILE}"\nGD_KERNEL((gd_kernel_pointer)&{name})\n'
-        whole = f'{signature_header()}{macros}#include "{SOURCE}"\n{entry}'
-        (work / "entry.cc").write_text(whole)
+        (work / "entry.cc").write_text(f'{signature_header()}{before}#include "{SOURCE}"\n{entry}')
         log = _run(
-            [*_FLAGS, *_KERNEL_FLAGS, *own, *flags, "-I", "include", "-I", str(_HERE), "-include",
-             "cuda_shim.h", "entry.cc", str(runtime), "-Wl,-rpath,$ORIGIN", "-o", "out.so"],
+            [*_FLAGS, *_KERNEL_FLAGS, *own, *language, "-I", "include", *folders, f"-iquote{os.getcwd()}",
+             *cuda, "-include", str(_HERE / "cuda_shim.h"), "entry.cc", str(runtime),
+             f"-Wl,-rpath,$ORIGIN:{runtime.parent}", "-o", "out.so"],
             work,
         )  # fmt: skip
         if log is None:
-            os.replace(work / "out.so", path)
-            return
+            return _placed(made, work / "out.so")
     errors = [line for line in log.splitlines() if " error: " in line]
     if errors and all(FILE in line for line in errors):
-        kernels = ", ".join(re.findall(r"(\w+)\s*\(", _launch_free(masked))) or "none"
         raise KernelNotFoundError(
             f"the source has no kernel {name!r} that can be launched (a __global__ void function; "
-            f"of a template all arguments must be given). Its kernels: {kernels}"
+            f"of a template all arguments must be given). Its kernels: {_source.kernels(masked)}"
         )
     hints = _absent(_written(source, masked))
     first = errors[0] if errors else (log.strip().splitlines() or ["no message"])[0]
-    raise CompileError("\n".join([f"kernel {name!r} does not compile: {first}", *hints]), log)
+    judged = "" if _nvrtc.reason() else (
+        f"\nNVRTC {_nvrtc.version()} takes it: on a GPU it compiles, and only the emulated device, which "
+        "uses the host's C++ compiler, does not"
+    )  # fmt: skip
+    raise CompileError("\n".join([f"kernel {name!r} does not compile: {first}", *hints]) + judged, log)
 
 
-def _macro(option: str) -> str:
-    """A -D or -U option as a line of source."""
-    name, _, value = option[2:].partition("=")
-    if option.startswith("-U"):
+def _before(letter: str, value: str) -> str:
+    """What a -D, -U or --pre-include puts before the source."""
+    name, _, text = value.partition("=")
+    if letter == "-D":
+        return f"#define {name} {text if '=' in value else 1}\n"
+    if letter == "-U":
         return f"#undef {name}\n"
-    return f"#define {name} {value if '=' in option else 1}\n"
-
-
-def _launch_free(masked: str) -> str:
-    """The heads of the kernels in a source, without their attributes."""
-    heads = re.findall(r"__global__\b(.*?\))\s*[{;]", masked, re.DOTALL)
-    return "\n".join(
-        re.sub(r"\(.*", "(", re.sub(r"__launch_bounds__\s*\([^)]*\)", "", head), flags=re.DOTALL)
-        for head in heads
-    )
+    return f'#include "{value}"\n' if letter == "-include" else ""
 
 
 def _written(source: str, masked: str) -> str:
@@ -199,14 +177,6 @@ def _absent(masked: str) -> list[str]:
         for match in [pattern.search(masked)]
         if match
     ]
-
-
-def _mask(source: str) -> str:
-    """The source with comments and literals blanked out, every character at its place."""
-    literal = re.compile(
-        r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'", re.DOTALL
-    )
-    return literal.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), source)
 
 
 _DYNAMIC = re.compile(
@@ -248,6 +218,11 @@ def _write_headers(folder: Path) -> None:
     folder.mkdir()
     for header in _EMPTY_HEADERS:
         (folder / header).touch()
+    for header, own in _ADDED.items():
+        (folder / header).write_text(f'#include_next <{header}>\n#include "{_HERE / own}"\n')
+    (folder / "cooperative_groups").mkdir()
+    for header in ("cooperative_groups.h", "cooperative_groups/reduce.h"):
+        (folder / header).write_text(f'#include "{_HERE / "groups.h"}"\n')
     for header, what in _ABSENT_HEADERS.items():
         text = f"#error the emulated device does not offer {what}; it needs a GPU\n"
         (folder / header).write_text(text)
@@ -286,68 +261,47 @@ def _run(arguments: list[str], work: Path) -> str | None:
     return done.stdout + done.stderr if done.returncode else None
 
 
-def _hash(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
-
-
 @cache
 def _version() -> str:
     """Names everything but the source that a compiled kernel is made from."""
-    names = ("runtime.cpp", "runtime.h", "cuda_shim.h", "signature.h", "compiler.py")
-    files = [(_HERE / name).read_text() for name in names]
+    files = [f.read_text() for f in sorted(_HERE.iterdir()) if f.suffix in (".cpp", ".h")]
     command, version = _compiler()
-    return _hash(*files, *command, version)
-
-
-def _folder() -> Path:
-    """Where compiled objects are kept."""
-    root = os.environ.get("GPUDIRECT_CACHE") or Path.home() / ".cache" / "gpudirect"
-    folder = Path(root) / "emulated"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder.resolve()
-    except OSError:
-        pass
-    return _temporary_folder()
-
-
-@cache
-def _temporary_folder() -> Path:
-    """Instead of a cache that cannot be written: gone when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="gpudirect-emulated-"))
-    owner = os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder
+    return _cache.key(*files, Path(__file__).read_text(), *command, version)
 
 
 @contextmanager
-def _workspace(path: Path) -> Iterator[Path]:
-    """A folder to build in, on the same file system as the result."""
-    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as work:
+def _workspace() -> Iterator[Path]:
+    """A folder to build in. Raises CompileError where there is no room for one."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="gpudirect-build-")
+    except OSError as e:
+        raise CompileError(f"there is no folder to compile in: {e}. Set TMPDIR to one") from e
+    with folder as work:
         yield Path(work)
 
 
-def _runtime(folder: Path) -> Path:
+def _placed(made: str, out: Path) -> tuple[Path, bytes]:
+    image = out.read_bytes()
+    try:
+        return _cache.place(_KIND, made, image), image
+    except OSError as e:
+        raise CompileError(f"what was compiled cannot be kept: {e}. Set GPUDIRECT_CACHE") from e
+
+
+def _runtime() -> Path:
     """The runtime's shared object."""
-    path = folder / f"runtime-{_version()}.so"
-    if not path.exists():
-        with _workspace(path) as work:
-            log = _run(
-                [*_FLAGS, *_RUNTIME_FLAGS, str(_HERE / "runtime.cpp"), f"-Wl,-soname,{path.name}",
-                 "-o", "out.so"],
-                work,
-            )  # fmt: skip
-            if log is not None:
-                raise CompileError(
-                    f"the runtime of the emulated device does not compile with "
-                    f"{shlex.join(_compiler()[0])}: gcc 10 or clang 12 or later is needed",
-                    log,
-                )
-            os.replace(work / "out.so", path)
-    return path
+    made = f"runtime-{_version()}.so"
+    if found := _cache.find(_KIND, made):
+        return found[0]
+    with _workspace() as work:
+        log = _run(
+            [*_FLAGS, *_RUNTIME_FLAGS, str(_HERE / "runtime.cpp"), f"-Wl,-soname,{made}", "-o", "out.so"],
+            work,
+        )  # fmt: skip
+        if log is not None:
+            raise CompileError(
+                f"the runtime of the emulated device does not compile with "
+                f"{shlex.join(_compiler()[0])}: gcc 10 or clang 12 or later is needed",
+                log,
+            )
+        return _placed(made, work / "out.so")[0]

@@ -66,6 +66,11 @@ struct gd_dynamic_shared_pointer {
 
 /* ---- vector types ---- */
 
+#define __VECTOR_TYPES_H__                /* CUDA's own headers find these types made */
+#define __VECTOR_FUNCTIONS_H__
+#define __NV_SILENCE_DEPRECATION_BEGIN
+#define __NV_SILENCE_DEPRECATION_END
+
 #define GD_VECTORS(T, name, align2, align4)                                                       \
     struct name##1 { T x; };                                                                      \
     struct __align__(align2) name##2 { T x, y; };                                                 \
@@ -119,9 +124,11 @@ template <class T> inline T gd_from_bits(unsigned long long bits)
     return value;
 }
 
+template <class T> struct gd_shuffled : std::is_arithmetic<T> {};
+
 template <class T> inline T gd_shuffle(unsigned mask, T value, unsigned lane)
 {
-    static_assert(std::is_arithmetic<T>::value, "__shfl_sync takes numbers of up to 8 bytes");
+    static_assert(gd_shuffled<T>::value, "__shfl_sync takes numbers of up to 8 bytes");
     return gd_from_bits<T>(gd_warp(GD_SHUFFLE, mask, gd_bits(&value, sizeof value), lane));
 }
 

@@ -88,11 +88,11 @@ class Gpu:
     def serve_stream(self, connection: _socket.socket, number: int) -> None:
         three = ctypes.c_uint * 3
         while packet := connection.recv(PACKET):
-            launch, index, name, grid, block, arguments = marshal.loads(packet)
+            launch, index, name, grid, block, arguments, cooperative = marshal.loads(packet)
             module = self.modules[index]
             module.gd_launch(
                 module.gd_entry, name.encode(), number, three(*grid), three(*block),
-                arguments, ctypes.c_size_t(len(arguments)),
+                arguments, ctypes.c_size_t(len(arguments)), cooperative,
             )  # fmt: skip
             connection.send(marshal.dumps(launch))
         connection.close()

@@ -75,6 +75,8 @@ struct Launch {
     dim3 grid, block;
     const void *arguments;
     u64 blocks;
+    bool cooperative;
+    mutable std::atomic<u64> arrivals{0};  /* of blocks at the barrier of the grid, ever */
     std::atomic<u64> next{0}, finished{0};
     std::atomic<unsigned> resident{0};
     std::mutex mutex;
@@ -547,9 +549,10 @@ void gd_start(int fd)
         sigaction(number, &action, nullptr);
 }
 
-/* Run a launch to its end. grid and block: three numbers each, checked by the caller. */
+/* Run a launch to its end. grid and block: three numbers each, checked by the caller, who has also
+ * seen to it that all blocks of a cooperative launch can be resident. */
 void gd_launch(gd_entry_t entry, const char *name, int stream, const unsigned *grid,
-               const unsigned *block, const void *arguments, size_t size)
+               const unsigned *block, const void *arguments, size_t size, int cooperative)
 {
     constexpr size_t alignment = 128;     /* no parameter can want more */
     std::unique_ptr<void, void (*)(void *)> aligned(
@@ -562,6 +565,7 @@ void gd_launch(gd_entry_t entry, const char *name, int stream, const unsigned *g
     launch->grid = dim3(grid[0], grid[1], grid[2]);
     launch->block = dim3(block[0], block[1], block[2]);
     launch->arguments = aligned.get();
+    launch->cooperative = cooperative;
     launch->blocks = u64(grid[0]) * grid[1] * grid[2];
     pool.take_blocks(launch);
     std::unique_lock<std::mutex> lock(launch->mutex);
@@ -613,6 +617,26 @@ u64 gd_warp(int operation, unsigned mask, u64 value, unsigned argument)
     if (!w->finish_warp(number - lane, mask))
         w->suspend();
     return self->result;
+}
+
+bool gd_cooperative(void)
+{
+    return worker->launch->cooperative;
+}
+
+void gd_grid_barrier(void)
+{
+    Worker *w = worker;
+    const Launch *launch = w->launch;
+    if (!launch->cooperative)
+        die("a barrier of the whole grid in a launch that is not cooperative: its blocks need not "
+            "run at the same time");
+    u64 target = (launch->arrivals++ / launch->blocks + 1) * launch->blocks;
+    while (launch->arrivals < target) {
+        if (w->others())
+            w->make_way();
+        sched_yield();
+    }
 }
 
 unsigned gd_lane(void)

@@ -32,6 +32,9 @@ enum {
 unsigned long long gd_warp(int operation, unsigned mask, unsigned long long value,
                            unsigned argument);
 
+bool gd_cooperative(void);                /* every block of the launch is resident */
+void gd_grid_barrier(void);               /* one thread of each block: waits for every block */
+
 unsigned gd_lane(void);
 void gd_relax(void);
 void gd_sleep(unsigned nanoseconds);

@@ -48,9 +48,17 @@ template <> struct gd_kind<unsigned long> { static constexpr unsigned gd_value =
 template <> struct gd_kind<unsigned long long> { static constexpr unsigned gd_value = 'u'; };
 template <class GdT> struct gd_kind<GdT *> { static constexpr unsigned gd_value = 'p'; };
 
-template <class GdT> struct gd_size { static constexpr unsigned gd_value = sizeof(GdT); };
+/* 0 of what has no size: void, functions, types that are only declared. */
+template <decltype(sizeof(0))> struct gd_sized { typedef void gd_type; };
+template <class GdT, class = void> struct gd_size_of { static constexpr unsigned gd_value = 0; };
+template <class GdT> struct gd_size_of<GdT, typename gd_sized<sizeof(GdT)>::gd_type> {
+    static constexpr unsigned gd_value = sizeof(GdT);
+};
+template <class GdT> struct gd_size : gd_size_of<typename gd_plain<GdT>::gd_type> {};
 template <> struct gd_size<void> { static constexpr unsigned gd_value = 0; };
-template <class GdR, class... GdP> struct gd_size<GdR(GdP...)> { static constexpr unsigned gd_value = 0; };
+template <> struct gd_size<const void> { static constexpr unsigned gd_value = 0; };
+template <> struct gd_size<volatile void> { static constexpr unsigned gd_value = 0; };
+template <> struct gd_size<const volatile void> { static constexpr unsigned gd_value = 0; };
 
 template <class GdT> struct gd_kind_of : gd_kind<typename gd_number<typename gd_plain<GdT>::gd_type>::gd_type> {};
 
