@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-NATIVE := $(wildcard gpudirect/_native/*.[ch] gpudirect/service/_native/*.[ch] p2pmod/*.h) gpudirect/_native/build.py setup.py
+NATIVE := $(wildcard gpudirect/_native/*.[ch] gpudirect/service/_native/*.[ch] p2pmod/*.h) gpudirect/_native/build.py $(wildcard gpudirect/bench/_native/*.[ch] gpudirect/bench/_native/build.py) setup.py
 
 .PHONY: help demo info test test-unit test-gpu test-native test-vm test-part test-matrix test-static \
 	test-debug full lint module clean
@@ -58,4 +58,4 @@ module: ## build the kernel module for the running kernel
 	$(MAKE) -C p2pmod
 
 clean: ## remove what was built here
-	rm -rf $(VENV) build *.egg-info gpudirect/_native/*.so gpudirect/_native/_cffi.c
+	rm -rf $(VENV) build *.egg-info gpudirect/_native/*.so gpudirect/bench/_native/*.so gpudirect/_native/_cffi.c

@@ -3,7 +3,7 @@
 from setuptools import Extension, setup
 
 setup(
-    cffi_modules=["gpudirect/_native/build.py:ffibuilder"],
+    cffi_modules=["gpudirect/_native/build.py:ffibuilder", "gpudirect/bench/_native/build.py:ffibuilder"],
     ext_modules=[
         Extension(
             "gpudirect._native._dlpack",

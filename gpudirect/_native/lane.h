@@ -70,24 +70,6 @@ struct gd_awaited {
 int gd_lane_wait_any(const struct gd_awaited *calls, int count, uintptr_t wake, uint32_t asleep,
                      int64_t spin, int64_t timeout);
 
-/* ---- measuring: ns of each round in ns[], the number of rounds done or -errno ---- */
-int gd_lane_time_calls(struct gd_lane *lane, uint32_t function, const char *arguments, size_t size,
-                       int rounds, double *ns, int64_t timeout);
-/*
- * `rounds` calls with at most `depth` open, replies checked to come in order with status 0; the ns
- * of all of them in *ns.
- */
-int gd_lane_time_pipeline(struct gd_lane *lane, uint32_t function, const char *arguments,
-                          size_t size, int rounds, int depth, double *ns, int64_t timeout);
-/* A 4-byte load each. */
-int gd_time_loads(uintptr_t address, int rounds, double *ns);
-/* C functions called one after the other, up to 11 whole-number arguments each; 0 is success. */
-struct gd_step {
-    uintptr_t function;
-    uint64_t arguments[11];
-};
-int gd_time_steps(const struct gd_step *steps, int count, int rounds, double *ns);
-
 /* ---- for the CPython types in service/_native, which is another shared object ---- */
 struct gd_lane_api {
     int (*send)(struct gd_lane *, uint32_t, const char *, size_t);

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _native
 from ..devices import Device
+from . import _native as _bench
 from . import others
 from .measure import Figure, figure, shared_out
 from .progress import Tell, silent
@@ -20,7 +20,7 @@ BATCH = 100
 
 
 def _in_c(kind: str, at: int, other: int, n: int, samples: int) -> list[float]:
-    lib, ffi = _native.lib, _native.ffi
+    lib, ffi = _bench.lib, _bench.ffi
     ns = ffi.new("double[]", samples)
     number = lib.gd_bare_find(kind.encode())
     for _ in range(2):  # the first warms up

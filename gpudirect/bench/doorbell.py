@@ -17,6 +17,7 @@ from .. import _native
 from ..devices import Device
 from ..service._layout import PACKET
 from ..service._resident import Resident
+from . import _native as _bench
 from .measure import Figure, figure, interleaved
 from .others import current
 from .progress import Tell, silent
@@ -116,8 +117,8 @@ def _timed(
 ) -> np.ndarray[Any, Any]:
     samples = _Samples(count)
     number = service.functions[name].number
-    code = _native.lib.gd_lane_time_calls(
-        lane, number, arguments, len(arguments), count, samples.c, TIMEOUT
+    code = _bench.lib.gd_lane_time_calls(
+        _bench.lane(lane), number, arguments, len(arguments), count, samples.c, TIMEOUT
     )
     return samples.checked(code, f"calls of {name}")
 
@@ -126,8 +127,8 @@ def _pipeline(service: gd.Service, lane: Any, size: int, count: int, depth: int)
     """ns of a call."""
     number = service.functions[FUNCTIONS[size]].number
     total = _native.ffi.new("double *")
-    code = _native.lib.gd_lane_time_pipeline(
-        lane, number, _words(size), size, count, depth, total, TIMEOUT
+    code = _bench.lib.gd_lane_time_pipeline(
+        _bench.lane(lane), number, _words(size), size, count, depth, total, TIMEOUT
     )
     if code != count:
         raise gd.Error(f"bench doorbell: pipelined calls of {size} bytes broke off with {code}")
@@ -225,8 +226,8 @@ class _Launches:
 
     def time(self, steps: list[dict[str, Any]], count: int, what: str) -> np.ndarray[Any, Any]:
         samples = _Samples(count)
-        array = _native.ffi.new("struct gd_step[]", steps)
-        code = _native.lib.gd_time_steps(array, len(steps), count, samples.c)
+        array = _bench.ffi.new("struct gd_step[]", steps)
+        code = _bench.lib.gd_time_steps(array, len(steps), count, samples.c)
         return samples.checked(code, what)
 
     def close(self) -> None:
@@ -295,7 +296,7 @@ def _single_calls(service: gd.Service, in_host: gd.Service, word: gd.Array, coun
     """One call after the other, by every way through a lane."""
     lane, host_lane = service.lend(0), in_host.lend(0)
     samples = _Samples(count)
-    code = _native.lib.gd_time_loads(word.host_ptr, count, samples.c)
+    code = _bench.lib.gd_time_loads(word.host_ptr, count, samples.c)
     add(LOAD, 4, samples.checked(code, "loads"))
     for size in SIZES:
         add(f"call {size}: C", size, _calls(service, lane, size, count))

@@ -12,8 +12,8 @@ import numpy as np
 
 import gpudirect as gd
 
-from .. import _native
 from ..devices import Device
+from . import _native as _bench
 from .measure import Figure, figure, sizes
 from .progress import Tell, silent
 
@@ -31,16 +31,16 @@ LARGEST = 16 << 20
 
 
 def _kind(name: str) -> int:
-    return int(_native.lib.gd_bare_find(name.encode()))
+    return int(_bench.lib.gd_bare_find(name.encode()))
 
 
 def _usable(direction: str) -> list[str]:
-    return [k for k in BARE[direction] if _native.lib.gd_bare_usable(_kind(k))]
+    return [k for k in BARE[direction] if _bench.lib.gd_bare_usable(_kind(k))]
 
 
 def _times(kinds: list[str], at: int, other: int, n: int, rounds: int) -> tuple[dict[str, list[float]], int]:
     """Nanoseconds of one copy by each kind, in turn, in an order drawn anew each round."""
-    lib, ffi = _native.lib, _native.ffi
+    lib, ffi = _bench.lib, _bench.ffi
     samples = 20 if n < 1 << 20 else 5 if n < 4 << 20 else 2
     batch = max(1, min(200, (64 << 10) // n))
     ns = ffi.new("double[]", samples)
@@ -64,7 +64,7 @@ def _one_thread(direction: str, at: int, other: int, n: int, unaligned: bool, ro
 
 
 def _threads(direction: str, at: int, other: int, n: int, rounds: int) -> list[Figure]:
-    lib, ffi = _native.lib, _native.ffi
+    lib, ffi = _bench.lib, _bench.ffi
     group = f"{direction} threads"
     times, batch = _times([f"{ENGINE[direction]}-threads"], at, other, n, rounds)
     samples = 5 * rounds

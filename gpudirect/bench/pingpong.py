@@ -10,6 +10,7 @@ import gpudirect as gd
 from .. import _native
 from ..devices import Device
 from ..errors import Error
+from . import _native as _bench
 from .measure import Figure, figure
 from .progress import Tell, silent
 
@@ -47,8 +48,8 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
             gd.synchronize(device)
             bell = memory.host_ptr
             loads = ffi.new("double[]", samples)
-            kind, word = lib.gd_bare_find(b"word-load"), ffi.new("char[]", 64)
-            lib.gd_bare_time(kind, bell, word, 4, 1, samples, loads)
+            kind, word = _bench.lib.gd_bare_find(b"word-load"), ffi.new("char[]", 64)
+            _bench.lib.gd_bare_time(kind, bell, word, 4, 1, samples, loads)
             tell("from C", 0, 2)
             gd.kernel(KERNEL, "pong", device=device)[1, 1, stream](
                 memory, host.ptr, 1, rounds + python_rounds, PATIENCE
@@ -66,7 +67,7 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
                 if code < 0:
                     break
             _check(code)
-            lib.gd_bare_time(kind, bell, word, 4, 1, samples, loads)
+            _bench.lib.gd_bare_time(kind, bell, word, 4, 1, samples, loads)
     finally:
         stream.close()
         host.free()

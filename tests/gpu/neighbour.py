@@ -20,6 +20,7 @@ import numpy as np
 
 import gpudirect as gd
 from gpudirect import _native
+from gpudirect.bench import _native as bench
 
 faulthandler.dump_traceback_later(100, exit=True)  # only a hang takes so long
 
@@ -47,12 +48,12 @@ class Load:
         self._thread.start()
 
     def _run(self) -> None:
-        lib, ffi = _native.lib, _native.ffi
+        ffi = _native.ffi
         times = ffi.new("double[]", self.ROUNDS)
         while not self._end.is_set():
             for lane, number in self._lanes:
-                done = lib.gd_lane_time_calls(
-                    lane, number, bytes(8), 8, self.ROUNDS, times, 60_000_000_000
+                done = bench.lib.gd_lane_time_calls(
+                    bench.lane(lane), number, bytes(8), 8, self.ROUNDS, times, 60_000_000_000
                 )
                 assert done == self.ROUNDS, done
                 self.calls += self.ROUNDS

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudirect._native import ffi, lib
+from gpudirect.bench import _native as bench
 
 PAGE = 4096
 LINE = 64
@@ -389,15 +390,15 @@ def test_scattering_refuses_what_cannot_be(walls):
 # ---- the bare loops, which figures are held against ----
 
 
-@pytest.mark.parametrize("kind", range(lib.gd_bare_count()),
-                         ids=lambda k: ffi.string(lib.gd_bare_name(k)).decode())  # fmt: skip
+@pytest.mark.parametrize("kind", range(bench.lib.gd_bare_count()),
+                         ids=lambda k: ffi.string(bench.lib.gd_bare_name(k)).decode())  # fmt: skip
 def test_bare_loops_copy_too(walls, kind):
-    name = ffi.string(lib.gd_bare_name(kind)).decode()
-    assert lib.gd_bare_find(name.encode()) == kind
-    if not lib.gd_bare_usable(kind):
-        assert lib.gd_bare_run(kind, walls[0].start, char(walls[1].start), 64) == -errno.ENOTSUP
+    name = ffi.string(bench.lib.gd_bare_name(kind)).decode()
+    assert bench.lib.gd_bare_find(name.encode()) == kind
+    if not bench.lib.gd_bare_usable(kind):
+        assert bench.lib.gd_bare_run(kind, walls[0].start, char(walls[1].start), 64) == -errno.ENOTSUP
         return
-    reads = bool(lib.gd_bare_reads(kind))
+    reads = bool(bench.lib.gd_bare_reads(kind))
     source, target = walls if reads else walls[::-1]
     moves = name.startswith(("store-", "load-"))
     sizes = (1, 63, 64, 65, 200, 1000, 4096) if moves else (4,)
@@ -405,15 +406,15 @@ def test_bare_loops_copy_too(walls, kind):
         for at in (0, 1, 40, 64) if moves else (0,):
             source.bytes[:] = noise(source.size, n)
             target.bytes[:] = CANARY
-            assert lib.gd_bare_run(kind, walls[0].start + at, char(walls[1].start + at), n) == 0
+            assert bench.lib.gd_bare_run(kind, walls[0].start + at, char(walls[1].start + at), n) == 0
             expected = np.full(target.size, CANARY, np.uint8)
             if name not in ("fence", "guard", "nothing"):
                 expected[at : at + n] = source.bytes[at : at + n]
             assert np.array_equal(target.bytes, expected), (name, n, at)
     ns = ffi.new("double[]", 3)
-    assert lib.gd_bare_time(kind, walls[0].start, char(walls[1].start), 64, 10, 3, ns) == 0
+    assert bench.lib.gd_bare_time(kind, walls[0].start, char(walls[1].start), 64, 10, 3, ns) == 0
     assert all(t > 0 for t in ns)
-    code = lib.gd_bare_time_threads(kind, walls[0].start, char(walls[1].start), 9999, 3, ffi.NULL,
+    code = bench.lib.gd_bare_time_threads(kind, walls[0].start, char(walls[1].start), 9999, 3, ffi.NULL,
                                     0, 3, ns)  # fmt: skip
     bare = moves and "engine" not in name
     assert code == (0 if bare else -errno.EINVAL)
@@ -424,12 +425,12 @@ def test_bare_loops_copy_too(walls, kind):
 def test_bare_loops_refuse_nonsense(walls):
     ns = ffi.new("double[]", 1)
     at, here = walls[0].start, char(walls[1].start)
-    kind = lib.gd_bare_find(b"store-memcpy")
-    assert lib.gd_bare_find(b"store-mmx") == -errno.EINVAL
-    assert lib.gd_bare_name(-1) == ffi.NULL
-    assert lib.gd_bare_run(lib.gd_bare_count(), at, here, 1) == -errno.EINVAL
-    assert lib.gd_bare_time(kind, at, here, 1, 0, 1, ns) == -errno.EINVAL
-    assert lib.gd_bare_time_threads(kind, at, here, 1, 0, ffi.NULL, 0, 1, ns) == -errno.EINVAL
-    assert lib.gd_bare_time_threads(kind, at, here, 1, 65, ffi.NULL, 0, 1, ns) == -errno.EINVAL
+    kind = bench.lib.gd_bare_find(b"store-memcpy")
+    assert bench.lib.gd_bare_find(b"store-mmx") == -errno.EINVAL
+    assert bench.lib.gd_bare_name(-1) == ffi.NULL
+    assert bench.lib.gd_bare_run(bench.lib.gd_bare_count(), at, here, 1) == -errno.EINVAL
+    assert bench.lib.gd_bare_time(kind, at, here, 1, 0, 1, ns) == -errno.EINVAL
+    assert bench.lib.gd_bare_time_threads(kind, at, here, 1, 0, ffi.NULL, 0, 1, ns) == -errno.EINVAL
+    assert bench.lib.gd_bare_time_threads(kind, at, here, 1, 65, ffi.NULL, 0, 1, ns) == -errno.EINVAL
     cpus = ffi.new("int[]", [1 << 20])
-    assert lib.gd_bare_time_threads(kind, at, here, 1, 2, cpus, 1, 1, ns) == -errno.EINVAL
+    assert bench.lib.gd_bare_time_threads(kind, at, here, 1, 2, cpus, 1, 1, ns) == -errno.EINVAL

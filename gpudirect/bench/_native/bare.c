@@ -5,10 +5,10 @@
 #include <sched.h>
 #include <string.h>
 
+#include "../../_native/native.h"
+#include "../../_native/relax.h"
 #include "bare.h"
-#include "guard.h"
-#include "native.h"
-#include "relax.h"
+#include "runtime.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -37,7 +37,7 @@ static void load_fence(void)
 static int store_memcpy(char *mapped, char *ordinary, size_t n)
 {
     memcpy(mapped, ordinary, n);
-    gd_fence();
+    gd_runtime.fence();
     return 0;
 }
 
@@ -133,32 +133,32 @@ LOADS(load64_unfenced, "avx512f", 64, LOAD64, (void)0)
 
 static int store_engine(char *mapped, char *ordinary, size_t n)
 {
-    return gd_write((uintptr_t)mapped, ordinary, n, GD_ONE_THREAD);
+    return gd_runtime.write((uintptr_t)mapped, ordinary, n, GD_ONE_THREAD);
 }
 
 static int store_engine_guarded(char *mapped, char *ordinary, size_t n)
 {
-    return gd_write((uintptr_t)mapped, ordinary, n, GD_ONE_THREAD | GD_GUARDED);
+    return gd_runtime.write((uintptr_t)mapped, ordinary, n, GD_ONE_THREAD | GD_GUARDED);
 }
 
 static int store_engine_threads(char *mapped, char *ordinary, size_t n)
 {
-    return gd_write((uintptr_t)mapped, ordinary, n, 0);
+    return gd_runtime.write((uintptr_t)mapped, ordinary, n, 0);
 }
 
 static int load_engine(char *mapped, char *ordinary, size_t n)
 {
-    return gd_read(ordinary, (uintptr_t)mapped, n, GD_ONE_THREAD);
+    return gd_runtime.read(ordinary, (uintptr_t)mapped, n, GD_ONE_THREAD);
 }
 
 static int load_engine_guarded(char *mapped, char *ordinary, size_t n)
 {
-    return gd_read(ordinary, (uintptr_t)mapped, n, GD_ONE_THREAD | GD_GUARDED);
+    return gd_runtime.read(ordinary, (uintptr_t)mapped, n, GD_ONE_THREAD | GD_GUARDED);
 }
 
 static int load_engine_threads(char *mapped, char *ordinary, size_t n)
 {
-    return gd_read(ordinary, (uintptr_t)mapped, n, 0);
+    return gd_runtime.read(ordinary, (uintptr_t)mapped, n, 0);
 }
 
 static int word_store(char *mapped, char *ordinary, size_t n)
@@ -171,7 +171,7 @@ static int word_store(char *mapped, char *ordinary, size_t n)
 static int word_store_fence(char *mapped, char *ordinary, size_t n)
 {
     word_store(mapped, ordinary, n);
-    gd_fence();
+    gd_runtime.fence();
     return 0;
 }
 
@@ -185,7 +185,7 @@ static int word_load(char *mapped, char *ordinary, size_t n)
 static int fence(char *mapped, char *ordinary, size_t n)
 {
     (void)mapped, (void)ordinary, (void)n;
-    gd_fence();
+    gd_runtime.fence();
     return 0;
 }
 
@@ -198,13 +198,10 @@ static int nothing(char *mapped, char *ordinary, size_t n)
 
 static int guard(char *mapped, char *ordinary, size_t n)
 {
-    struct gd_guard g;
+    uint32_t word;
 
-    if (gd_guard_enter(&g, (uintptr_t)mapped, n))
-        return -EFAULT;
-    nothing(mapped, ordinary, n);
-    gd_guard_leave(&g);
-    return 0;
+    (void)mapped, (void)n;
+    return gd_runtime.load32((uintptr_t)ordinary, &word, GD_GUARDED);
 }
 
 static const struct kind {
@@ -296,14 +293,14 @@ int gd_bare_time(int kind, uintptr_t mapped, char *ordinary, size_t n, int batch
         return -EINVAL;
     run = kinds[kind].run;
     for (int i = 0; i < samples; i++) {
-        uint64_t start = gd_now();
+        uint64_t start = gd_runtime.now();
 
         for (int j = 0; j < batch; j++) {
             code = run((char *)mapped, ordinary, n);
             if (code)
                 return code;
         }
-        ns[i] = (double)(gd_now() - start) / batch;
+        ns[i] = (double)(gd_runtime.now() - start) / batch;
     }
     return 0;
 }
@@ -389,14 +386,14 @@ int gd_bare_time_threads(int kind, uintptr_t mapped, char *ordinary, size_t n, i
             break;
     }
     for (int i = 1; i <= samples && !code; i++) {
-        uint64_t start = gd_now();
+        uint64_t start = gd_runtime.now();
 
         __atomic_store_n(&team.done, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&team.go, i, __ATOMIC_RELEASE);
         member_share(&team, 0);
         for (int spins = 0; __atomic_load_n(&team.done, __ATOMIC_ACQUIRE) < threads - 1; spins++)
             spins < 1 << 16 ? gd_relax() : (void)sched_yield();
-        ns[i - 1] = (double)(gd_now() - start);
+        ns[i - 1] = (double)(gd_runtime.now() - start);
     }
     if (code)
         __atomic_store_n(&team.go, -1, __ATOMIC_RELEASE);

@@ -13,7 +13,8 @@
  *                                                 what keeps stale streaming buffers out
  *   load-engine, load-engine-guarded, load-engine-threads   gd_read
  *   word-store, word-store-fence, word-load       one 4-byte access, n is ignored
- *   fence, guard, nothing                         what the parts cost; touch no memory
+ *   fence, nothing                                what the parts cost; touch no memory
+ *   guard                                         a guarded 4-byte load of ordinary memory
  */
 #ifndef GPUDIRECT_BARE_H
 #define GPUDIRECT_BARE_H
