@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-NATIVE := $(wildcard gpudirect/_native/*.[ch] gpudirect/service/_native/*.[ch] p2pmod/*.h) gpudirect/_native/build.py $(wildcard gpudirect/bench/_native/*.[ch] gpudirect/bench/_native/build.py) setup.py
+NATIVE := $(wildcard gpudirect/*/*.[ch] gpudirect/*/_native/*.[ch] p2pmod/*.h gpudirect/_native/build.py gpudirect/bench/_native/build.py) setup.py
 
-.PHONY: help demo info test test-unit test-gpu test-native test-vm test-part test-matrix test-static \
+.PHONY: help demo info doctor test test-unit test-gpu test-native test-vm test-part test-matrix test-static \
 	test-debug full lint module clean
 
 help: ## this list
@@ -20,6 +20,9 @@ demo: $(STAMP) ## set everything up and run the main job (without a GPU: emulate
 
 info: $(STAMP) ## what this machine has, and which bridges work on it
 	$(BIN)/gpudirect info
+
+doctor: $(STAMP) ## what is wrong or slow on this machine, and what mends it
+	$(BIN)/gpudirect doctor
 
 test: test-unit test-vm ## set everything up and pass every test that needs no GPU
 

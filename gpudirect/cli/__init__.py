@@ -41,9 +41,10 @@ def _main(
     pass
 
 
-from . import _bench, _calibrate, _demo, _experiment, _info, _litmus  # noqa: E402 - after `app`
+from . import _bench, _calibrate, _demo, _doctor, _experiment, _info, _litmus  # noqa: E402 - after `app`
 
 app.command(cls=Command, short_help="What this machine has, and why not more.")(_info.info)
+app.command(cls=Command, short_help="What is wrong or slow here, and the mend.")(_doctor.doctor)
 app.command(cls=Command, short_help="See it work: five checked experiments.")(_demo.demo)
 app.command(cls=Command, short_help="Find the faster path for each size.")(_calibrate.calibrate)
 app.add_typer(_bench.app, name="bench", short_help="Measure, and judge what was measured.")

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("tool", ["figures", "readme-port"])
+@pytest.mark.parametrize("tool", ["figures", "readme-port", "reference"])
 def test_what_is_made_is_up_to_date(tool):
     run = subprocess.run([sys.executable, ROOT / "tools" / tool, "--check"],
                          capture_output=True, text=True)  # fmt: skip
