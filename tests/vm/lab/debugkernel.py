@@ -42,17 +42,16 @@ def _kernel(compiler: str, name: str) -> Unpacked:
     build = folder / "build"
     image = build / "arch/x86/boot/bzImage"
     done = folder / "release"
-    if not done.exists():
+    source, configured = folder / f"linux-source-{SERIES}", folder / "configured"
+    make = ["make", "-C", source, f"O={build}", *words]
+    if not done.exists() and not configured.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        package = f"linux-source-{SERIES}"
-        Apt().unpack(package, folder / "package")
+        Apt().unpack(source.name, folder / "package")
         run(["tar", "-xf", next((folder / "package/usr/src").glob("linux-source-*.tar.xz")),
              "-C", folder])  # fmt: skip
         shutil.rmtree(folder / "package")
-        source = folder / package
         build.mkdir()
-        make = ["make", "-C", source, f"O={build}", *words]
         run([*make, "tinyconfig"])
         run([source / "scripts/kconfig/merge_config.sh", "-m", "-O", build, build / ".config",
              wanted], cwd=source)  # fmt: skip
@@ -61,8 +60,9 @@ def _kernel(compiler: str, name: str) -> Unpacked:
         lost = [line for line in NEEDED[name] if line not in config]
         if lost:
             raise LabError(f"the {name} kernel's configuration lost {', '.join(lost)}")
+        configured.touch()
+    if not done.exists():  # an interrupted build goes on where it was
         run([*make, f"-j{os.cpu_count()}", "bzImage", "modules"])
-        shutil.rmtree(source / "Documentation", ignore_errors=True)
         done.write_text(run([*make, "-s", "kernelrelease"]).split()[-1])
     series = name if compiler == "gcc" else f"{name}-{compiler}"
     return Unpacked(series, done.read_text().strip(), image, build, None, words)
