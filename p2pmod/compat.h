@@ -81,6 +81,23 @@ static inline int nv_put_persistent(u64 address, struct nvidia_p2p_page_table *t
 }
 #endif
 
+/*
+ * Drivers 515 to 530 alone export this variable. A module that was built for a driver before them
+ * loads beside them as well, so it looks once more: a weak symbol may be missing. In data, since
+ * code reaches no address as low as the one it then has.
+ */
+static inline bool nv_driver_refused(void)
+{
+#if !NV_HAVE_PERSISTENT
+	extern int nvidia_p2p_cap_persistent_pages __weak;
+	static int *volatile exported = &nvidia_p2p_cap_persistent_pages;
+
+	return exported;
+#else
+	return false;
+#endif
+}
+
 /* ---- the kernel ---- */
 
 /*

@@ -12,6 +12,7 @@
 #include <linux/pseudo_fs.h>
 #include <linux/seq_file.h>
 
+#include "compat.h"
 #include "internal.h"
 
 ulong p2pmod_max_bytes_per_file = ULONG_MAX;
@@ -111,6 +112,10 @@ static int __init p2pmod_init(void)
 {
 	int err;
 
+	if (nv_driver_refused()) {
+		pr_err("p2pmod: drivers 515 to 530 free page tables that they still read: install 535\n");
+		return -ENODEV;
+	}
 	if (!proc_create_single(PROC_NAME, 0444, NULL, p2pmod_show))
 		return -ENOMEM;
 	err = misc_register(&p2pmod_device);

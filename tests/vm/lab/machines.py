@@ -141,11 +141,55 @@ def twice() -> list[str]:
     return ["a module that would not load was built"]
 
 
+REFUSED = """#include <linux/module.h>
+int nvidia_p2p_get_pages(void) { return -EINVAL; }
+int nvidia_p2p_put_pages(void) { return -EINVAL; }
+int nvidia_p2p_free_page_table(void) { return -EINVAL; }
+EXPORT_SYMBOL(nvidia_p2p_get_pages);
+EXPORT_SYMBOL(nvidia_p2p_put_pages);
+EXPORT_SYMBOL(nvidia_p2p_free_page_table);
+#ifdef CAP
+int nvidia_p2p_cap_persistent_pages = 1;
+EXPORT_SYMBOL(nvidia_p2p_cap_persistent_pages);
+#endif
+MODULE_LICENSE("Dual MIT/GPL");
+"""
+
+
+def refused_driver() -> list[str]:
+    """A module built for driver 470 loads beside that, and says why not beside 515 to 530."""
+    kernel = packages.kernel("6.1")
+    client = build.modules(kernel, "open", "470").p2pmod.parent
+    files = {"/lab/p2pmod.ko": client / "p2pmod.ko"}
+    for name, options in (("old", ""), ("refused", "-DCAP")):
+        work = build.work_folder(name)
+        (work / "nvidia.c").write_text(REFUSED)
+        (work / "Kbuild").write_text(f"obj-m := nvidia.o\nccflags-y := {options} -Wno-missing-prototypes\n")
+        build._make(kernel, work, kernel.headers, [f"M={work}", "modules"])
+        files[f"/lab/{name}.ko"] = work / "nvidia.ko"
+    installed = client / "sysroot/lib/modules" / kernel.release / "updates"
+    for packed in installed.iterdir():
+        packed.unlink()
+    shutil.copy(files["/lab/old.ko"], installed / "nvidia.ko")
+    build.user_make(kernel, client)
+    result = boot.boot(
+        kernel, files,
+        "modprobe() { insmod /lab/$1.ko && insmod /lab/p2pmod.ko; }\n"
+        "modprobe old && echo ok 1 loads || echo not ok 1 loads\nrmmod p2pmod; rmmod nvidia\n"
+        "modprobe refused && echo not ok 2 refused || echo ok 2 refused\nrmmod nvidia\n",
+    )  # fmt: skip
+    complaints = [*result.failed, *result.splats]
+    if "drivers 515 to 530" not in result.text:
+        complaints.append(result.text[-600:])
+    return complaints
+
+
 def compilers() -> int:
     """RHEL 9's interfaces, builds that must be refused, and kernel and module built with clang."""
     prepare()
     good = [tell("RHEL 9.5: 5.14 with interfaces of 6.5, compiled", rhel9()),
             tell("kernels before 5.10 are refused", too_old()),
+            tell("a driver of 515 to 530 is refused at load, too", refused_driver()),
             tell("make twice; without the driver it is refused", twice()),
             _guest("debug kernel and module built with clang", debugkernel.kernel("clang"),
                    test_script(VERSIONS["1.2"]), 2400, 2048)]  # fmt: skip

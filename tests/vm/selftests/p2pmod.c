@@ -113,7 +113,7 @@ TEST(two_buffers_in_one_gpu_page_do_not_disturb_each_other)
 
 TEST(a_buffer_is_mapped_many_times_whole_and_in_parts)
 {
-	struct gpu gpu = gpu_alloc(4 * GPU_PAGE);
+	struct gpu gpu = gpu_alloc(48 * CPU_PAGE > 4 * GPU_PAGE ? 48 * CPU_PAGE : 4 * GPU_PAGE);
 	struct p2pmod_pin pin;
 	int fd = p2p_open();
 	volatile uint8_t *map[10];
