@@ -83,8 +83,9 @@ static inline int nv_put_persistent(u64 address, struct nvidia_p2p_page_table *t
 
 /*
  * Drivers 515 to 530 alone export this variable. A module that was built for a driver before them
- * loads beside them as well, so it looks once more: a weak symbol may be missing. In data, since
- * code reaches no address as low as the one it then has.
+ * loads beside them as well, so it looks once more: a weak symbol may be missing. (A kernel that
+ * checks symbol versions refuses by itself: for this one there is none.) In data, since code reaches
+ * no address as low as the one it then has.
  */
 static inline bool nv_driver_refused(void)
 {

@@ -77,7 +77,7 @@ def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] 
     inside = Path("/src") if kernel.root else work
     words = [f"P2PMOD_HEADER={inside / include}"] if include else []
     words += ["STANDIN_PROPRIETARY=y"] if flavour == "proprietary" else []
-    log = _make(kernel, work, headers_of(kernel), [f"M={inside / 'standin'}", *words, *extra, "modules"])
+    log = make(kernel, work, headers_of(kernel), [f"M={inside / 'standin'}", *words, *extra, "modules"])
     place = work / "sysroot/lib/modules" / kernel.release / "updates"
     place.mkdir(parents=True)
     shutil.copy(work / "standin/nvidia.ko", place)
@@ -100,12 +100,12 @@ def headers_of(kernel: Unpacked) -> Path:
 def user_make(kernel: Unpacked, work: Path, *words: str) -> str:
     """``make -C p2pmod`` on a copy of the sources, beside the system in its folder sysroot."""
     inside = Path("/src") if kernel.root else work
-    return _make(kernel, work, inside / "p2pmod",
+    return make(kernel, work, inside / "p2pmod",
                  [f"KVER={kernel.release}", f"KDIR={headers_of(kernel)}", f"SYSROOT={inside / 'sysroot'}",
                   *words])  # fmt: skip
 
 
-def _make(kernel: Unpacked, work: Path, folder: Path, words: list[str]) -> str:
+def make(kernel: Unpacked, work: Path, folder: Path, words: list[str]) -> str:
     """Run make in a folder with the tools that the kernel was built with; its output."""
     command = ["make", "-C", str(folder), "CONFIG_DEBUG_INFO_BTF_MODULES=", *kernel.words, *words]
     if kernel.root is None:
@@ -184,7 +184,7 @@ def planted_symbol(kernel: Unpacked) -> list[str]:
     work = work_folder(f"planted-{kernel.series}")
     (work / "planted.c").write_text(PLANTED)
     (work / "Kbuild").write_text("obj-m := planted.o\n")
-    _make(kernel, work, ".", [], "")
+    make(kernel, work, headers_of(kernel), [f"M={work}", "modules"])
     found = gpl_only_symbols(work / "planted.ko", kernel.headers / "Module.symvers")
     return [] if found == ["pgprot_writecombine"] else [f"found {found}, not pgprot_writecombine"]
 

@@ -157,15 +157,17 @@ MODULE_LICENSE("Dual MIT/GPL");
 
 
 def refused_driver() -> list[str]:
-    """A module built for driver 470 loads beside that, and says why not beside 515 to 530."""
-    kernel = packages.kernel("6.1")
+    """A module built for driver 470 loads beside that, and says why not beside 515 to 530. (Where a kernel
+    checks symbol versions, it refuses by itself: there is none for the variable that tells them.)"""
+    kernel = packages.kernel("7.3")
     client = build.modules(kernel, "open", "470").p2pmod.parent
     files = {"/lab/p2pmod.ko": client / "p2pmod.ko"}
     for name, options in (("old", ""), ("refused", "-DCAP")):
         work = build.work_folder(name)
         (work / "nvidia.c").write_text(REFUSED)
         (work / "Kbuild").write_text(f"obj-m := nvidia.o\nccflags-y := {options} -Wno-missing-prototypes\n")
-        build._make(kernel, work, kernel.headers, [f"M={work}", "modules"])
+        inside = "/src" if kernel.root else work
+        build.make(kernel, work, build.headers_of(kernel), [f"M={inside}", "modules"])
         files[f"/lab/{name}.ko"] = work / "nvidia.ko"
     installed = client / "sysroot/lib/modules" / kernel.release / "updates"
     for packed in installed.iterdir():
