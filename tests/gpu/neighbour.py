@@ -2,9 +2,9 @@
 
     python neighbour.py LIBRARY SERVICES LOAD SLICE
 
-LIBRARY: torch, cupy, jax. SERVICES: 1, or 3 of different teams. LOAD: "idle" but awake, "napping",
-or "calls" from a thread without pause. Prints one JSON object: seconds of each operation, and what the
-services tell.
+LIBRARY: torch, cupy, jax, or matmul (PyTorch's, beside an idle service). SERVICES: 1, or 3 of different
+teams. LOAD: "idle" but awake, "napping", or "calls" from a thread without pause. SLICE: seconds. Prints
+one JSON object: seconds of each operation, and what the services tell.
 """
 
 from __future__ import annotations
@@ -160,7 +160,43 @@ def with_jax() -> None:
     timed("jit", lambda: add(jnp.zeros(16)).block_until_ready())
 
 
+def matmuls(slice: float) -> None:
+    """A loop of 4096 matmuls beside an idle service of each kind, to the same loop alone, in pairs."""
+    import torch
+
+    a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    b = torch.randn_like(a)
+    stream = torch.cuda.Stream()
+
+    def loop() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.stream(stream):
+            for _ in range(20):
+                a @ b
+            start.record()
+            for _ in range(200):
+                a @ b
+            end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    kinds = {"one launch": {"slice": None}, "awake": {"slice": slice, "nap_after": None},
+             "napping": {"slice": slice, "nap_after": 1e-3}}  # fmt: skip
+    for kind, options in kinds.items():
+        pairs = []
+        for _ in range(20):
+            alone = loop()
+            with gd.Service(SOURCE, TEAMS[0], lifetime=90, **options):
+                time.sleep(5e-3)
+                pairs.append(loop() / alone)
+        found[f"4096 matmul beside {kind}, to alone"] = statistics.median(pairs)
+
+
 def main() -> None:
+    if sys.argv[1] == "matmul":
+        matmuls(float(sys.argv[4]))
+        print(json.dumps(found))
+        return
     library, count, load, slice = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
     options = {"lanes": 2, "slice": slice, "nap_after": NAP_AFTER if load == "napping" else None}
     services = [gd.Service(SOURCE, teams, lifetime=90, **options).start() for teams in TEAMS[:count]]
