@@ -7,12 +7,13 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from packages import CACHE, Apt, LabError, Unpacked, driver_header, run
+from packages import CACHE, Apt, LabError, Unpacked, driver_source, run
 
 ROOT = Path(__file__).resolve().parents[3]
 VM = ROOT / "tests" / "vm"
@@ -58,7 +59,7 @@ def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] 
     As a user does: the driver's module is installed in a system of its own, with its header where
     distributions put it, and ``make -C p2pmod`` finds both.
     """
-    work = work_folder(f"{kernel.series}-{flavour}-{header}")
+    work = work_folder(f"{kernel.series}-{flavour}-{header.replace('/', '_')}")
     for name in ("Kbuild", "p2pmod"):
         source = ROOT / name
         if source.is_dir():
@@ -67,17 +68,23 @@ def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] 
             shutil.copy(source, work / name)
     shutil.copytree(VM / "standin", work / "standin")
     include = ""
+    options = ["STANDIN_PROPRIETARY=y"] if flavour == "proprietary" else []
     if header != "own":
-        include = f"sysroot/usr/src/nvidia-{header}.1/nvidia"
+        source = driver_source(header, flavour)
+        # an installed driver's header lies where distributions put it; its own source is the lab's
+        number = next(iter(re.findall(r"\d{3}", header)), "999")
+        include = f"sysroot/usr/src/nvidia-{number}.1/nvidia"
         (work / include).mkdir(parents=True)
-        shutil.copy(driver_header(header), work / include / "nv-p2p.h")
+        shutil.copy(source / "nv-p2p.h", work / include)
+        for name in ("nv-p2p.h", "nv-p2p.c"):
+            shutil.copy(source / name, work / "standin")
+        options += ["STANDIN_DRIVER=y", f"STANDIN_DRIVER_OPTIONS={' '.join(_manager(source))}"]
     # the stand-in's own relative include of p2pmod/nv-p2p-own.h is from tests/vm/standin
-    text = (work / "standin/standin.c").read_text()
-    (work / "standin/standin.c").write_text(text.replace("../../../p2pmod/", "../p2pmod/"))
+    text = (work / "standin/layer.c").read_text()
+    (work / "standin/layer.c").write_text(text.replace("../../../p2pmod/", "../p2pmod/"))
     inside = Path("/src") if kernel.root else work
-    words = [f"P2PMOD_HEADER={inside / include}"] if include else []
-    words += ["STANDIN_PROPRIETARY=y"] if flavour == "proprietary" else []
-    log = make(kernel, work, headers_of(kernel), [f"M={inside / 'standin'}", *words, *extra, "modules"])
+    log = make(kernel, work, headers_of(kernel),
+                [f"M={inside / 'standin'}", *options, *extra, "modules"])  # fmt: skip
     place = work / "sysroot/lib/modules" / kernel.release / "updates"
     place.mkdir(parents=True)
     shutil.copy(work / "standin/nvidia.ko", place)
@@ -90,6 +97,14 @@ def modules(kernel: Unpacked, flavour: str, header: str, extra: tuple[str, ...] 
     return Modules(work / "standin/nvidia.ko", work / "p2pmod.ko",
                    tuple(work / f"{name}.ko" for name in CLIENTS),
                    "\n".join(x for x in log.splitlines() if "warning:" in x))  # fmt: skip
+
+
+def _manager(source: Path) -> list[str]:
+    """What this version of nv-p2p.c passes to the resource manager: shim/nv-linux.h asks for it."""
+    text = (source / "nv-p2p.c").read_text(errors="replace")
+    words = {"mem_info->mig_info": "MIG_INFO", "force_pcie, *page_table": "FORCE_PCIE",
+             "&cpu_cacheable": "CPU_CACHEABLE"}  # fmt: skip
+    return [f"-DSTANDIN_{name}" for word, name in words.items() if word in text]
 
 
 def headers_of(kernel: Unpacked) -> Path:
@@ -117,7 +132,7 @@ def make(kernel: Unpacked, work: Path, folder: Path, words: list[str]) -> str:
     script = (
         f"mount -t proc proc {kernel.root}/proc && mount --bind /dev {kernel.root}/dev && "
         f"mount --bind {work} {kernel.root}/src && "
-        f"exec chroot {kernel.root} {' '.join(command)} CC=gcc-14 HOSTCC=gcc-14"
+        f"exec chroot {kernel.root} {shlex.join(command)} CC=gcc-14 HOSTCC=gcc-14"
     )
     return run(["unshare", "--mount", "sh", "-c", script])
 

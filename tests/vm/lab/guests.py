@@ -25,6 +25,8 @@ insmod /lab/nvidia.ko version={version} && insmod /lab/p2pmod.ko
 """
 CLIENTS = "".join(f"insmod /lab/{name}.ko || echo not ok 901 {name}\n" for name in build.CLIENTS)
 NO_CLIENTS = "".join(f"rmmod {name}\n" for name in build.CLIENTS)
+UNLOADING = ("edges", "driver")  # they unload and load the module: before anything else uses it
+ALONE = "P2PMOD_KO=/lab/p2pmod.ko "
 UNLOAD = """
 rmmod p2pmod && echo "ok 902 unload_p2pmod" || echo "not ok 902 unload_p2pmod"
 rmmod nvidia && echo "ok 903 unload_driver" || echo "not ok 903 unload_driver"
@@ -73,8 +75,7 @@ def files_of(modules: build.Modules, tests: Path) -> dict[str, Path]:
 
 def test_script(version: str) -> str:
     """The C tests, every program of them but the fuzzer."""
-    # edges unloads and loads the module: before anything else uses it
-    runs = f"P2PMOD_KO=/lab/p2pmod.ko /lab/edges\n{CLIENTS}/lab/p2pmod\n/lab/lane\n"
+    runs = "".join(f"{ALONE}/lab/{name}\n" for name in UNLOADING) + f"{CLIENTS}/lab/p2pmod\n/lab/lane\n"
     return LOAD.format(version=version) + runs + NO_CLIENTS + UNLOAD
 
 

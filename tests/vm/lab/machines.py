@@ -257,7 +257,7 @@ def _dkms(version: str, package: Path) -> bool:
     shutil.copy(build.ROOT / "Kbuild", work / "src")
     shutil.copy(build.ROOT / "dkms.conf", work / "src")
     shutil.copytree(build.ROOT / "p2pmod", work / "src/p2pmod", ignore=shutil.ignore_patterns("*.o", "*.ko"))
-    shutil.copy(packages.driver_header("550"), work / "nv-p2p.h")
+    shutil.copy(packages.driver_source("550", "open") / "nv-p2p.h", work / "nv-p2p.h")
     for kernel in kernels:
         folder = work / kernel.release
         folder.mkdir()

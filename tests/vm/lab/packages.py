@@ -82,10 +82,10 @@ MACHINES = {
     # every allocation is filled, and checked when freed
     "7.3-slab": ("7.3", ("init_on_alloc=1", "init_on_free=1", "slab_debug=FZPU")),
 }
-DRIVERS = {  # header name -> (package, suite's version prefix, path inside the package's tarball)
-    "470": ("nvidia-kernel-source", "470.", "modules/nvidia-kernel/nvidia/nv-p2p.h"),
-    "535": ("nvidia-open-kernel-source", "535.", "modules/nvidia-open-kernel/nvidia/nv-p2p.h"),
-    "550": ("nvidia-open-kernel-source", "550.", "modules/nvidia-open-kernel/nvidia/nv-p2p.h"),
+DRIVERS = {  # series -> flavour -> package; 470 came in one flavour only
+    "470": {"proprietary": "nvidia-kernel-source"},
+    "535": {"open": "nvidia-open-kernel-source", "proprietary": "nvidia-kernel-source"},
+    "550": {"open": "nvidia-open-kernel-source", "proprietary": "nvidia-kernel-source"},
 }
 BUILD_ROOT = ("base-files dash coreutils sed grep gawk findutils diffutils gcc-14 make libelf1t64 "
               "binutils kmod perl-base bash libc6-dev").split()  # fmt: skip
@@ -290,26 +290,36 @@ def _build_root(apt: Apt, tree: Path) -> None:
         awk.symlink_to("gawk")
 
 
-def driver_header(name: str) -> Path:
-    """NVIDIA's own nv-p2p.h of a driver series, out of Debian's packages. Cached."""
-    with alone("headers"):
-        return _driver_header(name)
+def driver_source(series: str, flavour: str) -> Path:
+    """A folder with nv-p2p.c and nv-p2p.h of a driver, out of Debian's packages. Cached.
+
+    series: of DRIVERS, or a folder that holds both (an installed driver's, for instance).
+    """
+    if "/" in series:
+        folder = Path(series)
+        for name in ("nv-p2p.c", "nv-p2p.h"):
+            if not (folder / name).exists():
+                raise LabError(f"there is no {name} in {folder}")
+        return folder
+    with alone("drivers"):
+        return _driver_source(series, flavour)
 
 
-def _driver_header(name: str) -> Path:
-    package, prefix, inside = DRIVERS[name]
-    folder = CACHE / "headers" / name
-    header = folder / "nv-p2p.h"
-    if not header.exists():
+def _driver_source(series: str, flavour: str) -> Path:
+    packages = DRIVERS[series]
+    flavour = flavour if flavour in packages else next(iter(packages))
+    folder = CACHE / "drivers" / f"{series}-{flavour}"
+    if not (folder / "nv-p2p.c").exists():
         apt = Apt()
-        version = next((v for v in apt.versions(package) if v.startswith(prefix)), None)
+        package = packages[flavour]
+        version = next((v for v in apt.versions(package) if v.startswith(f"{series}.")), None)
         if version is None:
-            raise LabError(f"no {package} {prefix}x in the suites; there are {apt.versions(package)}")
+            raise LabError(f"no {package} {series}.x in the suites; there are {apt.versions(package)}")
         tree = folder / "package"
         tree.mkdir(parents=True, exist_ok=True)
         apt.unpack(package, tree, version)
-        tarball = next((tree / "usr/src").glob("*.tar.xz"))
-        run(["tar", "-xf", tarball, "-C", folder, inside])
-        shutil.copy(folder / inside, header)
+        run(["tar", "-xf", next((tree / "usr/src").glob("*.tar.xz")), "-C", tree])
+        for name in ("nv-p2p.h", "nv-p2p.c"):
+            shutil.copy(next(tree.glob(f"modules/*/nvidia/{name}")), folder / name)
         shutil.rmtree(tree)
-    return header
+    return folder

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import gdrcopy
 import machines
 from guests import (
+    ALONE,
     CLIENTS,
     LOAD,
     MOUNT,
@@ -24,6 +26,7 @@ from guests import (
     RESULTS,
     ROOT,
     UNLOAD,
+    UNLOADING,
     VERSIONS,
     files_of,
     guest_modules,
@@ -129,7 +132,8 @@ def run_cells(wanted: list[Cell]) -> list[Cell]:
     for name in {c.kernel for c in wanted}:
         machine(name)
     for header in {c.header for c in wanted} - {"own"}:
-        packages.driver_header(header)
+        for flavour in packages.DRIVERS[header]:
+            packages.driver_source(header, flavour)
     build.tests()
 
     def work(cell: Cell) -> Cell:
@@ -216,6 +220,7 @@ def part(number: str = "") -> int:
 
 
 BEGIN, END = "<!-- matrix: made by tests/vm/run table -->", "<!-- matrix end -->"
+BEGIN_BESIDE, END_BESIDE = "<!-- gdrdrv: made by tests/vm/run table -->", "<!-- gdrdrv end -->"
 BEGIN_COSTS, END_COSTS = "<!-- costs: made by tests/vm/run table -->", "<!-- costs end -->"
 
 
@@ -241,7 +246,10 @@ def table() -> int:
         costs.append(f"| {c['release']} | {c['flavour']} | {told['# cost ns:']} | {told['# lookup:']} |")
     page = ROOT / "docs" / "kernel-module.md"
     text = page.read_text()
-    for begin, end, rows in ((BEGIN, END, lines), (BEGIN_COSTS, END_COSTS, costs)):
+    parts = [(BEGIN, END, lines), (BEGIN_COSTS, END_COSTS, costs)]
+    if gdrcopy.RESULT.exists():
+        parts.append((BEGIN_BESIDE, END_BESIDE, gdrcopy.tables(json.loads(gdrcopy.RESULT.read_text()))))
+    for begin, end, rows in parts:
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = before + begin + "\n" + "\n".join(rows) + "\n" + end + after
@@ -261,13 +269,31 @@ def one(kernel: str = "6.1", flavour: str = "open", header: str = "own", test: s
     modules = build.modules(there, flavour, header)
     script = test_script(VERSIONS["1.2"])
     if test:
-        script = LOAD.format(version=VERSIONS["1.2"]) + CLIENTS + f"/lab/{test}\n" + NO_CLIENTS + UNLOAD
+        alone = test.split()[0] in UNLOADING
+        script = LOAD.format(version=VERSIONS["1.2"])
+        script += f"{ALONE}/lab/{test}\n" if alone else f"{CLIENTS}/lab/{test}\n{NO_CLIENTS}"
+        script += UNLOAD
     result = boot.boot(there, files_of(modules, build.tests(there.architecture)), script, timeout=900,
                        append=words)  # fmt: skip
     print(result.text)
     for line in result.splats:
         print(f"# kernel log: {line}")
     return report(len(result.passed), len(result.failed) + len(result.splats) + (not result.finished))
+
+
+def beside(option: str = "", folder: str = "", kernel: str = "6.1") -> int:
+    """p2pmod beside the gdrdrv of a checkout of GDRCopy, on the same stand-in."""
+    if option != "--gdrcopy" or not folder:
+        raise LabError("say where GDRCopy's sources are: tests/vm/run beside --gdrcopy FOLDER [KERNEL]")
+    prepare()
+    there = packages.kernel(kernel)
+    result = gdrcopy.measure(there, Path(folder))
+    good = "ok 1 beside" in result.passed or "beside" in result.passed
+    if not good:
+        print(result.text[-6000:])
+    else:
+        print("\n".join(gdrcopy.tables(gdrcopy.keep(there, result))))
+    return report(int(good), int(not good))
 
 
 # -- the Python suite inside a guest ---------------------------------------------------------

@@ -24,10 +24,10 @@ static inline int standin_control(int fd, uint32_t op, uint64_t value)
 	return ioctl(fd, STANDIN_CONTROL, &c);
 }
 
-/* Device memory, with the GPU's own view of it. */
-static inline struct gpu gpu_alloc(size_t length)
+/* Device memory, with the GPU's own view of it. flags: STANDIN_CONTIGUOUS; NEIGHBOUR, of va. */
+static inline struct gpu gpu_alloc_flags(size_t length, uint32_t flags, uint64_t va)
 {
-	struct standin_alloc a = {.size = sizeof(a), .length = length};
+	struct standin_alloc a = {.size = sizeof(a), .flags = flags, .length = length, .va = va};
 	struct gpu gpu = {.length = length};
 
 	gpu.fd = open(STANDIN_NODE, O_RDWR | O_CLOEXEC);
@@ -37,6 +37,11 @@ static inline struct gpu gpu_alloc(size_t length)
 	gpu.view = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, gpu.fd, 0);
 	ASSERT(gpu.view != MAP_FAILED);
 	return gpu;
+}
+
+static inline struct gpu gpu_alloc(size_t length)
+{
+	return gpu_alloc_flags(length, 0, 0);
 }
 
 static inline void gpu_free(struct gpu *gpu)
