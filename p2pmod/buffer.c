@@ -2,23 +2,35 @@
 /*
  * Buffers: pinning, revoking, unpinning.
  *
- * The driver's free callback may come at any moment from when get_pages registers it, even before
- * get_pages has returned, and may still be on its way while the buffer is unpinned. It is therefore
- * given a number and not a pointer: it finds the buffer, and takes a reference, only while the
- * number is known. What it needs of the page table it waits for.
+ * What the driver holds us to:
+ *
+ *   - Its free callback may come at any moment from when get_pages registers it, even before get_pages
+ *     has returned, and may still be on its way while the buffer is unpinned. It is therefore given a
+ *     number and not a pointer, which is taken back when the driver can no longer use it. What it
+ *     needs of the page table it waits for.
+ *   - The page table lies in the driver's record of the pin, by whose address alone put_pages knows the
+ *     pin, and which is freed after the callback: the next pin may get the same one. So no pin of ours
+ *     begins between the last look at whether a pin still lives and the end of its put_pages (@gate).
+ *     Pins that other modules make for the same process cannot be fenced off.
+ *   - put_pages looks among the memory of the calling process only, elsewhere it does nothing and says
+ *     0. Whoever lets go of a pin in another process leaves it, an orphan, to the callback, or to the
+ *     owner when that pins again.
  */
-#include <linux/io.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/overflow.h>
+#include <linux/pci.h>
+#include <linux/sched.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
 
 #include "compat.h"
 #include "internal.h"
-#include "p2pmod-kernel.h"
 
 /* cookie -> buffer, for the callback. The lock is the XArray's own. */
 static DEFINE_XARRAY_ALLOC1(cookies);
-static u32 next_cookie = 1; /* a number is used again as late as can be: see buffer_release */
+static u32 next_cookie = 1; /* a number is used again as late as can be */
+#define ORPHAN XA_MARK_1
 
 struct p2pmod_buffer *p2pmod_buffer_find(struct p2pmod_file *file, u32 handle)
 {
@@ -46,151 +58,141 @@ u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer)
 			P2PMOD_STATE_WRITE_COMBINED : 0);
 }
 
-/* ---- caching ---- */
-
-/*
- * On x86, vmf_insert_pfn_prot() gives a page the type that its physical range is reserved with, and
- * uncached when it is not: asking for write-combining is not enough. Reservations of one type nest.
- */
-static int reserve_write_combining(struct p2pmod_buffer *buffer)
-{
-	unsigned long i;
-	int err;
-
-	for (i = 0; i < buffer->pages; i++) {
-		err = arch_io_reserve_memtype_wc(buffer->bus[i], GPU_PAGE);
-		if (err)
-			goto undo;
-	}
-	buffer->write_combined = true;
-	return 0;
-undo:
-	while (i--)
-		arch_io_free_memtype_wc(buffer->bus[i], GPU_PAGE);
-	return err;
-}
-
-static void free_write_combining(struct p2pmod_buffer *buffer)
-{
-	unsigned long i;
-
-	if (!buffer->write_combined)
-		return;
-	buffer->write_combined = false;
-	for (i = 0; i < buffer->pages; i++)
-		arch_io_free_memtype_wc(buffer->bus[i], GPU_PAGE);
-}
-
 /* ---- revoking ---- */
 
-/* Empty every mapping of the buffer. No page can appear again once it is revoked or unlisted. */
-static void zap(struct p2pmod_buffer *buffer)
+/*
+ * Empty every mapping of the buffer, then give its reservation back: the pages may be somebody else's
+ * soon. No page can appear again once the buffer is revoked or unlisted. (Both may happen at once.)
+ */
+static void empty(struct p2pmod_buffer *buffer)
 {
 	unmap_mapping_range(buffer->file->inode->i_mapping,
 			    (loff_t)buffer->handle << HANDLE_SHIFT, 1ULL << HANDLE_SHIFT, 1);
+	if (xchg(&buffer->reserved, false))
+		p2pmod_release_write_combining(buffer->bus, buffer->pages);
 }
 
 static void revoke(struct p2pmod_buffer *buffer)
 {
-	struct p2pmod_listener *listener, *next;
 	unsigned long flags;
 
 	down_write(&buffer->file->lock);
 	raw_spin_lock_irqsave(&buffer->access, flags);
 	buffer->revoked = true;
-	buffer->pinned = false; /* the driver frees the page table after the callback */
 	raw_spin_unlock_irqrestore(&buffer->access, flags);
-	list_for_each_entry_safe(listener, next, &buffer->listeners, entry) {
-		list_del_init(&listener->entry);
-		listener->revoked(listener);
-	}
 	up_write(&buffer->file->lock);
-	zap(buffer);
+	empty(buffer);
 }
 
 /* Held for reading over every callback: closing a file waits until those under way have ended. */
 static DECLARE_RWSEM(callbacks);
 
+static void buffer_free(struct p2pmod_buffer *buffer);
+
 static void free_callback(void *data)
 {
 	struct p2pmod_buffer *buffer;
+	bool orphan, alive;
 
 	down_read(&callbacks);
 	xa_lock(&cookies);
 	buffer = xa_load(&cookies, (unsigned long)data);
-	if (buffer && !kref_get_unless_zero(&buffer->ref))
-		buffer = NULL;
+	if (WARN_ON_ONCE(!buffer)) { /* a pin that was put, or called back, before */
+		xa_unlock(&cookies);
+		goto out;
+	}
+	buffer->pinned = false; /* the driver frees the page table after this */
+	orphan = xa_get_mark(&cookies, buffer->cookie, ORPHAN);
+	if (orphan)
+		__xa_erase(&cookies, buffer->cookie);
+	alive = kref_get_unless_zero(&buffer->ref);
 	xa_unlock(&cookies);
-	if (!buffer)
-		goto out; /* unpinned meanwhile: its mappings are gone already */
-
-	wait_for_completion(&buffer->ready);
-	revoke(buffer);
-	atomic64_inc(&p2pmod_count.revoked);
-	nvidia_p2p_free_page_table(buffer->table);
-	p2pmod_buffer_put(buffer);
+	if (orphan) {
+		atomic64_dec(&p2pmod_count.orphans);
+		buffer_free(buffer);
+		module_put(THIS_MODULE); /* unloading waits for the driver's lock, which is held here */
+	} else if (alive) {
+		wait_for_completion(&buffer->ready);
+		revoke(buffer);
+		atomic64_inc(&p2pmod_count.revoked);
+		p2pmod_buffer_put(buffer);
+	} /* else it is being unpinned: its mappings are gone already */
 out:
 	up_read(&callbacks);
 }
 
+/* Wait until no callback is under way: closing may be what lets the module go. */
+void p2pmod_callbacks_wait(void)
+{
+	down_write(&callbacks);
+	up_write(&callbacks);
+}
+
+/* The same to the last instruction: the driver holds over callbacks the lock that put_pages takes. */
+void p2pmod_callbacks_wait_in_driver(void)
+{
+	static u64 nobodys[64]; /* a page table, and the driver's record around it, that no pin has */
+
+	p2pmod_callbacks_wait();
+	nvidia_p2p_put_pages(0, 0, 0, (struct nvidia_p2p_page_table *)&nobodys[32]);
+}
+
 /* ---- pinning ---- */
 
-static bool take(atomic64_t *count, u64 n, u64 limit)
-{
-	if ((u64)atomic64_add_return(n, count) <= limit)
-		return true;
-	atomic64_sub(n, count);
-	return false;
-}
+/* get_pages holds it shared, put_pages alone; the callback never takes it. */
+static DECLARE_RWSEM(gate);
 
-static int charge(struct p2pmod_file *file, u64 bytes)
+static int get_persistent(struct p2pmod_buffer *buffer)
 {
-	if (!take(&file->pins, 1, p2pmod_max_pins_per_file))
-		return -ENOSPC;
-	if (!take(&file->bytes, bytes, p2pmod_max_bytes_per_file))
-		goto undo_pin;
-	if (!take(&p2pmod_count.bytes, bytes, p2pmod_max_bytes_total))
-		goto undo_bytes;
-	atomic64_inc(&p2pmod_count.pins);
-	return 0;
-undo_bytes:
-	atomic64_sub(bytes, &file->bytes);
-undo_pin:
-	atomic64_dec(&file->pins);
-	return -ENOSPC;
-}
+	int err = nv_get_persistent(buffer->start, buffer->span, &buffer->table,
+				    buffer->flags & P2PMOD_PIN_FORCE_BAR1 ? NV_FORCE_BAR1 : 0);
 
-static void uncharge(struct p2pmod_file *file, u64 bytes)
-{
-	atomic64_dec(&p2pmod_count.pins);
-	atomic64_sub(bytes, &p2pmod_count.bytes);
-	atomic64_sub(bytes, &file->bytes);
-	atomic64_dec(&file->pins);
+	if (err != -EINVAL || !(buffer->flags & P2PMOD_PIN_FORCE_BAR1))
+		return err;
+	/* the memory, or the flag? Drivers before 570 know none */
+	if (nv_get_persistent(buffer->start, buffer->span, &buffer->table, 0))
+		return -EINVAL;
+	nv_put_persistent(buffer->start, buffer->table);
+	return -EOPNOTSUPP;
 }
 
 static int get_pages(struct p2pmod_buffer *buffer)
 {
 	int err;
 
+	buffer->owner = current->tgid;
+	buffer->pinned = true; /* the callback may say otherwise before get_pages returns */
+	down_read(&gate);
 	if (buffer->flags & P2PMOD_PIN_PERSISTENT)
-		err = nv_get_persistent(buffer->start, buffer->span, &buffer->table,
-					buffer->flags & P2PMOD_PIN_FORCE_BAR1 ? NV_FORCE_BAR1 : 0);
+		err = get_persistent(buffer);
 	else
 		err = nvidia_p2p_get_pages(0, 0, buffer->start, buffer->span, &buffer->table,
 					   free_callback, (void *)(unsigned long)buffer->cookie);
+	up_read(&gate);
 	if (err) {
+		buffer->pinned = false;
 		buffer->table = NULL; /* the driver may have left a pointer to freed memory */
 		return err == -524 ? -EOPNOTSUPP : err; /* ENOTSUPP is the kernel's own */
 	}
 	return 0;
 }
 
+/* By the owner, or a persistent pin's by anybody. */
 static void put_pages(struct p2pmod_buffer *buffer)
 {
-	if (buffer->flags & P2PMOD_PIN_PERSISTENT)
+	bool pinned;
+
+	if (buffer->flags & P2PMOD_PIN_PERSISTENT) {
 		nv_put_persistent(buffer->start, buffer->table);
-	else
+		return;
+	}
+	down_write(&gate);
+	xa_lock(&cookies);
+	pinned = buffer->pinned;
+	xa_unlock(&cookies);
+	if (pinned)
 		nvidia_p2p_put_pages(0, 0, buffer->start, buffer->table);
+	up_write(&gate);
 }
 
 /* What the driver hands out is believed only as far as it was checked. */
@@ -203,11 +205,6 @@ static int read_table(struct p2pmod_buffer *buffer)
 	if (major < 1 || major > 2 || (u32)table->page_size != NV_PAGE_SIZE_64KB ||
 	    table->entries < buffer->pages)
 		return -EIO;
-	/* only now: the length was the caller's word until the driver found that much memory */
-	buffer->bus = kvmalloc_array(buffer->pages, sizeof(*buffer->bus),
-				     GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	if (!buffer->bus)
-		return -ENOMEM;
 	for (i = 0; i < buffer->pages; i++) {
 		buffer->bus[i] = table->pages[i]->physical_address;
 		if (!IS_ALIGNED(buffer->bus[i], GPU_PAGE))
@@ -221,10 +218,44 @@ static void buffer_free(struct p2pmod_buffer *buffer)
 {
 	struct p2pmod_file *file = buffer->file;
 
-	uncharge(file, buffer->span);
+	if (buffer->charged) {
+		p2pmod_uncharge(buffer->user, buffer->span);
+		atomic64_sub(buffer->span, &file->bytes);
+		atomic64_dec(&file->pins);
+		atomic64_inc(&p2pmod_count.unpinned);
+	}
+	p2pmod_user_put(buffer->user);
 	kvfree(buffer->bus);
 	kfree(buffer);
 	p2pmod_file_put(file);
+}
+
+/*
+ * Leave a pin that only its owner can put to the callback, which then frees it. It keeps its charge,
+ * and the module. False: the callback was here already.
+ */
+static bool leave_to_owner(struct p2pmod_buffer *buffer)
+{
+	bool pinned;
+
+	xa_lock(&cookies);
+	pinned = buffer->pinned;
+	if (pinned) {
+		__module_get(THIS_MODULE);
+		__xa_set_mark(&cookies, buffer->cookie, ORPHAN);
+		atomic64_inc(&p2pmod_count.orphans);
+	}
+	xa_unlock(&cookies);
+	return pinned;
+}
+
+/* No reference is left, and no orphan: only a callback can still come, and find that out. */
+static void finish(struct p2pmod_buffer *buffer)
+{
+	if (READ_ONCE(buffer->pinned))
+		put_pages(buffer);
+	xa_erase(&cookies, buffer->cookie);
+	buffer_free(buffer);
 }
 
 /* The last reference is gone: no handle, no kernel user, no callback under way. */
@@ -232,18 +263,45 @@ static void buffer_release(struct kref *ref)
 {
 	struct p2pmod_buffer *buffer = container_of(ref, struct p2pmod_buffer, ref);
 
-	free_write_combining(buffer);
-	if (buffer->pinned)
-		put_pages(buffer);
-	/*
-	 * Only now: until put_pages has returned, the driver may call back with this number, which finds
-	 * no reference left to take. Were the number free before, it could be a new buffer's by then,
-	 * and the callback would wait for a pin that waits for the callback's lock.
-	 */
-	xa_erase(&cookies, buffer->cookie);
-	if (buffer->table)
-		atomic64_inc(&p2pmod_count.unpinned);
-	buffer_free(buffer);
+	if (!(buffer->flags & P2PMOD_PIN_PERSISTENT) && buffer->owner != current->tgid &&
+	    leave_to_owner(buffer))
+		return;
+	finish(buffer);
+}
+
+/* Unpin the orphans of the calling process: it can. */
+static void adopt_orphans(void)
+{
+	struct p2pmod_buffer *buffer, *mine;
+	unsigned long cookie;
+
+	while (atomic64_read(&p2pmod_count.orphans)) {
+		mine = NULL;
+		xa_lock(&cookies);
+		xa_for_each_marked(&cookies, cookie, buffer, ORPHAN)
+			if (buffer->owner == current->tgid) {
+				mine = buffer;
+				__xa_clear_mark(&cookies, cookie, ORPHAN);
+				break;
+			}
+		xa_unlock(&cookies);
+		if (!mine)
+			return;
+		atomic64_dec(&p2pmod_count.orphans);
+		finish(mine);
+		module_put(THIS_MODULE); /* not the last one: a file is open */
+	}
+}
+
+void p2pmod_orphans_show(struct seq_file *out)
+{
+	struct p2pmod_buffer *buffer;
+	unsigned long cookie;
+
+	xa_lock(&cookies);
+	xa_for_each_marked(&cookies, cookie, buffer, ORPHAN)
+		seq_printf(out, "orphan     %llu bytes of process %d\n", buffer->span, buffer->owner);
+	xa_unlock(&cookies);
 }
 
 void p2pmod_buffer_put(struct p2pmod_buffer *buffer)
@@ -253,6 +311,32 @@ void p2pmod_buffer_put(struct p2pmod_buffer *buffer)
 
 #define PIN_FLAGS (P2PMOD_PIN_PERSISTENT | P2PMOD_PIN_UNCACHED | P2PMOD_PIN_CACHED | \
 		   P2PMOD_PIN_FORCE_BAR1)
+
+/*
+ * No pin is longer than the largest memory BAR of this machine, or than its memory where a GPU's is
+ * part of it: the driver would allocate for any length that it is asked for.
+ */
+static u64 longest_span(void)
+{
+	u64 longest = IS_ENABLED(CONFIG_ARM64) ? (u64)totalram_pages() << PAGE_SHIFT : 0;
+	struct pci_dev *pci = NULL;
+	int i;
+
+	while ((pci = pci_get_device(PCI_ANY_ID, PCI_ANY_ID, pci)))
+		for (i = 0; i < PCI_STD_NUM_BARS; i++)
+			if (pci_resource_flags(pci, i) & IORESOURCE_MEM)
+				longest = max_t(u64, longest, pci_resource_len(pci, i));
+	return longest;
+}
+
+static bool too_long(u64 span)
+{
+	static u64 longest;
+
+	if (span > READ_ONCE(longest)) /* devices come and go */
+		WRITE_ONCE(longest, longest_span());
+	return span > READ_ONCE(longest);
+}
 
 static int check_pin(const struct p2pmod_pin *pin, u64 *start, u64 *span)
 {
@@ -269,11 +353,99 @@ static int check_pin(const struct p2pmod_pin *pin, u64 *start, u64 *span)
 		return -EINVAL;
 	*start = pin->address & ~(GPU_PAGE - 1);
 	*span = (end & ~(GPU_PAGE - 1)) - *start;
-	if (*span > 1ULL << HANDLE_SHIFT)
+	if (*span > 1ULL << HANDLE_SHIFT || too_long(*span))
 		return -EINVAL;
 	if (pin->flags & P2PMOD_PIN_PERSISTENT && !NV_HAVE_PERSISTENT)
 		return -EOPNOTSUPP;
 	return 0;
+}
+
+static struct p2pmod_buffer *buffer_new(struct p2pmod_file *file, const struct p2pmod_pin *pin,
+					u64 start, u64 span)
+{
+	struct p2pmod_buffer *buffer = kzalloc(sizeof(*buffer), GFP_KERNEL_ACCOUNT);
+
+	if (!buffer)
+		return NULL;
+	buffer->pages = span >> GPU_PAGE_SHIFT;
+	/* before the driver is asked: its callback waits for what is done between that and "ready" */
+	buffer->bus = kvmalloc_array(buffer->pages, sizeof(*buffer->bus),
+				     GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!buffer->bus) {
+		kfree(buffer);
+		return NULL;
+	}
+	kref_init(&buffer->ref);
+	kref_get(&file->ref);
+	buffer->file = file;
+	buffer->flags = pin->flags;
+	buffer->address = pin->address;
+	buffer->length = pin->length;
+	buffer->start = start;
+	buffer->span = span;
+	raw_spin_lock_init(&buffer->access);
+	init_completion(&buffer->ready);
+	return buffer;
+}
+
+/* Nobody finds the buffer before it is stored. A handle that is still mapped is not given again. */
+static int reserve_handle(struct p2pmod_buffer *buffer)
+{
+	struct p2pmod_file *file = buffer->file;
+	int err;
+
+	down_write(&file->lock);
+	for (;;) {
+		err = xa_alloc_cyclic(&file->buffers, &buffer->handle, NULL, XA_LIMIT(1, HANDLE_MAX),
+				      &file->next_handle, GFP_KERNEL);
+		if (err < 0 || !xa_load(&file->mapped, buffer->handle))
+			break;
+		xa_erase(&file->buffers, buffer->handle);
+	}
+	up_write(&file->lock);
+	if (err < 0)
+		buffer->handle = 0;
+	return err == -EBUSY ? -ENOSPC : min(err, 0);
+}
+
+static void free_handle(struct p2pmod_buffer *buffer)
+{
+	struct p2pmod_file *file = buffer->file;
+
+	down_write(&file->lock);
+	xa_erase(&file->buffers, buffer->handle);
+	up_write(&file->lock);
+}
+
+static bool charge(struct p2pmod_buffer *buffer)
+{
+	if (!p2pmod_charge(buffer->user, buffer->span))
+		return false;
+	atomic64_add(buffer->span, &buffer->file->bytes);
+	atomic64_inc(&buffer->file->pins);
+	buffer->charged = true;
+	return true;
+}
+
+/* Show the buffer to its file, with its pages reserved; a revocation may have been faster. */
+static int publish(struct p2pmod_buffer *buffer, struct p2pmod_pin *pin)
+{
+	struct p2pmod_file *file = buffer->file;
+	int all = 0;
+
+	down_write(&file->lock);
+	if (!buffer->revoked && !(buffer->flags & P2PMOD_PIN_UNCACHED) && !buffer->cacheable) {
+		all = p2pmod_reserve_write_combining(buffer->bus, buffer->pages);
+		buffer->reserved = all >= 0;
+		buffer->write_combined = all > 0;
+	}
+	if (all >= 0) {
+		pin->state = p2pmod_buffer_state(buffer);
+		/* cannot fail: the slot was reserved */
+		xa_store(&file->buffers, buffer->handle, buffer, GFP_KERNEL);
+	}
+	up_write(&file->lock);
+	return min(all, 0);
 }
 
 int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
@@ -285,84 +457,65 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 	err = check_pin(pin, &start, &span);
 	if (err)
 		return err;
-	err = charge(file, span);
-	if (err)
-		return err;
-
+	adopt_orphans();
 	err = -ENOMEM;
-	buffer = kzalloc(sizeof(*buffer), GFP_KERNEL_ACCOUNT);
+	buffer = buffer_new(file, pin, start, span);
 	if (!buffer)
-		goto undo_charge;
-	kref_init(&buffer->ref);
-	kref_get(&file->ref);
-	buffer->file = file;
-	buffer->flags = pin->flags;
-	buffer->address = pin->address;
-	buffer->length = pin->length;
-	buffer->start = start;
-	buffer->span = span;
-	buffer->pages = span >> GPU_PAGE_SHIFT;
-	raw_spin_lock_init(&buffer->access);
-	INIT_LIST_HEAD(&buffer->listeners);
-	init_completion(&buffer->ready);
-
+		goto fail;
+	buffer->user = p2pmod_user_get();
+	err = PTR_ERR_OR_ZERO(buffer->user);
+	if (err) {
+		kvfree(buffer->bus);
+		kfree(buffer);
+		p2pmod_file_put(file);
+		goto fail;
+	}
+	err = -ENOSPC;
+	if (!p2pmod_may_charge(buffer->user, span))
+		goto undo_buffer;
 	err = xa_alloc_cyclic(&cookies, &buffer->cookie, buffer, XA_LIMIT(1, U32_MAX), &next_cookie,
 			      GFP_KERNEL);
 	if (err < 0)
-		goto undo;
-	/* reserves the handle; nobody finds it before it is stored */
-	down_write(&file->lock);
-	err = xa_alloc_cyclic(&file->buffers, &buffer->handle, NULL, XA_LIMIT(1, HANDLE_MAX),
-			      &file->next_handle, GFP_KERNEL);
-	up_write(&file->lock);
-	if (err < 0) {
-		buffer->handle = 0;
-		err = err == -EBUSY ? -ENOSPC : err;
-		goto undo;
-	}
-
+		goto undo_buffer;
+	err = reserve_handle(buffer);
+	if (err)
+		goto undo_cookie;
 	err = get_pages(buffer);
 	if (err)
-		goto undo;
-	buffer->pinned = true;
+		goto undo_handle;
 	err = read_table(buffer);
+	/* from here on the callback may go on, and the page table may go */
+	complete_all(&buffer->ready);
 	if (!err && buffer->flags & P2PMOD_PIN_CACHED && !buffer->cacheable)
 		err = -EOPNOTSUPP;
-	if (!err && !(buffer->flags & P2PMOD_PIN_UNCACHED) && !buffer->cacheable)
-		err = reserve_write_combining(buffer);
-	if (err == -EBUSY)
-		err = 0; /* somebody has reserved it with another type: so it is mapped, and told */
+	if (!err && !charge(buffer))
+		err = -ENOSPC;
 	if (err)
-		goto undo;
-	/* from here on the callback may run, and the page table may go */
-	complete_all(&buffer->ready);
+		goto undo_pin;
 
 	pin->handle = buffer->handle;
 	pin->map_offset = (u64)buffer->handle << HANDLE_SHIFT;
 	pin->map_length = span;
 	pin->lead = pin->address - start;
 	pin->page_count = buffer->pages;
-	down_write(&file->lock);
-	pin->state = p2pmod_buffer_state(buffer);
-	/* cannot fail: the slot was reserved */
-	xa_store(&file->buffers, buffer->handle, buffer, GFP_KERNEL);
-	up_write(&file->lock);
+	err = publish(buffer, pin);
+	if (err)
+		goto undo_pin;
 	atomic64_inc(&p2pmod_count.pinned);
 	return 0;
 
-undo:
-	/* a callback may be looking at it, if the driver failed late: so by its references only */
-	complete_all(&buffer->ready);
-	if (buffer->handle) {
-		down_write(&file->lock);
-		xa_erase(&file->buffers, buffer->handle);
-		up_write(&file->lock);
-	}
+undo_pin:
+	/* a callback may be looking at it: so by its references only */
+	free_handle(buffer);
 	p2pmod_buffer_put(buffer);
-	atomic64_inc(&p2pmod_count.failed);
-	return err;
-undo_charge:
-	uncharge(file, span);
+	goto fail;
+undo_handle:
+	free_handle(buffer);
+undo_cookie:
+	xa_erase(&cookies, buffer->cookie);
+undo_buffer:
+	buffer_free(buffer);
+fail:
 	atomic64_inc(&p2pmod_count.failed);
 	return err;
 }
@@ -370,7 +523,7 @@ undo_charge:
 /* Take the handle away and empty the mappings; what remains is for the last reference to do. */
 static void unlist(struct p2pmod_buffer *buffer)
 {
-	zap(buffer);
+	empty(buffer);
 	p2pmod_buffer_put(buffer);
 }
 
@@ -406,7 +559,6 @@ void p2pmod_buffers_drain(struct p2pmod_file *file)
 			break;
 		unlist(buffer);
 	}
-	/* a callback may hold the last reference, and closing may be what lets the module go */
-	down_write(&callbacks);
-	up_write(&callbacks);
+	adopt_orphans(); /* whoever closed them elsewhere could not */
+	p2pmod_callbacks_wait(); /* one may hold the last reference, and the module go with this file */
 }

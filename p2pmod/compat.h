@@ -131,6 +131,21 @@ static inline bool compat_can_write_combine(void)
 #endif
 }
 
+/* Is a page of user space that was just put in for write-combining mapped so? */
+static inline bool compat_is_write_combined(struct vm_fault *vmf, unsigned long address)
+{
+#ifdef CONFIG_X86
+	/* tables stay while the fault is handled; the kernel's way here is GPL-only */
+	pte_t *pte = pmd_none(*vmf->pmd) || address >> PMD_SHIFT != vmf->address >> PMD_SHIFT ? NULL :
+		     pte_offset_kernel(vmf->pmd, address);
+
+	return !pte || pte_none(*pte) ||
+	       (pte_flags(*pte) & _PAGE_CACHE_MASK) == cachemode2protval(_PAGE_CACHE_MODE_WC);
+#else
+	return true;
+#endif
+}
+
 /*
  * The memory of a device is never encrypted by the CPU, whatever the guest's own memory is. On x86
  * pgprot_decrypted() is GPL-only from 6.1 on; AMD's mask is not, and where Intel's TDX would need

@@ -2,11 +2,56 @@
 /* /dev/p2pmod: open files, ioctls, mappings. */
 #include <linux/capability.h>
 #include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mount.h>
+#include <linux/pseudo_fs.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "compat.h"
 #include "internal.h"
+
+/* ---- an anonymous inode for each open file: its i_mapping is the file's own ---- */
+
+#define P2PMOD_FS_MAGIC 0x70327070
+
+static int p2pmod_init_fs_context(struct fs_context *context)
+{
+	return init_pseudo(context, P2PMOD_FS_MAGIC) ? 0 : -ENOMEM;
+}
+
+static struct file_system_type p2pmod_fs = {
+	.name = "p2pmod",
+	.owner = THIS_MODULE,
+	.init_fs_context = p2pmod_init_fs_context,
+	.kill_sb = kill_anon_super,
+};
+
+static struct vfsmount *p2pmod_mount;
+static int p2pmod_mount_count;
+
+static int inode_new(struct inode **result)
+{
+	struct inode *inode;
+	int err;
+
+	err = simple_pin_fs(&p2pmod_fs, &p2pmod_mount, &p2pmod_mount_count);
+	if (err)
+		return err;
+	inode = alloc_anon_inode(p2pmod_mount->mnt_sb);
+	if (IS_ERR(inode)) {
+		simple_release_fs(&p2pmod_mount, &p2pmod_mount_count);
+		return PTR_ERR(inode);
+	}
+	*result = inode;
+	return 0;
+}
+
+static void inode_free(struct inode *inode)
+{
+	iput(inode);
+	simple_release_fs(&p2pmod_mount, &p2pmod_mount_count);
+}
 
 /* ---- files ---- */
 
@@ -17,7 +62,7 @@ struct p2pmod_file *p2pmod_file_new(void)
 
 	if (!file)
 		return ERR_PTR(-ENOMEM);
-	err = p2pmod_inode_new(&file->inode);
+	err = inode_new(&file->inode);
 	if (err) {
 		kfree(file);
 		return ERR_PTR(err);
@@ -25,6 +70,7 @@ struct p2pmod_file *p2pmod_file_new(void)
 	kref_init(&file->ref);
 	init_rwsem(&file->lock);
 	xa_init_flags(&file->buffers, XA_FLAGS_ALLOC1);
+	xa_init(&file->mapped);
 	file->next_handle = 1;
 	return file;
 }
@@ -33,8 +79,9 @@ static void file_release(struct kref *ref)
 {
 	struct p2pmod_file *file = container_of(ref, struct p2pmod_file, ref);
 
-	p2pmod_inode_free(file->inode);
+	inode_free(file->inode);
 	xa_destroy(&file->buffers);
+	xa_destroy(&file->mapped);
 	kfree(file);
 }
 
@@ -80,19 +127,23 @@ union command {
 	struct p2pmod_status status;
 };
 
+static_assert(sizeof(struct p2pmod_query) == 56 && sizeof(struct p2pmod_pin) == 64 &&
+	      sizeof(struct p2pmod_pages) == 32 && sizeof(struct p2pmod_unpin) == 8 &&
+	      sizeof(struct p2pmod_status) == 64);
+
 static int do_query(struct p2pmod_file *file, union command *c)
 {
 	struct p2pmod_query *q = &c->query;
 
-	if (q->flags || q->abi_version || q->features || q->max_bytes_per_file ||
-	    q->max_pins_per_file || q->max_bytes_total)
+	if (q->flags || q->abi_version || q->features || q->__reserved[0] || q->__reserved[1] ||
+	    q->max_bytes_total || q->max_bytes_per_user || q->max_pins_per_user)
 		return -EINVAL;
 	q->abi_version = P2PMOD_ABI_VERSION;
 	q->features = (NV_HAVE_PERSISTENT ? P2PMOD_FEATURE_PERSISTENT : 0) |
 		      (p2pmod_may_see_bus_addresses() ? P2PMOD_FEATURE_BUS_ADDRESSES : 0);
-	q->max_bytes_per_file = p2pmod_max_bytes_per_file;
-	q->max_pins_per_file = p2pmod_max_pins_per_file;
 	q->max_bytes_total = p2pmod_max_bytes_total;
+	q->max_bytes_per_user = p2pmod_max_bytes_per_user;
+	q->max_pins_per_user = p2pmod_max_pins_per_user;
 	return 0;
 }
 
@@ -220,6 +271,19 @@ static long p2pmod_ioctl32(struct file *filp, unsigned int cmd, unsigned long ar
 
 /* ---- mappings ---- */
 
+static u32 handle_of(pgoff_t pgoff)
+{
+	return (u64)pgoff >> (HANDLE_SHIFT - PAGE_SHIFT);
+}
+
+static u64 offset_of(pgoff_t pgoff)
+{
+	return ((u64)pgoff << PAGE_SHIFT) & ((1ULL << HANDLE_SHIFT) - 1);
+}
+
+/* A fault fills what lies around it, so far: most programs touch all they map. */
+#define FILL ((u64)SZ_2M)
+
 /*
  * Pages are put in when they are touched, and only under the lock that revoking takes: what a
  * revocation empties stays empty. (A mapping filled in mmap() can be revoked before it is known to
@@ -229,45 +293,77 @@ static vm_fault_t p2pmod_fault(struct vm_fault *vmf)
 {
 	struct vm_area_struct *vma = vmf->vma;
 	struct p2pmod_file *file = vma->vm_file->private_data;
-	u64 offset = ((u64)vmf->pgoff << PAGE_SHIFT) & ((1ULL << HANDLE_SHIFT) - 1);
-	u32 handle = (u64)vmf->pgoff >> (HANDLE_SHIFT - PAGE_SHIFT);
+	u64 offset = offset_of(vmf->pgoff), bus;
 	vm_fault_t result = VM_FAULT_SIGBUS;
 	struct p2pmod_buffer *buffer;
 	unsigned long at, low, high;
 
 	down_read(&file->lock);
-	buffer = p2pmod_buffer_find(file, handle);
+	buffer = p2pmod_buffer_find(file, handle_of(vmf->pgoff));
 	if (!buffer || buffer->revoked || offset >= buffer->span)
 		goto out;
-	/* the whole GPU page, as far as it lies in the mapping: one fault instead of sixteen */
 	at = vmf->address & PAGE_MASK;
-	low = at - min_t(u64, offset & (GPU_PAGE - 1), at - vma->vm_start);
-	high = at + min_t(u64, GPU_PAGE - (offset & (GPU_PAGE - 1)), vma->vm_end - at);
+	low = at - min_t(u64, offset & (FILL - 1), at - vma->vm_start);
+	high = at + min3(FILL - (offset & (FILL - 1)), (u64)vma->vm_end - at, buffer->span - offset);
 	offset -= at - low;
 	for (at = low; at < high; at += PAGE_SIZE, offset += PAGE_SIZE) {
-		u64 bus = buffer->bus[offset >> GPU_PAGE_SHIFT] + (offset & (GPU_PAGE - 1));
-
+		bus = buffer->bus[offset >> GPU_PAGE_SHIFT] + (offset & (GPU_PAGE - 1));
 		result = vmf_insert_pfn_prot(vma, at, bus >> PAGE_SHIFT, vma->vm_page_prot);
 		if (result != VM_FAULT_NOPAGE)
 			break;
+		/* somebody else's reservation may have won */
+		if (buffer->write_combined && !(offset & (GPU_PAGE - 1)) &&
+		    !compat_is_write_combined(vmf, at))
+			WRITE_ONCE(buffer->write_combined, false);
 	}
-	atomic64_inc(&p2pmod_count.faults);
 out:
 	up_read(&file->lock);
-	if (result == VM_FAULT_SIGBUS)
-		atomic64_inc(&p2pmod_count.sigbus);
 	return result;
 }
 
+/* How many mappings a handle has: it is not given to another buffer before they are gone. */
+static int count_mapping(struct p2pmod_file *file, u32 handle, int change)
+{
+	long n = change;
+	void *entry;
+
+	lockdep_assert_held_write(&file->lock);
+	entry = xa_load(&file->mapped, handle);
+	if (entry)
+		n += xa_to_value(entry);
+	return xa_err(xa_store(&file->mapped, handle, n ? xa_mk_value(n) : NULL, GFP_KERNEL));
+}
+
+static void p2pmod_vm_open(struct vm_area_struct *vma)
+{
+	struct p2pmod_file *file = vma->vm_file->private_data;
+
+	/* part of a mapping that is counted: so there is an entry, and no allocation to fail */
+	down_write(&file->lock);
+	count_mapping(file, handle_of(vma->vm_pgoff), 1);
+	up_write(&file->lock);
+}
+
+static void p2pmod_vm_close(struct vm_area_struct *vma)
+{
+	struct p2pmod_file *file = vma->vm_file->private_data;
+
+	down_write(&file->lock);
+	count_mapping(file, handle_of(vma->vm_pgoff), -1);
+	up_write(&file->lock);
+}
+
 static const struct vm_operations_struct p2pmod_vm_ops = {
+	.open = p2pmod_vm_open,
+	.close = p2pmod_vm_close,
 	.fault = p2pmod_fault,
 };
 
 static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 {
 	struct p2pmod_file *file = filp->private_data;
-	u64 offset = ((u64)vma->vm_pgoff << PAGE_SHIFT) & ((1ULL << HANDLE_SHIFT) - 1);
-	u32 handle = (u64)vma->vm_pgoff >> (HANDLE_SHIFT - PAGE_SHIFT);
+	u64 offset = offset_of(vma->vm_pgoff);
+	u32 handle = handle_of(vma->vm_pgoff);
 	u64 length = vma->vm_end - vma->vm_start;
 	struct p2pmod_buffer *buffer;
 	int err = 0;
@@ -281,7 +377,7 @@ static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 	if (vma->vm_flags & VM_EXEC)
 		return -EACCES;
 
-	down_read(&file->lock);
+	down_write(&file->lock);
 	buffer = p2pmod_buffer_find(file, handle);
 	if (!buffer)
 		err = -ENOENT;
@@ -295,7 +391,9 @@ static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 		vma->vm_page_prot = compat_writecombine(vma->vm_page_prot);
 	/* else as it is, cached: beside the cached mappings of others no other type is coherent */
 	vma->vm_page_prot = compat_decrypted(vma->vm_page_prot);
-	up_read(&file->lock);
+	if (!err)
+		err = count_mapping(file, handle, 1);
+	up_write(&file->lock);
 	if (err)
 		return err;
 

@@ -14,6 +14,8 @@
 #include "p2pmod.h"
 
 struct nvidia_p2p_page_table;
+struct p2pmod_user;
+struct seq_file;
 
 #define GPU_PAGE ((u64)P2PMOD_GPU_PAGE_SIZE)
 #define GPU_PAGE_SHIFT 16
@@ -32,7 +34,8 @@ struct nvidia_p2p_page_table;
  *   p2pmod_lane.lock   calls of a lane
  *   p2pmod_buffer.access   the "revoked" of a buffer for those that may not sleep
  * The driver holds a lock of its own around the free callback, and takes it in get_pages and
- * put_pages: so none of ours is held over those calls, and mmap_lock is never taken in the callback.
+ * put_pages: so none of these is held over those calls, and mmap_lock is never taken in the callback.
+ * The one lock that is held over them, buffer.c's gate, is taken by nothing else.
  */
 
 /* An open file. It lives until its last buffer does: a kernel user may hold one for longer. */
@@ -40,27 +43,31 @@ struct p2pmod_file {
 	struct kref ref;
 	struct rw_semaphore lock;
 	struct xarray buffers;  /* handle -> buffer; written under @lock */
+	struct xarray mapped;   /* handle -> number of its mappings, pinned or not; under @lock */
 	u32 next_handle;
 	struct inode *inode;    /* anonymous: its i_mapping holds this file's mappings and no others */
 	atomic64_t bytes, pins;
 };
 
-/* Pinned GPU memory. Lives by @ref; unpins in p2pmod_buffer_release. */
+/* Pinned GPU memory. Lives by @ref; without one, by being unpinned, or until the owner's memory goes. */
 struct p2pmod_buffer {
 	struct kref ref;
 	struct p2pmod_file *file;
+	struct p2pmod_user *user; /* who pays */
+	pid_t owner;            /* the process, as the driver knows it: whose memory it is */
 	u32 handle;
 	u32 flags;              /* P2PMOD_PIN_* */
 	u32 cookie;             /* what the driver's callback gets instead of a pointer */
 	u64 address, length;    /* as asked for */
 	u64 start, span;        /* whole GPU pages */
 	unsigned long pages;
+	bool charged;
 	bool cacheable;
-	bool write_combined;    /* the physical ranges are reserved as such */
-	bool pinned;            /* @table is ours to put */
+	bool reserved;          /* our reservation of the pages' type is to be given back */
+	bool write_combined;    /* all of it, as far as is known */
+	bool pinned;            /* @table is there to be put; the callback clears it */
 	bool revoked;           /* under file->lock and @access */
 	raw_spinlock_t access;  /* raw: it is taken in interrupts, also on PREEMPT_RT */
-	struct list_head listeners; /* under file->lock */
 	struct completion ready;    /* @bus is filled in: the callback may go on */
 	struct nvidia_p2p_page_table *table;
 	u64 *bus;               /* bus address of each GPU page */
@@ -79,24 +86,35 @@ struct p2pmod_buffer *p2pmod_buffer_get(struct p2pmod_file *file, u32 handle);
 void p2pmod_buffer_put(struct p2pmod_buffer *buffer);
 u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer);
 void p2pmod_buffers_drain(struct p2pmod_file *file);
+void p2pmod_orphans_show(struct seq_file *out);
+void p2pmod_callbacks_wait(void);
+void p2pmod_callbacks_wait_in_driver(void);
+
+/* Whether all of it is: 1 or 0. -ENOMEM: nothing is reserved. */
+int p2pmod_reserve_write_combining(const u64 *bus, unsigned long pages);
+void p2pmod_release_write_combining(const u64 *bus, unsigned long pages);
+
+/* The calling process's user. A charge is given back with the last buffer, wherever that happens. */
+struct p2pmod_user *p2pmod_user_get(void);
+void p2pmod_user_put(struct p2pmod_user *user);
+bool p2pmod_may_charge(struct p2pmod_user *user, u64 bytes);
+bool p2pmod_charge(struct p2pmod_user *user, u64 bytes);
+void p2pmod_uncharge(struct p2pmod_user *user, u64 bytes);
 
 struct p2pmod_window;
 /* Where a byte of a window is mapped; its GPU page is contiguous. With buffer->access held. */
 void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset);
 
-int p2pmod_inode_new(struct inode **inode);
-void p2pmod_inode_free(struct inode *inode);
-
 /* module-wide limits and counters */
-extern ulong p2pmod_max_bytes_per_file, p2pmod_max_pins_per_file, p2pmod_max_bytes_total;
+extern ulong p2pmod_max_bytes_per_user, p2pmod_max_pins_per_user, p2pmod_max_bytes_total;
 extern ulong p2pmod_max_lanes;
 extern bool p2pmod_show_bus_addresses;
 bool p2pmod_may_see_bus_addresses(void);
 
 struct p2pmod_counters {
-	atomic64_t bytes, pins, lanes;                /* now */
+	atomic64_t bytes, pins, lanes, orphans;       /* now */
 	atomic64_t pinned, unpinned, revoked, failed; /* ever */
-	atomic64_t maps, faults, sigbus;
+	atomic64_t maps;
 };
 
 extern struct p2pmod_counters p2pmod_count;

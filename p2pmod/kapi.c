@@ -52,42 +52,6 @@ bool p2pmod_revoked(struct p2pmod_buffer *buffer)
 }
 EXPORT_SYMBOL(p2pmod_revoked);
 
-int p2pmod_bus_address(struct p2pmod_buffer *buffer, u64 offset, u64 *bus, u64 *run)
-{
-	u64 at = buffer->address - buffer->start + offset;
-
-	if (offset >= buffer->length)
-		return -ERANGE;
-	if (p2pmod_revoked(buffer))
-		return -ENODEV;
-	*bus = buffer->bus[at >> GPU_PAGE_SHIFT] + (at & (GPU_PAGE - 1));
-	*run = min(GPU_PAGE - (at & (GPU_PAGE - 1)), buffer->length - offset);
-	return 0;
-}
-EXPORT_SYMBOL(p2pmod_bus_address);
-
-int p2pmod_listen(struct p2pmod_buffer *buffer, struct p2pmod_listener *listener)
-{
-	int err = 0;
-
-	down_write(&buffer->file->lock);
-	if (buffer->revoked)
-		err = -ENODEV;
-	else
-		list_add(&listener->entry, &buffer->listeners);
-	up_write(&buffer->file->lock);
-	return err;
-}
-EXPORT_SYMBOL(p2pmod_listen);
-
-void p2pmod_unlisten(struct p2pmod_buffer *buffer, struct p2pmod_listener *listener)
-{
-	down_write(&buffer->file->lock);
-	list_del_init(&listener->entry);
-	up_write(&buffer->file->lock);
-}
-EXPORT_SYMBOL(p2pmod_unlisten);
-
 /* ---- windows ---- */
 
 /* GPU pages are scattered, and ioremap takes one run: a window is an array of runs. */
@@ -155,15 +119,6 @@ struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offse
 	return window;
 }
 EXPORT_SYMBOL(p2pmod_window_open);
-
-int p2pmod_window_move(struct p2pmod_window *window, u64 offset)
-{
-	if (offset > window->buffer->length || window->length > window->buffer->length - offset)
-		return -ERANGE;
-	window_unmap(window);
-	return window_map(window, offset);
-}
-EXPORT_SYMBOL(p2pmod_window_move);
 
 void p2pmod_window_close(struct p2pmod_window *window)
 {

@@ -9,14 +9,17 @@
  *   p2pmod_lane_submit(lane, ...)          from any context
  *   p2pmod_put(buffer)                     drop it
  *
- * The driver may revoke the memory at any moment: every access then fails with -ENODEV, and a
- * listener is called. Nothing here ever touches memory that was revoked.
+ * The driver may revoke the memory at any moment: every access then fails with -ENODEV. Nothing here
+ * ever touches memory that was revoked.
+ *
+ * A pin is its owner's: the process that pinned. The driver lets nobody else unpin, so where the last
+ * reference is dropped elsewhere (by a kernel thread, say), the memory stays pinned, and this module
+ * loaded, until the owner frees it, pins again or dies; /proc/driver/p2pmod lists such pins.
  */
 #ifndef P2PMOD_KERNEL_H
 #define P2PMOD_KERNEL_H
 
 #include <linux/fs.h>
-#include <linux/list.h>
 #include <linux/types.h>
 
 #include "p2pmod-lane.h"
@@ -25,12 +28,6 @@ struct p2pmod_buffer;
 struct p2pmod_lane;
 struct p2pmod_window;
 
-/* Called once, when the driver takes the pages back. May sleep; must not call p2pmod_put. */
-struct p2pmod_listener {
-	struct list_head entry;
-	void (*revoked)(struct p2pmod_listener *listener);
-};
-
 /* A reference on buffer @handle of an open /dev/p2pmod, or ERR_PTR: -EBADF, -ENOENT, -ENODEV. */
 struct p2pmod_buffer *p2pmod_get(struct file *file, u32 handle);
 void p2pmod_put(struct p2pmod_buffer *buffer);
@@ -38,20 +35,13 @@ void p2pmod_put(struct p2pmod_buffer *buffer);
 u64 p2pmod_address(const struct p2pmod_buffer *buffer); /* device address as pinned */
 u64 p2pmod_length(const struct p2pmod_buffer *buffer);  /* bytes as pinned */
 bool p2pmod_revoked(struct p2pmod_buffer *buffer);
-/* Bus address of the byte at @offset, and how many bytes follow it in the same GPU page. */
-int p2pmod_bus_address(struct p2pmod_buffer *buffer, u64 offset, u64 *bus, u64 *run);
-
-/* -ENODEV if it was revoked already. */
-int p2pmod_listen(struct p2pmod_buffer *buffer, struct p2pmod_listener *listener);
-void p2pmod_unlisten(struct p2pmod_buffer *buffer, struct p2pmod_listener *listener);
 
 /*
- * A window: part of the buffer, mapped write-combined into the kernel. Opening and moving it may
- * sleep; reading and writing do not, and may be done in interrupt context. Moving or closing a
- * window while it is used is for the caller to rule out.
+ * A window: part of the buffer, mapped write-combined into the kernel. Opening and closing it may
+ * sleep; reading and writing do not, and may be done in interrupt context. Closing a window while it
+ * is used is for the caller to rule out.
  */
 struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offset, u64 length);
-int p2pmod_window_move(struct p2pmod_window *window, u64 offset);
 void p2pmod_window_close(struct p2pmod_window *window);
 /* @offset from the start of the window. -ERANGE, -ENODEV. Writes are fenced. */
 int p2pmod_window_write(struct p2pmod_window *window, u64 offset, const void *data, size_t n);
@@ -101,8 +91,7 @@ struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
 				       const struct p2pmod_lane_description *description);
 
 /*
- * Detach, with or without calls in flight: the GPU may still answer them. May sleep; not from a
- * listener. That nobody else uses the lane any more is for the caller to see to. Returns the number
+ * Detach, with or without calls in flight: the GPU may still answer them. May sleep. That nobody else uses the lane any more is for the caller to see to. Returns the number
  * of the next call.
  */
 u32 p2pmod_lane_detach(struct p2pmod_lane *lane);

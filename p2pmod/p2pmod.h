@@ -17,7 +17,7 @@
  *   ENOENT      the handle names no buffer of this file
  *   ENODEV      the buffer was revoked: the owner freed the memory, or died
  *   EPERM       bus addresses need CAP_SYS_RAWIO (or the module parameter show_bus_addresses)
- *   ENOSPC      a limit of this file or of the module is reached
+ *   ENOSPC      a limit of the user or of the module is reached
  *   ENOMEM      no memory, or the GPU's aperture (BAR1) is exhausted
  *   other       what the NVIDIA driver answered (-EIO, -ENODEV, ...)
  *
@@ -28,10 +28,20 @@
  * Pages appear when they are touched. Mappings are not inherited over fork(2).
  *
  * Caching: memory that the driver calls cacheable (on machines where CPU and GPU are coherent) is
- * mapped cached, all other write-combined, unless asked otherwise; p2pmod_pin.state says whether the
- * mappings really are. One physical page has one type: where somebody else has reserved the range with another (the
- * driver, or another pin of the same page), that type is what every mapping gets. On x86 CACHED gives
- * what the platform allows for device memory, which is uncached.
+ * mapped cached, all other write-combined, unless asked otherwise. One physical page has one type: where
+ * somebody else has reserved the range with another (the driver, or a mapping of the PCI device), that
+ * type is what every mapping gets. p2pmod_pin.state says what was reserved; P2PMOD_STATUS, of pages that
+ * were touched, says what the page tables hold. On x86 CACHED gives what the platform allows for device
+ * memory, which is uncached.
+ *
+ * Owner: a pin is the process's that made it (its thread group), and the driver lets nobody else unpin
+ * it. The file may be inherited or passed on: whoever has it may map, and may unpin. Where that, or the
+ * last close, happens in another process, mappings are emptied at once, and the memory stays pinned until
+ * the owner frees it, pins again, closes a file of its own, or dies. Till then it is charged to who pinned
+ * it, listed in /proc/driver/p2pmod, and keeps the module loaded. Persistent pins know no owner.
+ *
+ * Limits count what a user pins, through however many files. A pin is charged once the driver has found
+ * the memory. None is longer than the largest memory BAR of the machine: EINVAL.
  *
  * Revocation: when the owner of the memory frees it, every mapping of the buffer is emptied before
  * the driver goes on. An access then raises SIGBUS (EFAULT in a system call), a new mmap fails with
@@ -44,7 +54,7 @@
 #include <linux/types.h>
 
 #define P2PMOD_NODE "/dev/p2pmod"
-#define P2PMOD_ABI_VERSION 1
+#define P2PMOD_ABI_VERSION 2
 #define P2PMOD_MAGIC 'p'
 #define P2PMOD_GPU_PAGE_SIZE 65536
 
@@ -62,7 +72,7 @@
 #define P2PMOD_STATE_REVOKED 1
 #define P2PMOD_STATE_PERSISTENT 2
 #define P2PMOD_STATE_CACHEABLE 4      /* the driver says that the pages may be mapped cached */
-#define P2PMOD_STATE_WRITE_COMBINED 8 /* mappings really are write-combined */
+#define P2PMOD_STATE_WRITE_COMBINED 8 /* reserved as such, and no page was found to be mapped otherwise */
 
 /**
  * struct p2pmod_query - what module and driver offer
@@ -70,18 +80,20 @@
  * @flags: 0
  * @abi_version: out, P2PMOD_ABI_VERSION of the module
  * @features: out, P2PMOD_FEATURE_*
- * @max_bytes_per_file: out, bytes one open file may pin
- * @max_pins_per_file: out, buffers one open file may hold
- * @max_bytes_total: out, bytes all files together may pin
+ * @__reserved: 0 (in ABI 1: limits of an open file)
+ * @max_bytes_total: out, bytes all users together may pin
+ * @max_bytes_per_user: out, bytes one user may pin
+ * @max_pins_per_user: out, buffers one user may hold
  */
 struct p2pmod_query {
 	__u32 size;
 	__u32 flags;
 	__u32 abi_version;
 	__u32 features;
-	__u64 max_bytes_per_file;
-	__u64 max_pins_per_file;
+	__u64 __reserved[2];
 	__u64 max_bytes_total;
+	__u64 max_bytes_per_user;
+	__u64 max_pins_per_user;
 };
 
 /**
@@ -132,7 +144,8 @@ struct p2pmod_pages {
 /**
  * struct p2pmod_unpin - give a buffer back
  * @size: sizeof(struct p2pmod_unpin)
- * @handle: the buffer; its mappings are emptied, as if it were revoked
+ * @handle: the buffer; its mappings are emptied, as if it were revoked. It may be given to another
+ *	buffer once nothing of it is mapped any more
  */
 struct p2pmod_unpin {
 	__u32 size;
@@ -149,8 +162,8 @@ struct p2pmod_unpin {
  * @length: out, bytes as pinned
  * @file_bytes: out, bytes that this open file has pinned
  * @file_pins: out, buffers of this open file
- * @total_bytes: out, bytes pinned by all files
- * @total_pins: out, buffers of all files
+ * @total_bytes: out, bytes pinned by all users
+ * @total_pins: out, buffers of all users
  */
 struct p2pmod_status {
 	__u32 size;

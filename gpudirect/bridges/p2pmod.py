@@ -49,7 +49,7 @@ def _call(fd: int, command: int, argument: Any, doing: str) -> None:
             ) from e  # fmt: skip
         if code == errno.ENOSPC:
             raise ApertureError(
-                f"{what}: a limit of the module is reached (max_pins_per_file, max_bytes_per_file or "
+                f"{what}: a limit of the module is reached (max_pins_per_user, max_bytes_per_user or "
                 "max_bytes_total under /sys/module/p2pmod/parameters)", code,
             ) from e  # fmt: skip
         if code == errno.ENODEV:
@@ -83,6 +83,8 @@ class P2pmodMapping(Mapping):
         self._handle = pin.handle
         if caching == "wc" and pin.state & _lib.P2PMOD_STATE_CACHEABLE:
             self.caching = "wb"  # coherent memory: cached is what the module maps, and the faster way
+        elif caching == "wc" and not pin.state & _lib.P2PMOD_STATE_WRITE_COMBINED:
+            self.caching = "uc"  # somebody has reserved these pages so, or there is no PAT
         # of the first and last GPU page, only what was asked for: neighbours stay out of reach
         lead = pin.lead % PAGE
         self._size = -(-(lead + length) // PAGE) * PAGE
@@ -155,8 +157,9 @@ class P2pmodBridge(Bridge):
         if not hasattr(_lib, "P2PMOD_PIN"):
             return Standing(False, "this build of gpudirect was made without p2pmod/p2pmod.h")
         if not os.access(NODE, os.R_OK | os.W_OK):
-            return Standing(False, f"{NODE} cannot be opened for reading and writing: see its udev "
-                                   "rule, p2pmod/60-p2pmod.rules")  # fmt: skip
+            return Standing(False, f"{NODE} cannot be opened for reading and writing: join its "
+                                   "group (sudo usermod -aG video $USER, and log in anew; the rule is "
+                                   "p2pmod/60-p2pmod.rules)")  # fmt: skip
         try:
             query = self.query()
         except BridgeError as e:

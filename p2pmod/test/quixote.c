@@ -26,58 +26,39 @@ static const char quixote[] =
 	"and market-place, who used to saddle the hack as well as handle the bill-hook.";
 #define LENGTH (sizeof(quixote) - 1)
 
-struct witness {
-	struct p2pmod_listener listener;
-	bool told;
-};
-
-static void told(struct p2pmod_listener *listener)
+static int write_and_check_at(struct p2pmod_buffer *buffer, u64 at, char *copy)
 {
-	container_of(listener, struct witness, listener)->told = true;
+	struct p2pmod_window *window = p2pmod_window_open(buffer, at, LENGTH);
+	int err;
+
+	if (IS_ERR(window))
+		return PTR_ERR(window);
+	err = p2pmod_window_write(window, 0, quixote, LENGTH);
+	if (!err)
+		err = p2pmod_window_read(window, 0, copy, LENGTH);
+	if (!err && memcmp(copy, quixote, LENGTH))
+		err = -EIO;
+	/* what must be refused */
+	if (!err && p2pmod_window_write(window, 1, quixote, LENGTH) != -ERANGE)
+		err = -EDOM;
+	p2pmod_window_close(window);
+	return err;
 }
 
+/* At the start of the buffer, at its end, and no byte beyond. */
 static int write_and_check(struct p2pmod_buffer *buffer, char *copy)
 {
-	u64 length = p2pmod_length(buffer), bus, run, at;
-	struct witness witness = { .listener.revoked = told };
-	struct p2pmod_window *window;
+	u64 length = p2pmod_length(buffer);
 	int err;
 
 	if (length < LENGTH)
 		return -ENOSPC;
-	err = p2pmod_listen(buffer, &witness.listener);
-	if (err)
-		return err;
-
-	/* at the start, and at the end of the buffer through the same window */
-	window = p2pmod_window_open(buffer, 0, LENGTH);
-	err = PTR_ERR_OR_ZERO(window);
-	if (err)
-		goto out;
-	for (at = 0; !err; at = length - LENGTH) {
-		err = p2pmod_window_move(window, at);
-		if (!err)
-			err = p2pmod_window_write(window, 0, quixote, LENGTH);
-		if (!err)
-			err = p2pmod_window_read(window, 0, copy, LENGTH);
-		if (!err && memcmp(copy, quixote, LENGTH))
-			err = -EIO;
-		if (at == length - LENGTH)
-			break;
-	}
-	/* what must be refused */
-	if (!err && (p2pmod_window_write(window, 1, quixote, LENGTH) != -ERANGE ||
-		     p2pmod_window_move(window, length - LENGTH + 1) != -ERANGE ||
-		     p2pmod_bus_address(buffer, length, &bus, &run) != -ERANGE))
-		err = -EDOM;
+	err = write_and_check_at(buffer, 0, copy);
 	if (!err)
-		err = p2pmod_bus_address(buffer, length - 1, &bus, &run);
-	if (!err && run != 1)
+		err = write_and_check_at(buffer, length - LENGTH, copy);
+	if (!err && !IS_ERR(p2pmod_window_open(buffer, length - LENGTH + 1, LENGTH)))
 		err = -EDOM;
-	p2pmod_window_close(window);
-out:
-	p2pmod_unlisten(buffer, &witness.listener);
-	return witness.told ? -ENODEV : err;
+	return err;
 }
 
 static ssize_t quixote_write(struct file *file, const char __user *user, size_t size, loff_t *pos)
