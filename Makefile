@@ -11,7 +11,7 @@ NATIVE := $(wildcard gpudirect/*/*.[ch] gpudirect/*/_native/*.[ch] p2pmod/*.h gp
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(STAMP): pyproject.toml $(NATIVE)
+$(STAMP): pyproject.toml tools/setup $(NATIVE)
 	@tools/setup $(PYTHON) $(VENV)
 	@touch $@
 

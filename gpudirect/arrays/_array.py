@@ -56,7 +56,7 @@ def _seen(span: _Span, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return view if view.dtype == dtype else view.view(dtype)
 
 
-class Array(Operators, _native.Mapped):  # type: ignore[misc]
+class Array(Operators, _native.Mapped):
     """Device memory with a shape and a dtype, mapped into the CPU's address space.
 
     Made by ``empty``, ``zeros``, ``full``, ``asarray`` and ``register``; a slice is an Array as
@@ -73,11 +73,8 @@ class Array(Operators, _native.Mapped):  # type: ignore[misc]
 
     __slots__ = ("_flags", "_geometry", "_host_view", "_piece", "_strides")
 
-    # of the C base, where nobody can change them
-    shape: Shape
-    dtype: np.dtype[Any]
-    ptr: int
-
+    _flags: int
+    _strides: Shape | None
     _piece: Backing | None
     _host_view: HostView | None
     _geometry: np.ndarray[Any, Any] | None
