@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -30,20 +31,41 @@ def driver_flavour() -> str | None:
     return "open" if "Open Kernel Module" in text else "proprietary"
 
 
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout, where the package runs from one."""
+
+
 def commit() -> str | None:
-    """The commit of the checkout this runs from, "-dirty" if changed; None when installed."""
-    root = Path(__file__).resolve().parent.parent
+    """The commit of the checkout this runs from, "-dirty" if changed; None when installed.
+
+    A repository that the package merely lies in (somebody's own, with a virtual environment in it, or
+    with a copy of the package) is not asked.
+    """
     told = os.environ.get("GPUDIRECT_COMMIT")  # for a copy of the tree without its history
     if told:
         return told
+    top = _git("rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != ROOT or not _is_ours(ROOT / "pyproject.toml"):
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def _git(*words: str) -> str | None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}  # another repository's
     try:
         run = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10, env=clean
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return run.stdout.strip() or None
+    return run.stdout.strip() or None if run.returncode == 0 else None
+
+
+def _is_ours(project: Path) -> bool:
+    try:
+        return bool(re.search(r'^name = "gpudirect"$', project.read_text(), re.MULTILINE))
+    except OSError:
+        return False
 
 
 def installed(name: str) -> str | None:

@@ -26,7 +26,7 @@ CASES = {
 def test_a_benchmark_measures_its_cases(name):
     told = []
     module = bench.load(name)
-    found = module.run(gd.device(), True, lambda *what: told.append(what))
+    found = module.run(gd.device("emulated"), True, lambda *what: told.append(what))
     assert module.NAME == name and module.NOTE and told
     assert CASES[name] <= {f.case for f in found}
     for f in found:
@@ -38,7 +38,7 @@ def test_a_benchmark_measures_its_cases(name):
 def test_copybw_measures_every_path(monkeypatch):
     module = bench.load("copybw")
     monkeypatch.setattr(module, "sizes", lambda *a: [1, 64, 4095, 65536])
-    found = module.run(gd.device(), True)
+    found = module.run(gd.device("emulated"), True)
     for name in ("write", "write pinned", "read", "read pinned"):
         for way in ("chosen", "map", "dma"):
             assert {f.size for f in found if f.case == f"{name}: {way}"} >= {1, 64, 4095}
