@@ -14,7 +14,7 @@ import numpy as np
 import gpudirect as gd
 
 from .. import _native
-from ..devices import Device
+from ..devices import Device, HostMemory
 from ..service._layout import PACKET
 from ..service._resident import Resident
 from . import _native as _bench
@@ -65,14 +65,12 @@ MEMORY = {"reads an array": "reads", "writes an array": "writes"}
 class _InHost(Resident):
     """A resident kernel that polls packets in page-locked host memory: each poll crosses the link."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    @functools.cached_property
+    def _ring_memory(self) -> HostMemory:  # asked for while the resident is being made
         layout = self.layout
-        self._ring_memory = self.stream.device.host_allocate(layout.lanes * layout.slots * PACKET)
-        _native.ffi.memmove(
-            _native.ffi.cast("char *", self._ring_memory.ptr), bytes(self._ring_memory.size),
-            self._ring_memory.size,
-        )  # fmt: skip
+        found = self.stream.device.host_allocate(layout.lanes * layout.slots * PACKET)
+        _native.ffi.memmove(_native.ffi.cast("char *", found.ptr), bytes(found.size), found.size)
+        return found
 
     def packets(self) -> tuple[int, int]:
         return self._ring_memory.ptr, self._ring_memory.ptr
