@@ -19,7 +19,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import bridges, cpu, devices, facts
+from .. import _cache, bridges, cpu, devices, facts
 from ..bridges.rm import driver_version
 from ..config import cache_folder
 from ..devices import Device
@@ -99,6 +99,7 @@ def look(tell: Tell = lambda what: None) -> Machine:
         c_compiler=_compiler("CC", "cc", "gcc"),
         cxx_compiler=_compiler("CXX", "c++", "g++", "clang++"),
         cache_writable=ask(_cache_writable, False),
+        cache_ours=ask(_cache_ours, True),
         environment={k: v for k, v in os.environ.items()
                      if k.startswith("GPUDIRECT_") or k == "CUDA_VISIBLE_DEVICES"},
     )  # fmt: skip
@@ -339,6 +340,14 @@ def _packages() -> dict[str, str]:
 def _compiler(variable: str, *names: str) -> bool:
     told = os.environ.get(variable)
     return any(shutil.which(n) for n in ((told.split() or [""])[:1] if told else names))
+
+
+def _cache_ours() -> bool:
+    """Of the cache's folders as they are; one that is not there yet will be ours if those above are."""
+    folder = cache_folder()
+    kinds = [f for f in folder.glob("*") if f.is_dir()]
+    looked_at = kinds or [f for f in [folder] if f.exists()]
+    return all(_cache.ours(f, close=False) for f in looked_at)
 
 
 def _cache_writable() -> bool:

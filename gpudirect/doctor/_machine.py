@@ -121,6 +121,8 @@ class Machine:
     c_compiler: bool = True
     cxx_compiler: bool = True
     cache_writable: bool = True
+    cache_ours: bool = True
+    """Nobody else can put files into the cache."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """GPUDIRECT_* and CUDA_VISIBLE_DEVICES."""
 

@@ -84,6 +84,18 @@ def cache_not_writable(m: Machine) -> Seen:
 
 
 @rule(
+    "Others can write to the cache", SLOWS,
+    means="""The cache holds code that runs as you. Its folder, or one above it, belongs to somebody else or can
+    be written by everybody, so it is not used.""",
+    costs="Each process compiles its kernels anew.",
+    mend=["$ export GPUDIRECT_CACHE=$HOME/.cache/gpudirect-own    # or another folder that only you can write"],
+    example=HEALTHY.where(cache_ours=False),
+)
+def cache_not_ours(m: Machine) -> Seen:
+    return "the cache folder is not this user's alone" if m.cache_writable and not m.cache_ours else None
+
+
+@rule(
     "Not calibrated", NOTE,
     means="At which sizes copies turn from mapped stores to DMA is as it was on another machine, an H200.",
     costs="Copies of some sizes take the slower path.",

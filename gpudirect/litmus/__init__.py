@@ -10,7 +10,6 @@ never be violated. One that is not promised may be; where that was seen, the cou
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import shutil
 import subprocess
@@ -27,8 +26,7 @@ import numpy as np
 
 import gpudirect as gd
 
-from .. import _native
-from ..config import cache_folder
+from .. import _cache, _native
 from ..devices import Device
 
 HERE = Path(__file__).resolve().parent
@@ -122,12 +120,10 @@ def _built(options: tuple[str, ...]) -> Any:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise gd.CompileError("the litmus tests need a C compiler: install gcc, or set CC")
-    folder = cache_folder() / "litmus"
-    key = hashlib.sha256(source + repr((compiler, options)).encode()).hexdigest()[:16]
-    made = folder / f"driver-{key}.so"
-    if not made.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    name = f"driver-{_cache.key(source, compiler, *options)}.so"
+    found = _cache.find("litmus", name)
+    if found is None:
+        with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "driver.so"
             run = subprocess.run(
                 [*compiler.split(), *options, "-O2", "-Wall", "-fPIC", "-shared", "-o", str(out),
@@ -136,7 +132,9 @@ def _built(options: tuple[str, ...]) -> Any:
             )  # fmt: skip
             if run.returncode:
                 raise gd.CompileError(f"{compiler} does not compile {HERE / 'driver.c'}", run.stderr)
-            os.replace(out, made)
+            made = _cache.place("litmus", name, out.read_bytes())
+    else:
+        made, _ = found
     library = ctypes.CDLL(str(made))
     p, i, u = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
     library.send_messages.argtypes = [p, i, i, p, p, u, i, i]

@@ -107,3 +107,59 @@ for i in range(2):
     both = [subprocess.Popen([sys.executable, "-c", program], env=env) for _ in range(2)]
     assert [p.wait(timeout=110) for p in both] == [0, 0]
     assert len(files(cache)) == 2 * 2 + 1 and all(_cache.load(f) is not None for f in files(cache))
+
+
+# -- what is kept is code: only this user may put it there ----------------------------------------
+
+
+def kept(folder, content: bytes = b"content"):
+    path = folder / "file"
+    assert _cache.keep(path, content)
+    return path
+
+
+def test_a_folder_that_is_made_is_closed_to_others(cache):
+    assert kept(cache / "kind").parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_of_ours_that_is_open_is_closed_and_used(cache):
+    (cache / "kind").mkdir(parents=True)
+    (cache / "kind").chmod(0o777)
+    path = kept(cache / "kind")
+    assert path.parent.stat().st_mode & 0o777 == 0o700 and _cache.load(path) == b"content"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("whose", ["kind", "."])
+def test_a_folder_of_somebody_else_is_not_used(cache, whose):
+    path = kept(cache / "kind")
+    os.chown(cache / whose, 12345, 12345)
+    assert _cache.load(path) is None and not _cache.keep(path, b"more")
+    assert answer() == 41, "it is done without"
+
+
+def test_below_a_folder_that_everybody_can_write_nothing_is_used(cache):
+    path = kept(cache / "kind")
+    cache.chmod(0o777)
+    assert _cache.load(path) is None and not _cache.keep(path, b"more")
+    cache.chmod(0o1777)  # like /tmp: nobody else can take our folder away
+    assert _cache.load(path) == b"content"
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(cache, tmp_path):
+    kept(tmp_path / "elsewhere")
+    cache.mkdir()
+    (cache / "kind").symlink_to(tmp_path / "elsewhere")
+    assert _cache.load(cache / "kind" / "file") is None
+
+
+def test_a_file_under_another_name_is_not_that_file(cache):
+    path = kept(cache / "kind")
+    path.rename(path.with_name("other"))
+    assert _cache.load(path.with_name("other")) is None
+
+
+def test_a_doctor_that_looks_changes_nothing(cache):
+    (cache / "kind").mkdir(parents=True)
+    (cache / "kind").chmod(0o775)
+    assert _cache.ours(cache / "kind", close=False) and (cache / "kind").stat().st_mode & 0o777 == 0o775
