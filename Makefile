@@ -53,9 +53,8 @@ test-static: ## sparse, checkpatch and the licence of every symbol of the kernel
 test-debug: ## the kernel module on a kernel with KASAN, lockdep and fault injection
 	tests/vm/run debug
 
-lint: $(STAMP) ## ruff and mypy
-	$(BIN)/ruff check gpudirect tests tools examples
-	$(BIN)/mypy
+lint: $(STAMP) ## ruff, mypy, pages that are made of code, clang-format of changed lines
+	BIN=$(BIN) tools/lint
 
 module: ## build the kernel module for the running kernel
 	$(MAKE) -C p2pmod
