@@ -25,6 +25,7 @@ class _Looking:
     def __init__(self) -> None:
         self.new: queue.SimpleQueue[Future | None] = queue.SimpleQueue()
         self.end = False
+        self.touching = threading.RLock()  # held while it looks at the service's memory
         self.wake = _native.ffi.new("uint32_t *")
         self._numbers = itertools.count(1)
 
@@ -49,7 +50,6 @@ class Poller:
         self._service = weakref.ref(service)
         self._lock = threading.RLock()
         self._looking: _Looking | None = None
-        self._thread: threading.Thread | None = None
 
     def watch(self, future: Future) -> None:
         """Look after a call until it is over. Raises ServiceError where no thread can be started."""
@@ -66,19 +66,19 @@ class Poller:
                         f"no thread could be started that looks at replies ({e}): wait with "
                         "result(), or let this process have more threads (ulimit -u)"
                     ) from e
-                self._looking, self._thread = looking, thread
+                self._looking = looking
             self._looking.tell(future)
 
     def stop(self) -> None:
-        """End the thread; what is watched is left as it is. The next call to watch starts another."""
+        """Have the thread look no more; what is watched is left as it is. The next call to watch
+        starts another. A callback that it is running is not waited for."""
         with self._lock:
             looking, self._looking = self._looking, None
-            thread, self._thread = self._thread, None
-        if looking is not None and thread is not None:
+        if looking is not None:
             looking.end = True
             looking.tell(None)
-            if thread is not threading.current_thread():  # a callback may stop its service
-                thread.join()
+            with looking.touching:
+                pass
 
 
 def _look(looking: _Looking, service: weakref.ref[Service]) -> None:
@@ -93,9 +93,11 @@ def _look(looking: _Looking, service: weakref.ref[Service]) -> None:
         if not awaited:
             continue
         calls = ffi.new("struct gd_awaited[]", awaited)
-        if lib.gd_lane_wait_any(calls, len(awaited), wake, asleep, SPIN, CHECK) < 0:
-            _check(service())
-            watched = [f for f in watched if not f.done()]
+        with looking.touching:
+            if not looking.end and lib.gd_lane_wait_any(
+                calls, len(awaited), wake, asleep, SPIN, CHECK
+            ) < 0:  # fmt: skip
+                _check(service())
 
 
 def _check(service: Service | None) -> None:

@@ -238,6 +238,32 @@ def test_stopped_in_a_callback(kept, thread):
         assert kept.call("add", 1, 2) == 3
 
 
+def test_stopped_beside_a_callback_that_needs_what_stopping_holds(kept):
+    """The thread that looks runs a callback; whoever stops the service does not wait for that one."""
+    began, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def callback(_):
+        began.set()
+        assert go_on.wait(HANG)
+        with kept.device.quiet():  # as loading a kernel does
+            over.set()
+
+    with gate() as (go, release):
+        kept.start()
+        kept.submit("hold", go).add_done_callback(callback)
+        release()
+        assert began.wait(HANG)
+        lock = kept.device.residents_lock
+        with lock:  # as others' work would: the callback cannot end before the stop has
+            go_on.set()
+            start = time.monotonic()
+            kept.stop()
+            assert time.monotonic() - start < HANG / 2
+        assert over.wait(HANG)
+    with kept:
+        assert kept.call("add", 1, 2) == 3
+
+
 def test_stopped_by_a_signal_inside_a_call(kept):
     old = signal.signal(signal.SIGUSR1, lambda *_: kept.stop())
     try:
