@@ -62,8 +62,9 @@ __device__ int linger(long long ns)
         ;
     return 1;
 }
-__device__ int hold(volatile int *go)
+__device__ int hold(volatile int *go)                  // of two: it goes on, it has begun
 {
+    go[1] = 1;
     while (!*go)
         __nanosleep(1000);
     return 1;
@@ -108,8 +109,12 @@ LINE = {name: 1 + SOURCE[: SOURCE.index(name + "(")].count("\n") for name in ("s
 @contextlib.contextmanager
 def held(svc, lane=None):
     """(future of a call that keeps its lane busy, what lets it end)."""
-    with gd.zeros(1, "i4", device=DEVICE) as go:
+    with gd.zeros(2, "i4", device=DEVICE) as go:
         future = svc.submit("hold", go, lane=lane)
+        end = time.monotonic() + 60
+        while not go.host[1]:
+            assert time.monotonic() < end
+            time.sleep(0.001)
 
         def release():
             go.host[0] = 1
@@ -431,7 +436,7 @@ def test_wrong_options_of_a_call(svc):
 
 
 def test_timeouts(svc):
-    with gd.zeros(1, "i4", device=DEVICE) as go:
+    with gd.zeros(2, "i4", device=DEVICE) as go:
         with pytest.raises(gd.CallTimeoutError, match=r"hold has not answered within 0\.005 s"):
             svc.call("hold", go, timeout=0.005, lane=0)
         with pytest.raises(TimeoutError):
