@@ -13,6 +13,7 @@
 
 #define LOOKS_A_SLICE 4      /* how often the thread looks whether a launch has ended, */
 #define LOOKS_WHEN_QUICK 20  /* and while naps and wakes end them sooner than slices do */
+#define PART_ALONE 4         /* a launch is alone for a slice divided by this, at least */
 #define SHORTEST_NAP 20000   /* ns between looks */
 #define SUSPECT 50000000     /* ns without an end after which the driver is asked for a fault */
 
@@ -27,6 +28,8 @@ struct gd_relay {
     pthread_cond_t listed;
     struct gd_resident *first;
     uint32_t round;             /* the last one that was queued */
+    uint32_t begun;             /* the last one that was seen to run */
+    uint64_t begun_at;
     uint64_t progress;          /* when a launch was last queued, or the driver asked for faults */
 };
 
@@ -57,21 +60,6 @@ static void set_wake(const struct gd_relay *relay, uint32_t round)
         gd_fence();
 }
 
-/* Whether every resident that still runs has room for a further launch. */
-static int due(const struct gd_relay *relay)
-{
-    int any = 0;
-
-    for (const struct gd_resident *r = relay->first; r; r = r->next) {
-        if (!runs(r))
-            continue;
-        if (queued(r) >= GD_RELAY_AHEAD)
-            return 0;
-        any = 1;
-    }
-    return any;
-}
-
 static uint64_t shortest(const struct gd_relay *relay)
 {
     uint64_t slice = UINT64_MAX;
@@ -80,6 +68,47 @@ static uint64_t shortest(const struct gd_relay *relay)
         if (runs(r) && r->slice < slice)
             slice = r->slice;
     return slice;
+}
+
+/* How long the round that runs now has been seen to run; for ever if none does. */
+static uint64_t running_for(struct gd_relay *relay)
+{
+    int any = 0;
+
+    for (const struct gd_resident *r = relay->first; r; r = r->next) {
+        uint32_t begun = told(r, P2PMOD_TOLD_BEGUN);
+
+        if (!runs(r) || !r->joined || begun == told(r, P2PMOD_TOLD_ENDED))
+            continue;
+        any = 1;
+        if ((int32_t)(begun - relay->begun) > 0) {
+            relay->begun = begun;
+            relay->begun_at = gd_now();
+        }
+    }
+    return any ? gd_now() - relay->begun_at : UINT64_MAX;
+}
+
+/*
+ * Whether every resident that still runs has room for a further launch. While one answers calls, its
+ * successor is queued when a part of the slice is over and not before: who waits for the device waits
+ * for all that is queued.
+ */
+static int due(struct gd_relay *relay, uint64_t slice)
+{
+    int early = running_for(relay) < slice / PART_ALONE, any = 0;
+
+    for (const struct gd_resident *r = relay->first; r; r = r->next) {
+        uint32_t now;
+
+        if (!runs(r))
+            continue;
+        now = queued(r);
+        if (now >= GD_RELAY_AHEAD || (now && early))
+            return 0;
+        any = 1;
+    }
+    return any;
 }
 
 /* A resident's next launch waits for its round, and for the launches of all others queued now. */
@@ -192,7 +221,7 @@ static void *launcher(void *argument)
             continue;
         }
         slice = shortest(relay);
-        while (due(relay))
+        while (due(relay, slice))
             round_of_all(relay);
         if (relay->progress != last && relay->progress - last < slice / 2)
             quick_until = relay->progress + slice;

@@ -88,12 +88,13 @@ def _describe(memory: Any, nbytes: int | None) -> _Found:
     if isinstance(memory, Array):
         extent = memory._extent()
         return _Found(extent.address, extent.shape, extent.distinct, extent.dtype, False, extent.memory)
-    if hasattr(type(memory), "__cuda_array_interface__") or hasattr(type(memory), "__dlpack__") \
-            or hasattr(memory, "__cuda_array_interface__"):  # fmt: skip
-        return _lent(memory)
     byte = np.dtype(np.uint8)
-    if hasattr(memory, "handle") and hasattr(memory, "size"):  # cuda.core.Buffer
+    array = hasattr(type(memory), "__cuda_array_interface__") or hasattr(memory, "__cuda_array_interface__")
+    if not array and hasattr(memory, "handle") and hasattr(memory, "size"):
+        # a cuda.core Buffer: bytes, which its DLPack tells as int8
         return _Found(int(memory.handle), (int(memory.size),), None, byte, False, memory)
+    if array or hasattr(type(memory), "__dlpack__"):
+        return _lent(memory)
     try:
         ptr = operator.index(memory)
     except TypeError:
