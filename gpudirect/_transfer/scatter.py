@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 
 from .. import _native
 from ..arguments import as_source, index, overlap
-from ..errors import ArgumentError, DTypeError, RangeError
+from ..errors import ApertureError, ArgumentError, DTypeError, RangeError
 from ..extent import Extent, check_mapped
 from ..host import HostView
 from . import copies, ondemand
@@ -146,7 +147,12 @@ def _windowed(extent: Extent, table: np.ndarray[Any, Any]) -> None:
     table = table[table[:, 1] > 0]
     while len(table):
         at = int(table[0, 0])
-        with ondemand.entered(piece, base + at, 0) as slot:
+        with contextlib.ExitStack() as held:
+            try:
+                slot = held.enter_context(ondemand.entered(piece, base + at, 0))
+            except ApertureError:
+                _by_dma(extent, table)
+                return
             first = slot.start - base
             end = first + slot.length
             starts, ends = table[:, 0].astype(np.int64), (table[:, 0] + table[:, 1]).astype(np.int64)
@@ -174,3 +180,9 @@ def _windowed(extent: Extent, table: np.ndarray[Any, Any]) -> None:
             right[:, 2] += (cut - starts[after]).astype(np.uint64)
             rest.append(right)
         table = np.concatenate(rest) if rest else table[:0]
+
+
+def _by_dma(extent: Extent, table: np.ndarray[Any, Any]) -> None:
+    """The rest of a scatter where the aperture has no room for a window: slower, in order."""
+    for offset, length, source in table.tolist():
+        copies.write(extent, _native.bytes_at(source, length), offset, "dma")

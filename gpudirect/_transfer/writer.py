@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from typing import Any
 
 from .. import _native
@@ -25,6 +26,9 @@ class Writer(io.RawIOBase):
 
     def __init__(self, extent: Extent) -> None:
         super().__init__()
+        # one call at a time: a close must not unmap what a write stores into. Once more for a
+        # signal handler that closes the file in the middle of a write of its own thread
+        self._lock = threading.RLock()
         if not extent.contiguous:
             raise ArgumentError("a writer fills consecutive bytes, and this array has strides: "
                                 "make it of the contiguous array behind it")  # fmt: skip
@@ -66,6 +70,10 @@ class Writer(io.RawIOBase):
 
         Raises RangeError if they do not fit, and stores nothing then.
         """
+        with self._lock:
+            return self._write(data)
+
+    def _write(self, data: Any) -> int:
         extent = self._open()
         piece = extent.memory
         if type(data) is bytes or type(data) is bytearray:
@@ -88,6 +96,7 @@ class Writer(io.RawIOBase):
                 raw = raw.copy()
         done = 0
         while done < raw.nbytes:
+            self._open()  # a signal handler may have closed it
             first, end, host = self._shown
             if not first <= self._at < end:
                 try:
@@ -138,10 +147,11 @@ class Writer(io.RawIOBase):
 
     def close(self) -> None:
         """Flush, and let the array go. Safe twice."""
-        if not self.closed:
-            super().close()
-            self._leave()
-            self._bytes = None
+        with self._lock:
+            if not self.closed:
+                super().close()
+                self._leave()
+                self._bytes = None
 
     def __repr__(self) -> str:
         if self._bytes is None:

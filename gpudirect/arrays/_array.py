@@ -23,37 +23,14 @@ from ..arguments import (
 )
 from ..bridges import PageRun
 from ..devices import Device
-from ..dtypes import as_dtype, letter, refuse, same_values, typestr
+from ..dtypes import as_dtype, letter, refuse, same_values
 from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
 from ..extent import GUARDED, Backing, Extent, Shape, check_mapped, distinct, packed, span
-from ..host import HostView
+from ..host import HostView, Span
 from ..memory import heap
 from . import _export
 from ._operators import Operators
 from ._window import Window
-
-
-class _Span:
-    """Lets NumPy make a view of mapped memory whose base keeps the memory alive."""
-
-    __slots__ = ("__array_interface__", "piece")
-
-    def __init__(self, piece: Backing | None, address: int, shape: Shape,
-                 strides: Shape, dtype: np.dtype[Any]) -> None:
-        self.piece = piece
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (address, False),
-            "shape": shape,
-            "strides": strides,
-            "typestr": typestr(dtype),
-        }
-
-
-def _seen(span: _Span, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """The NumPy array that a span describes."""
-    view = np.asarray(span)
-    return view if view.dtype == dtype else view.view(dtype)
 
 
 class Array(Operators, _native.Mapped):
@@ -196,8 +173,8 @@ class Array(Operators, _native.Mapped):
         return view
 
     def _view_at(self, address: int, piece: Backing) -> HostView:
-        span = _Span(piece, address, self.shape, self.strides, self.dtype)
-        return _seen(span, self.dtype).view(HostView)
+        span = Span(piece, address, self.shape, self.strides, self.dtype)
+        return span.seen(self.dtype).view(HostView)
 
     @property
     def pages(self) -> list[PageRun]:
@@ -236,8 +213,8 @@ class Array(Operators, _native.Mapped):
         """A NumPy array with this geometry that is never dereferenced: NumPy does the slicing."""
         found = self._geometry
         if found is None:
-            span = _Span(None, self.ptr, self.shape, self.strides, self.dtype)
-            found = self._geometry = _seen(span, self.dtype)
+            span = Span(None, self.ptr, self.shape, self.strides, self.dtype)
+            found = self._geometry = span.seen(self.dtype)
         return found
 
     def _like(self, geometry: np.ndarray[Any, Any]) -> Array:

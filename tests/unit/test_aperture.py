@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -482,3 +484,62 @@ def test_revocation_in_the_middle_of_scattered_stores(mapped, monkeypatch):
         a.scatter([first])
         assert a.read(start=5, count=6, via="map").tobytes() == b"before"
     revoker.restore(a)
+
+
+def test_a_scatter_goes_by_dma_where_the_aperture_is_full(emulated):
+    """As a write does: another holds the whole budget."""
+    aperture.set_budget(4 * MIB, gd.device())
+    with gd.zeros(8 * MIB, "u1") as a, gd.zeros(8 * MIB, "u1", mapped=False) as b, b.window(0, 4 * MIB):
+        assert "not mapped" in repr(a)
+        a.scatter([(3, b"abc"), (6 * MIB, b"def"), (4, b"X")])
+        a.scatter([100, 200], np.array([1, 2], "u1"))
+        want = np.zeros(8 * MIB, "u1")
+        want[3:6], want[6 * MIB : 6 * MIB + 3] = (97, 88, 99), (100, 101, 102)
+        want[100], want[200] = 1, 2
+        assert np.array_equal(a.read(), want)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_writer_closed_while_it_writes(emulated, mapped):
+    """close() waits for the write: it must not unmap what is being stored into."""
+    aperture.set_budget(16 * MIB, gd.device())
+    source = bytes(range(256)) * (6 * MIB // 256)
+    for delay in (0, 0.0002, 0.001, 0.003):
+        with gd.zeros(12 * MIB, "u1", mapped=mapped) as a:
+            file = a.writer()
+            failed = []
+
+            def write(file=file, failed=failed):
+                try:
+                    while True:
+                        file.seek(0)
+                        file.write(source)
+                except (gd.ClosedError, ValueError) as e:
+                    failed.append(e)
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            time.sleep(delay)
+            file.close()
+            aperture.set_budget(MIB, gd.device())  # takes back what nobody holds
+            aperture.set_budget(16 * MIB, gd.device())
+            thread.join(60)
+            assert failed and not thread.is_alive() and file.closed
+
+
+def test_a_writer_closed_by_a_signal_in_the_middle_of_a_write(emulated):
+    with gd.zeros(64 * MIB, "u1", mapped=False) as a:
+        file = a.writer()
+        before = signal.signal(signal.SIGALRM, lambda *_: file.close())
+        try:
+            for _ in range(3):
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                with contextlib.suppress(gd.ClosedError, ValueError):
+                    while True:
+                        file.seek(0)
+                        file.write(bytes(64 * MIB))
+                assert file.closed
+                file = a.writer()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
