@@ -127,6 +127,61 @@ def test_arrays_go_to_pytorch_and_cupy_without_a_copy():
         assert np.array_equal(a.read(), want + 1)
 
 
+def test_numpy_is_refused_device_memory_with_a_sentence():
+    with gd.ones(10) as a:
+        with pytest.raises((BufferError, RuntimeError, ValueError), match="[Dd]evice"):
+            np.from_dlpack(a)
+        assert np.asarray(a).tolist() == [1] * 10
+
+
+def test_a_consumer_waits_for_our_kernels_on_any_stream():
+    """By DLPack and by the array interface: a slow kernel of ours is done before theirs begins."""
+    torch = pytest.importorskip("torch")
+    slow = gd.kernel(
+        "__global__ void slow(int *p, int v) { long long t = clock64(); "
+        "while (clock64() - t < 20000000) ; *p = v; }",
+        "slow",
+    )
+    ours, theirs = [gd.stream(), gd.stream()], torch.cuda.Stream()
+    with gd.zeros(1, "i4") as a:
+        for round_ in range(1, 6):
+            slow[1, 1, ours[round_ % 2]](a, round_)
+            with torch.cuda.stream(theirs):
+                seen = torch.from_dlpack(a).clone()
+            theirs.synchronize()
+            assert int(seen[0]) == round_
+            slow[1, 1, ours[0]](a, -round_)
+            slow[1, 1, ours[1]](a, -round_)
+            seen = torch.as_tensor(a, device="cuda").clone()
+            torch.cuda.synchronize()
+            assert int(seen[0]) == -round_
+
+
+def test_small_numbers_go_to_pytorch_and_come_back():
+    torch = pytest.importorskip("torch")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        want = np.array([1, 2, 0.5, 4]).astype(getattr(ml_dtypes, name))
+        with gd.asarray(want) as a:
+            try:
+                t = torch.from_dlpack(a)
+            except (RuntimeError, BufferError):
+                assert name != "bfloat16", "PyTorch has had bfloat16 in DLPack for years"
+                continue
+            assert str(t.dtype) == f"torch.{name}" and t.float().tolist() == [1, 2, 0.5, 4]
+            back = gd.register(t)
+            assert back.dtype == want.dtype and back.read().tobytes() == want.tobytes()
+
+
+def test_exit_while_pytorch_holds_memory_of_ours():
+    pytest.importorskip("torch")
+    run = subprocess.run(
+        [sys.executable, "-c", "import torch, gpudirect as gd; t = torch.from_dlpack(gd.ones(10)); t += 1"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
 def test_a_kernel_fault_is_told_and_ends_the_context():
     program = """
     import gpudirect as gd
