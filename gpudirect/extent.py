@@ -67,10 +67,12 @@ def packed(shape: Shape, itemsize: int) -> Shape:
 
 
 def distinct(strides: Shape | None, shape: Shape, itemsize: int) -> Shape | None:
-    """The strides, or None where the elements lie one after the other anyway."""
-    if strides is None or itemsize * math.prod(shape) == 0 or strides == packed(shape, itemsize):
+    """The strides, or None where the elements lie one after the other anyway. Along a dimension of
+    one element they say nothing."""
+    if strides is None or itemsize * math.prod(shape) == 0:
         return None
-    return strides
+    steps = zip(shape, strides, packed(shape, itemsize), strict=True)
+    return None if all(n == 1 or step == plain for n, step, plain in steps) else strides
 
 
 def span(address: int, shape: Shape, strides: Shape, itemsize: int) -> tuple[int, int]:
