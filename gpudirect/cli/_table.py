@@ -74,7 +74,8 @@ def pair(name: str, value: str, names: int, width: int | None, indent: str = "")
     first = f"{indent}{name:<{names}}{GAP}"
     if width is None:
         return [f"{first}{value}".rstrip()]
-    if width - len(first) < LEAST_WORDS:
+    longest = max(map(len, value.split()), default=0)
+    if width - len(first) < max(LEAST_WORDS, min(longest, width - len(indent) - 4)):
         below = indent + "    "
         return [f"{indent}{name}", *textwrap.wrap(value, max(width, 24), initial_indent=below,
                                                   subsequent_indent=below)]  # fmt: skip

@@ -373,7 +373,7 @@ def test_a_figure_measured_twice_is_refused():
 
 def command(tmp_path: Path, found: dict, *only: str) -> tuple[int, str]:
     words = ["bench", "check", str(saved(tmp_path, found)), *(w for o in only for w in ("--only", o))]
-    run = CliRunner().invoke(app, words)
+    run = CliRunner().invoke(app, words, env={"COLUMNS": None})  # as in a pipe: a row is a line
     return run.exit_code, run.output
 
 
