@@ -439,6 +439,48 @@ TEST(a_full_aperture_is_enomem_and_leaves_nothing)
 	ASSERT(standin_control(gpu.fd, STANDIN_BAR1_LIMIT, 0) == 0);
 }
 
+/* As the virtual-memory API makes it: one range of addresses over several pieces of memory. */
+TEST(a_pin_lies_in_one_piece_of_memory)
+{
+	struct gpu low = gpu_alloc(2 * GPU_PAGE), high;
+	struct p2pmod_pin pin, other;
+	int fd = p2p_open();
+	volatile uint8_t *map;
+
+	high = gpu_alloc_flags(2 * GPU_PAGE, 0, low.va + low.length);
+	EXPECT_ERRNO(EINVAL, p2p_pin(fd, low.va, 4 * GPU_PAGE, &pin));
+	ASSERT(p2p_pin(fd, low.va, low.length, &pin) == 0);
+	ASSERT(p2p_pin(fd, high.va, high.length, &other) == 0);
+	gpu_free(&low);
+	map = p2p_map(fd, &other, 0, high.length);
+	ASSERT(map != MAP_FAILED);
+	EXPECT(!faults(map) && p2p_map(fd, &pin, 0, GPU_PAGE) == MAP_FAILED && gpu_pins() == 1);
+}
+
+TEST(one_memory_is_mapped_combined_and_uncached_at_once)
+{
+	struct gpu gpu = gpu_alloc(GPU_PAGE);
+	struct p2pmod_pin combined, uncached;
+	int fd = p2p_open();
+	volatile uint8_t *a, *b;
+
+	for (int order = 0; order < 2; order++) {
+		ASSERT(p2p_pin_flags(fd, gpu.va, 1, order ? P2PMOD_PIN_UNCACHED : 0, &combined) == 0);
+		ASSERT(p2p_pin_flags(fd, gpu.va, 1, order ? 0 : P2PMOD_PIN_UNCACHED, &uncached) == 0);
+		a = p2p_map(fd, &combined, 0, GPU_PAGE);
+		b = p2p_map(fd, &uncached, 0, GPU_PAGE);
+		ASSERT(a != MAP_FAILED && b != MAP_FAILED);
+		a[1] = 10 + order;
+		__sync_synchronize();
+		EXPECT(b[1] == 10 + order && gpu.view[1] == 10 + order);
+		b[2] = 20 + order;
+		__sync_synchronize();
+		EXPECT(a[2] == 20 + order);
+		EXPECT(p2p_unpin(fd, combined.handle) == 0 && faults(a) && !faults(b));
+		EXPECT(p2p_unpin(fd, uncached.handle) == 0 && faults(b));
+	}
+}
+
 /* ---- what others suffer ---- */
 
 TEST(no_length_makes_the_driver_allocate_more_than_the_machine_could_need)

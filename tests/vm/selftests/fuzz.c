@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
- * Random sequences of calls from several processes: pin, unpin, map, unmap, touch, fork, revoke,
- * free, attach to lanes, submit, poll, detach, garbage. Nothing is expected of a single call; the
- * kernel's log is the result.
+ * Random sequences of calls from several processes: pin, unpin, map, unmap, move, touch, fork, read
+ * and write through the kernel (process_vm, /proc/self/mem, pipes), revoke, free, attach to lanes,
+ * submit, poll, detach, garbage. Nothing is expected of a single call; the kernel's log is the result.
  *
  *   fuzz [SEED [CALLS [SECONDS [PROCESSES]]]]
  *
@@ -14,6 +14,7 @@
 
 #include <sched.h>
 #include <setjmp.h>
+#include <sys/uio.h>
 
 #include "gpu.h"
 #include "test/caller.h"
@@ -197,6 +198,52 @@ static int call_lane(struct lanes *l, int fd, const struct p2pmod_pin *pin)
 	return 0;
 }
 
+/* What a process can do to a mapping, and have the kernel do, besides touching it. */
+static int abuse(void **at, size_t length, int memory)
+{
+	size_t part = CPU_PAGE * below(length / CPU_PAGE);
+	struct iovec here = { (char *)*at + part, CPU_PAGE }, there;
+	static char bytes[65536];
+	int fd, pipes[2], r = 0;
+	void *moved;
+
+	there = (struct iovec){ bytes, sizeof(bytes) };
+	switch (below(7)) {
+	case 0:
+		moved = mremap(*at, length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+		if (moved == MAP_FAILED)
+			return -1;
+		*at = moved;
+		return 0;
+	case 1:
+		return madvise(here.iov_base, CPU_PAGE, below(26));
+	case 2:
+		return below(2) ? process_vm_readv(getpid(), &there, 1, &here, 1, 0) :
+				  process_vm_writev(getpid(), &there, 1, &here, 1, 0);
+	case 3:
+		fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+		r = below(2) ? pread(fd, bytes, 64, (uintptr_t)here.iov_base) :
+			       pwrite(fd, bytes, 64, (uintptr_t)here.iov_base);
+		close(fd);
+		return r;
+	case 4: /* pages of the mapping into a pipe: copied, and by reference */
+		if (pipe2(pipes, O_NONBLOCK | O_CLOEXEC))
+			return -1;
+		r = below(2) ? vmsplice(pipes[1], &here, 1, SPLICE_F_NONBLOCK) :
+			       write(pipes[1], here.iov_base, 64);
+		close(pipes[0]);
+		close(pipes[1]);
+		return r;
+	case 5: /* unpins that are late, callbacks that are slow: for everybody */
+		return standin_control(memory, below(2) ? STANDIN_DELAY_PUT : STANDIN_DELAY_CALLBACK,
+				       below(20) ? 0 : 1 + below(3));
+	case 6:
+		return mprotect(here.iov_base, CPU_PAGE, below(8));
+	}
+	return 0;
+}
+
 static void process(int number_, uint64_t seed, uint64_t calls, time_t until, int depth)
 {
 	struct { void *at; size_t length; } maps[MAPS] = {};
@@ -225,7 +272,11 @@ static void process(int number_, uint64_t seed, uint64_t calls, time_t until, in
 		int *fd = &files[slot % FILES], r = 0;
 
 		mine++;
-		switch (below(30)) {
+		switch (below(34)) {
+		case 30 ... 33:
+			if (maps[at].at)
+				r = abuse(&maps[at].at, maps[at].length, m->fd);
+			break;
 		case 24 ... 29:
 			/* some on end: a lane does not live long here */
 			for (uint64_t more = below(12); more; more--, mine++) {
@@ -353,6 +404,10 @@ int main(int count, char **words)
 	     (unsigned long long)shared->faults, (unsigned long long)shared->attached,
 	     (unsigned long long)shared->answered);
 	printf("%s 1 fuzz_made_its_calls\n", bad ? "not ok" : "ok");
+	i = open(STANDIN_NODE, O_RDWR | O_CLOEXEC);
+	standin_control(i, STANDIN_DELAY_PUT, 0);
+	standin_control(i, STANDIN_DELAY_CALLBACK, 0);
+	close(i);
 	sleep(1); /* revocations on their way */
 	i = gpu_pins() != 0;
 	printf("%s 2 fuzz_left_nothing_pinned\n", i ? "not ok" : "ok");
