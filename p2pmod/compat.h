@@ -91,9 +91,9 @@ static inline bool nv_driver_refused(void)
 {
 #if !NV_HAVE_PERSISTENT
 	extern int nvidia_p2p_cap_persistent_pages __weak;
-	static int *volatile exported = &nvidia_p2p_cap_persistent_pages;
+	static int *exported = &nvidia_p2p_cap_persistent_pages;
 
-	return exported;
+	return READ_ONCE(exported);
 #else
 	return false;
 #endif
