@@ -205,7 +205,9 @@ mount -t tmpfs modules /host/usr/lib/modules && mount -t tmpfs rules /host/usr/l
 mkdir -p /host/usr/lib/modules/{release}/updates
 cp /lab/nvidia.ko /host/usr/lib/modules/{release}/updates/
 ln -s {headers} /host/usr/lib/modules/{release}/build
+for f in order builtin builtin.modinfo; do : > /host/usr/lib/modules/{release}/modules.$f; done
 cat > /host{scratch}/steps <<'EOF'
+export TMPDIR={scratch} HOME={scratch}
 n=0
 step() {{ n=$((n+1)); name=$1; shift; if "$@" >{scratch}/log 2>&1; then echo "ok $n $name"; else
   sed "s/^/# $name: /" {scratch}/log | tail -n 30; echo "not ok $n $name"; fi; }}
@@ -218,8 +220,9 @@ step make_install make install CONFIG_DEBUG_INFO_BTF_MODULES=
 step the_rule test -e /usr/lib/udev/rules.d/60-p2pmod.rules
 step modprobe modprobe p2pmod
 step the_device test -c /dev/p2pmod
+step the_driver_cannot_go_before_it sh -c '! rmmod nvidia'
 step make_unload make unload
-step it_is_gone refused grep -q '^p2pmod ' /proc/modules
+step it_is_gone refused make unload
 step make_load make load
 sleep 1000 < /dev/p2pmod & held=$!
 step unload_while_in_use_is_refused sh -c '! make unload'
