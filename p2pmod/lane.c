@@ -263,6 +263,14 @@ struct piece {
 	u64 start, end; /* addresses of the CPU's bus */
 };
 
+/* GPU pages that the packets lie in. */
+static unsigned int packet_pieces(const struct p2pmod_lane *lane)
+{
+	u64 end = lane->start + (u64)lane->slots * sizeof(struct p2pmod_packet);
+
+	return ((end - 1) >> GPU_PAGE_SHIFT) - (lane->start >> GPU_PAGE_SHIFT) + 1;
+}
+
 /*
  * The @i-th contiguous piece of what a lane uses, packets first: false after the last one. These are
  * physical addresses, since a buffer may be pinned twice, and memory mapped twice.
@@ -271,14 +279,13 @@ static bool lane_piece(const struct p2pmod_lane *lane, unsigned int i, struct pi
 {
 	u64 from = lane->start, to = from + (u64)lane->slots * sizeof(struct p2pmod_packet);
 	u64 first = from >> GPU_PAGE_SHIFT, unit = GPU_PAGE, base;
-	u64 last = (to - 1) >> GPU_PAGE_SHIFT;
 
-	if (i <= last - first) {
+	if (i < packet_pieces(lane)) {
 		base = lane->buffer->bus[first + i];
 		from -= first << GPU_PAGE_SHIFT;
 		to -= first << GPU_PAGE_SHIFT;
 	} else {
-		i -= last - first + 1;
+		i -= packet_pieces(lane);
 		if (i >= lane->page_count)
 			return false;
 		unit = PAGE_SIZE;
@@ -294,11 +301,12 @@ static bool lane_piece(const struct p2pmod_lane *lane, unsigned int i, struct pi
 
 static bool lanes_meet(const struct p2pmod_lane *a, const struct p2pmod_lane *b)
 {
+	/* packets that were revoked are no longer the lane's, and may be another's; replies stay */
+	unsigned int i, j, from = p2pmod_revoked(b->buffer) ? packet_pieces(b) : 0;
 	struct piece one, other;
-	unsigned int i, j;
 
 	for (i = 0; lane_piece(a, i, &one); i++)
-		for (j = 0; lane_piece(b, j, &other); j++)
+		for (j = from; lane_piece(b, j, &other); j++)
 			if (one.start < other.end && other.start < one.end)
 				return true;
 	return false;
@@ -310,11 +318,10 @@ static int list_lane(struct p2pmod_lane *lane)
 	int err = 0;
 
 	mutex_lock(&lanes_lock);
-	/* what was revoked is no longer the lane's, and may be another's */
 	if (p2pmod_revoked(lane->buffer))
 		err = -ENODEV;
 	list_for_each_entry(other, &lanes, entry)
-		if (!p2pmod_revoked(other->buffer) && lanes_meet(lane, other))
+		if (lanes_meet(lane, other))
 			err = -EBUSY;
 	if (!err)
 		list_add(&lane->entry, &lanes);

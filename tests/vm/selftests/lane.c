@@ -590,6 +590,16 @@ TEST(lanes_share_no_memory_however_it_is_named)
 	a = describe(s, 4 * ring, twice + CPU_PAGE + 8 * sizeof(struct p2pmod_reply), SLOTS, 1);
 	EXPECT(ioctl(s->caller, CALLER_ATTACH, &a) == 0);
 	close(memory);
+
+	/* a lane whose packets were revoked keeps its replies until it is detached */
+	struct scene *other = scene_new(1);
+
+	gpu_free(&s->gpu);
+	a = describe(other, 0, twice + CPU_PAGE, SLOTS, 1);
+	EXPECT_ERRNO(EBUSY, ioctl(other->caller, CALLER_ATTACH, &a));
+	a.replies += 3 * CPU_PAGE / 2;
+	EXPECT(ioctl(other->caller, CALLER_ATTACH, &a) == 0);
+	scene_end(other);
 	scene_end(s);
 	close(file);
 	EXPECT(gpu_pins() == 0 && counter("lanes") == 0 && pages_pinned() == 0);
