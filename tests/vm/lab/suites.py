@@ -295,16 +295,37 @@ def beside(option: str = "", folder: str = "", kernel: str = "6.1") -> int:
 
 # -- the Python suite inside a guest ---------------------------------------------------------
 
+# what touches a bridge and nothing else; the rest runs outside, where it takes seconds
+BRIDGES = "tests/bridges tests/vm/guest"
+# what uses arrays as a program does, whatever the bridge is: in CI, here as well
+PROGRAMS = " ".join(
+    f"tests/unit/test_{name}.py"
+    for name in ("aperture", "bad_input", "bridges", "calibration", "examples", "kernels")
+)
+
+
 def quick() -> int:
-    """The distribution's own kernel: C tests, then the Python suite over /dev/p2pmod."""
+    """The distribution's own kernel: C tests, then the bridges' Python tests over /dev/p2pmod."""
     prepare()
-    kernel = packages.kernel("6.1")
     cell = Cell("6.1", "open", "own", VERSIONS["1.2"])
     guest(cell)
     show(cell)
     passed, failed = cell.passed, len(cell.failed) + len(cell.splats) + (not cell.finished)
-    print("# the Python suite, inside the guest", flush=True)
-    result = python_suite(kernel, f"tests/bridges tests/vm/guest tests/unit {NOT_HERE}")
+    good = over_p2pmod(BRIDGES)
+    return report(passed + good, failed + (not good))
+
+
+def programs() -> int:
+    """More of the Python suite over /dev/p2pmod: minutes that CI has and a newcomer has not."""
+    prepare()
+    good = over_p2pmod(PROGRAMS)
+    return report(int(good), int(not good))
+
+
+def over_p2pmod(what: str) -> bool:
+    """pytest in a guest, its outcome shown."""
+    print(f"# inside the guest: {what}", flush=True)
+    result = python_suite(packages.kernel("6.1"), what)
     tail = [line for line in result.text.splitlines() if " passed" in line or " failed" in line]
     for line in result.text.splitlines():
         if line.startswith(("FAILED", "ERROR", "E  ")):
@@ -316,31 +337,7 @@ def quick() -> int:
           f" {result.seconds:.0f} s", flush=True)  # fmt: skip
     if not good:
         print(result.text[-6000:])
-    return report(passed + good, failed + (not good))
-
-
-# what is about the emulated GPU's process, compilers, the copy engine, feigned drivers and pages, and
-# about no bridge: it runs outside, where it takes seconds
-NOT_HERE = " ".join(
-    f"--ignore tests/{name if '/' in name else 'unit/' + name}"
-    for name in (
-        "test_emulation.py",
-        "test_emulation_process.py",
-        "test_native_copy.py",
-        "test_native_guard.py",
-        "test_native_threads.py",
-        "test_mapped.py",
-        "test_lab.py",
-        "test_readme.py",
-        "test_memory_model.py",
-        "test_check.py",
-        "test_report.py",
-        "test_experiment.py",
-        "test_paths.py",
-        # its services live for 60 seconds, which is too short here; tests/vm/guest has its own
-        "test_service.py",
-    )
-)
+    return good
 
 
 def python_suite(kernel: Unpacked, what: str) -> boot.Result:
