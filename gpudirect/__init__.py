@@ -59,7 +59,8 @@ from .errors import (
 from .host import HostView
 from .kernels import Kernel, kernel
 from .limits import Limits
-from .memory import statistics, trim
+from .memory import statistics
+from .pinned import PinnedArray, pinned
 from .service import Doorbell, Future, Service, ServiceInfo
 
 __version__ = "0.1.0"
@@ -80,6 +81,18 @@ def use(*, device: str | None = None, bridge: str | None = None) -> None:
 def stream(device: Device | str | int | None = None) -> Stream:
     """A new stream on a device, independent of all others: ``with stream:`` makes it current."""
     return devices.get(device).stream()
+
+
+def trim() -> None:
+    """Give all unused memory back: device memory, mappings, page-locked host memory.
+
+    Waits for kernels that may still use what was freed.
+    """
+    from . import memory
+    from .pinned import trim as trim_pinned
+
+    memory.trim()
+    trim_pinned()
 
 
 def synchronize(device: Device | str | int | None = None) -> None:
@@ -151,6 +164,7 @@ __all__ = [
     "NotMappableError",
     "OutOfMemoryError",
     "PageRun",
+    "PinnedArray",
     "RangeError",
     "RefusedArgumentError",
     "RevokedError",
@@ -169,6 +183,7 @@ __all__ = [
     "kernel",
     "ones",
     "ones_like",
+    "pinned",
     "register",
     "set_limits",
     "statistics",

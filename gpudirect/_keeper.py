@@ -58,6 +58,8 @@ class Keeper:
         self._jobs: SimpleQueue[Any] = SimpleQueue()
         self._alone = _thread.allocate_lock()  # held by the one thread there is
         self._ident = 0
+        self.ending = False
+        """The process ends: what is dropped is left to the system."""
         self.post: Callable[[Callable[[], object]], None] = self._jobs.put
         """Have something done soon. One call in C: for finalizers, too."""
 
@@ -77,9 +79,10 @@ class Keeper:
         while True:
             self._do(self._jobs.get())
 
-    @staticmethod
-    def _do(job: Any) -> None:
+    def _do(self, job: Any) -> None:
         """A function of no arguments, or a lease that came home, which stands for one."""
+        if self.ending and type(job) is not _Call:
+            return
         try:
             if type(job) is _native.Lease:
                 job.end()
@@ -90,13 +93,17 @@ class Keeper:
         except BaseException:
             sys.excepthook(*sys.exc_info())
 
+    def here(self) -> bool:
+        """Whether this is the keeper's thread."""
+        return _thread.get_ident() == self._ident
+
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """What a function gives, called on the keeper's thread after all that was posted before.
 
         On that thread itself, and where the interpreter ends, it is simply called. An interrupted
         wait leaves the keeper to finish.
         """
-        if _thread.get_ident() == self._ident or sys.is_finalizing():
+        if self.here() or sys.is_finalizing():
             return function(*arguments)
         self.begin()
         call = _Call(function, arguments)

@@ -11,19 +11,20 @@ device's whole aperture may be used, and windows mapped on demand take a quarter
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
-import warnings
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+from ._keeper import keeper
 from .bridges import Bridge, Mapping
 from .bridges.base import PAGE, page_span
 from .config import env_size
 from .devices import Device, DeviceMemory
-from .errors import ApertureError, ArgumentError, Error
+from .errors import ApertureError, ArgumentError
 
 ENVIRONMENT = "GPUDIRECT_APERTURE"
 ARRAYS, REGISTERED, WINDOWS, AUTOMATIC = "arrays", "registered", "windows", "automatic"
@@ -72,42 +73,41 @@ class ApertureUse:
 class Reclaimable(Protocol):
     """A mapping that can be taken back while nobody uses it."""
 
-    size: int
-    """Bytes charged for it."""
-    users: int
-
-    def close(self) -> bool:
-        """Unmap it and have the account forget it; False if that was done before."""
+    def reclaim(self) -> bool:
+        """Unmap it; False if somebody uses it."""
         ...
 
 
+class Charged:
+    """A mapping on the account: undone by ``close``, or when nobody refers to it any more."""
+
+    __slots__ = ("_lease", "_undo", "mapping", "size")
+
+    def __init__(self, account: Account, kind: str, mapping: Mapping, size: int) -> None:
+        self.mapping = mapping
+        self.size = size
+        """Bytes charged for it."""
+        self._undo = partial(account.undo, kind, size, [mapping])
+        self._lease = keeper.leave(self._undo)
+
+    def close(self) -> None:
+        """Unmap it now, and take it off the account. Safe twice."""
+        self._lease.end()
+        keeper.run(self._undo)
+
+
 class Account:
-    """The account of one device. Thread-safe; giving back never blocks."""
+    """The account of one device. What changes it runs on the keeper's thread, and so one by one."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.budget = _budget()
-        self._lock = threading.Lock()
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = dict.fromkeys(_WORDS, 0)
         self._peak = 0
         self._total: int | None = None
-        # what came back from a thread (or a collection) that could not wait for the lock
-        self._returned: deque[tuple[str, int, Callable[[], object] | None]] = deque()
         self._kept: OrderedDict[Reclaimable, None] = OrderedDict()  # least recently used first
 
     # -- taking ------------------------------------------------------------------------------
-
-    def __enter__(self) -> Account:
-        """Hold the account still. Not to be done twice by one thread, nor in a ``__del__``."""
-        self._lock.acquire()
-        if self._returned:
-            self._drain()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
-        if self._returned:
-            self._tidy()
 
     def could_hold(self, size: int) -> bool:
         """Whether ``size`` bytes would fit if nothing else were mapped."""
@@ -131,18 +131,16 @@ class Account:
         return max(self.budget - others, 0)
 
     def map(self, kind: str, bridge: Bridge, memory: DeviceMemory, offset: int, length: int, *,
-            at: int | None = None) -> Mapping:
-        """Map part of a block on the account. Undone with the mapping's ``close`` and ``give``.
+            at: int | None = None) -> Charged:
+        """Map part of a block on the account.
 
         Takes back windows mapped on demand where room is needed.
         Raises ApertureError (BAR1 or the budget is exhausted) or what ``Bridge.map`` raises.
         """
-        with self:
-            return self.map_locked(kind, bridge, memory, offset, length, at=at)
+        return keeper.run(self._map, kind, bridge, memory, offset, length, at)
 
-    def map_locked(self, kind: str, bridge: Bridge, memory: DeviceMemory, offset: int, length: int,
-                   *, at: int | None = None) -> Mapping:
-        """``map``, for a caller that holds the account."""
+    def _map(self, kind: str, bridge: Bridge, memory: DeviceMemory, offset: int, length: int,
+             at: int | None) -> Charged:
         size = charge(offset, length)
         self._fit(kind, size)
         while True:
@@ -154,7 +152,7 @@ class Account:
                     raise
         self._held[kind] += size
         self._peak = max(self._peak, sum(self._held.values()))
-        return mapping
+        return Charged(self, kind, mapping, size)
 
     def _fit(self, kind: str, size: int) -> None:
         if kind == AUTOMATIC:
@@ -172,66 +170,46 @@ class Account:
 
     def _reclaim_one(self) -> bool:
         """Take back the window that was not used for longest; False when all are in use."""
-        for window in self._kept:
-            if not window.users:
-                window.close()
-                self._held[AUTOMATIC] -= window.size
-                return True
-        return False
+        return any(window.reclaim() for window in tuple(self._kept))
 
     def keep(self, window: Reclaimable) -> None:
-        """Count a window among those used most recently. The caller holds the account."""
+        """Count a window among those that can be taken back. Keeper's."""
         self._kept[window] = None
-        self._kept.move_to_end(window)
+
+    def touch(self, window: Reclaimable) -> None:
+        """It is the one used last. On any thread."""
+        with contextlib.suppress(KeyError):  # taken back in this moment
+            self._kept.move_to_end(window)
+
+    def forget(self, window: Reclaimable) -> None:
+        """A window mapped on demand is gone. Keeper's."""
+        self._kept.pop(window, None)
 
     # -- giving back -------------------------------------------------------------------------
 
-    def give(self, kind: str, size: int, close: Callable[[], object] | None = None) -> None:
-        """Unmap something with ``close``, if that is still to be done, and take it off the account.
-
-        Called on whatever thread drops the last reference, inside a garbage collection too. So it
-        never waits: while somebody holds the account, who may be this very thread in the middle
-        of mapping, it is only noted down. A ``close`` that returns False had nothing to do.
-        """
-        self._returned.append((kind, size, close))
-        self._tidy()
-
-    @property
-    def held(self) -> bool:
-        """Whether somebody holds the account, so that this is no moment to unmap anything."""
-        return self._lock.locked()
-
-    def _tidy(self) -> None:
-        while self._returned and self._lock.acquire(blocking=False):
-            try:
-                self._drain()
-            finally:
-                self._lock.release()
-
-    def _drain(self) -> None:
-        while self._returned:
-            kind, size, close = self._returned.popleft()
-            try:
-                if close is not None and close() is False:
-                    continue
-            except Error as e:  # whoever happens to tidy up here is not to blame
-                warnings.warn(f"unmapping {size} bytes failed: {e}", ResourceWarning, stacklevel=2)
+    def undo(self, kind: str, size: int, left: list[Mapping]) -> None:
+        """Unmap, and take off the account, what is left in the list. Keeper's."""
+        while left:
+            mapping = left.pop()
             self._held[kind] -= size
-
-    def forget(self, window: Reclaimable) -> None:
-        """A window mapped on demand is gone. The caller holds the account."""
-        self._kept.pop(window, None)
+            if not self.device.forked:
+                mapping.close()
 
     # -- telling -----------------------------------------------------------------------------
 
     def _use(self) -> ApertureUse:
-        held = {kind: self._held[kind] for kind in _WORDS}
-        return ApertureUse(self.device.id, self.budget, **held, peak=self._peak)
+        return ApertureUse(self.device.id, self.budget, **self._held, peak=self._peak)
 
     def use(self) -> ApertureUse:
-        """What is held now."""
-        self._tidy()
-        return self._use()
+        """What is held now, after what was dropped before is given back."""
+        return keeper.run(self._use)
+
+    def limit(self, size: int | None) -> None:
+        """Change the budget. Keeper's."""
+        self.budget = size
+        if size is not None:
+            while sum(self._held.values()) > size and self._reclaim_one():
+                pass
 
 
 def charge(offset: int, length: int) -> int:
@@ -250,21 +228,38 @@ def _budget() -> int | None:
 
 
 _accounts: dict[Device, Account] = {}
-_accounts_lock = threading.Lock()
+_tellers: list[Callable[[], list[str]]] = []
 
 
 def account(device: Device) -> Account:
     """The account of a device, opened on first use."""
     found = _accounts.get(device)
     if found is None:
-        with _accounts_lock:
-            found = _accounts.setdefault(device, Account(device))
+        found = _accounts.setdefault(device, Account(device))
     return found
 
 
 def use() -> list[ApertureUse]:
     """What this process holds of the aperture of each device that it used."""
-    return [a.use() for a in _accounts.values()]
+    return [a.use() for a in tuple(_accounts.values())]
+
+
+def holders() -> str:
+    """Who holds how much of the aperture, in words, for an error message."""
+    lines = [line for tell in _tellers for line in tell()]
+    lines.extend(f"  this process, {u.device}: {u}" for u in use())
+    for device in tuple(_accounts):
+        bar1 = device.aperture()
+        if bar1 is not None:
+            lines.append(
+                f"  all processes, {device.id}: {bar1.used} of {bar1.total} bytes of BAR1"
+            )
+    return "\n".join(lines)
+
+
+def also_told_by(tell: Callable[[], list[str]]) -> None:
+    """Have somebody above say more in ``holders``."""
+    _tellers.append(tell)
 
 
 def told() -> list[dict[str, object]]:
@@ -288,17 +283,10 @@ def set_budget(size: int | None, device: Device) -> None:
     """
     if size is not None and size < PAGE:
         raise ArgumentError(f"a budget of {size} bytes is below a page ({PAGE})")
-    found = account(device)
-    with found:
-        found.budget = size
-        if size is not None:
-            while sum(found._held.values()) > size and found._reclaim_one():
-                pass
+    keeper.run(account(device).limit, size)
 
 
 def _after_fork_in_child() -> None:
-    global _accounts_lock
-    _accounts_lock = threading.Lock()
     _accounts.clear()
 
 

@@ -21,6 +21,7 @@ from .devices import Device, Function, Parameter, Stream
 from .dtypes import why_no_pointer
 from .errors import ArgumentError, DTypeError, LaunchError
 from .host import HostView
+from .pinned import PinnedArray, piece_of
 
 Dim = int | tuple[int, ...]
 
@@ -100,8 +101,8 @@ class Kernel:
 
         grid, block: one to three numbers. shared: bytes of dynamic shared memory.
         stream: None takes the current one: of ``with stream:``, or else the default stream.
-        arguments: arrays go by reference, numbers and NumPy scalars by value, structured NumPy
-            scalars as structs.
+        arguments: arrays (pinned ones too) go by reference, numbers and NumPy scalars by value,
+            structured NumPy scalars as structs.
         cooperative: every block is resident at once (grid-wide synchronisation).
         Raises ArgumentError, DTypeError or LaunchError; nothing was queued then.
         """
@@ -181,6 +182,16 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
             if value.device is not device:
                 device.ensure_usable()  # of the parent, maybe
                 raise refuse(value, f"it is on {value.device.id}, the kernel on {device.id}")
+            if why := why_no_pointer(value.dtype, parameter.pointee):
+                raise refuse(value, why)
+            address = value.ptr
+        elif isinstance(value, PinnedArray):
+            try:
+                owner = piece_of(value).device
+            except ArgumentError as e:
+                raise refuse(value, str(e)) from None
+            if owner is not device:
+                raise refuse(value, f"it is pinned for {owner.id}, the kernel on {device.id}")
             if why := why_no_pointer(value.dtype, parameter.pointee):
                 raise refuse(value, why)
             address = value.ptr

@@ -282,8 +282,8 @@ int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, siz
 
 const struct gd_api *gd_api(void)
 {
-    static struct gd_api api = {gd_write,  gd_read,    gd_fence,     gd_path,
-                                gd_dma_in, gd_dma_out, gd_work_open, NULL};
+    static struct gd_api api = {gd_write, gd_read,    gd_fence, gd_path,
+                                gd_dma_in, gd_dma_out, NULL};
 
     api.forks = gd_forks();
     return &api;

@@ -150,8 +150,11 @@ static void Lease_finalize(PyObject *object)
     PyErr_Fetch(&type, &value, &traceback);
     if (Py_TYPE(self->home) == &YardType)
         yard_take_in((Yard *)self->home, self);
-    else
+    else {
+        /* what this thread stored through a mapping leaves before another thread unmaps it */
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
         ring(self->home, object);
+    }
     PyErr_Restore(type, value, traceback);
 }
 

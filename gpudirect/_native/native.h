@@ -199,7 +199,6 @@ struct gd_api {
     int (*path)(const struct gd_paths *, int, const void *, size_t);
     int (*dma_in)(const struct gd_paths *, uint64_t, const char *, size_t);
     int (*dma_out)(const struct gd_paths *, char *, uint64_t, size_t);
-    int (*open)(const struct gd_work *);
     const unsigned *forks;
 };
 const struct gd_api *gd_api(void);

@@ -8,18 +8,19 @@ most recently are kept.
 from __future__ import annotations
 
 import contextlib
-import os
-import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import _native
-from ..aperture import AUTOMATIC, Account, charge
-from ..bridges import Bridge, Mapping
+from .._keeper import keeper
+from ..aperture import AUTOMATIC, Account, Charged
+from ..bridges import Bridge
 from ..bridges.base import PAGE
 from ..errors import ApertureError, Error
 from ..extent import Extent
@@ -41,19 +42,19 @@ DMA_PART = 4 << 20
 
 
 class Slot:
-    """One window mapped on demand. Its methods are called by who holds the account."""
+    """One window mapped on demand. Whoever uses it refers to its ``Use`` meanwhile."""
 
-    __slots__ = ("flags", "host", "length", "mapping", "of", "size", "start", "users")
+    __slots__ = ("charged", "flags", "host", "length", "of", "start", "use")
 
-    def __init__(self, of: OnDemand, start: int, length: int, mapping: Mapping) -> None:
+    def __init__(self, of: OnDemand, start: int, length: int, charged: Charged) -> None:
         self.of = of
         self.start = start  # bytes from the start of the block
         self.length = length
-        self.mapping: Mapping | None = mapping
-        self.host = mapping.address
-        self.flags = _native.lib.GD_GUARDED if mapping.revocable else 0  # of copies through it
-        self.size = charge(start, length)
-        self.users = 0
+        self.charged = charged
+        self.host = charged.mapping.address
+        self.flags = _native.lib.GD_GUARDED if charged.mapping.revocable else 0  # of copies through it
+        self.use: Use | None = Use(self)
+        """None: it is gone, or about to be taken back."""
 
     def store(self, offset: int, source: int, count: int) -> int:
         """Copy bytes from an address to byte ``offset`` of the block; what the engine answers."""
@@ -63,32 +64,42 @@ class Slot:
             )
         )
 
-    def close(self) -> bool:
-        """Unmap it; False if that was done before."""
-        mapping, self.mapping = self.mapping, None
-        if mapping is None:
+    def reclaim(self) -> bool:
+        """Unmap it; False if somebody uses it. Keeper's."""
+        use, self.use = self.use, None  # from here on nobody new finds it
+        if use is None:
             return False
-        self.of.slots.pop(self.start, None)
-        self.of.account.forget(self)
-        _native.lib.gd_fence()  # stores on their way must not meet what is mapped there next
-        mapping.close()
+        seen = weakref.ref(use)
+        del use
+        used = seen()
+        if used is not None:
+            self.use = used
+            return False
+        self.close()
         return True
 
-    def _left(self) -> None:
-        self.users -= 1
+    def close(self) -> None:
+        """Unmap it. Keeper's."""
+        self.use = None
+        self.of.slots.pop(self.start, None)
+        self.of.account.forget(self)
+        self.charged.close()
 
-    def leave(self) -> None:
-        """Somebody is done with it. Called without holding the account; waits for it."""
-        with self.of.account:
-            self.users -= 1
 
-    def leave_soon(self) -> None:
-        """The same from a ``__del__``, which must not wait."""
-        self.of.account.give(AUTOMATIC, 0, self._left)
+class Use:
+    """While somebody refers to it, its slot stays mapped."""
+
+    __slots__ = ("__weakref__", "slot")
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
 
 
 class OnDemand:
-    """The windows of one block that were mapped on demand; ``Block.windows``."""
+    """The windows of one block that were mapped on demand; ``Block.windows``.
+
+    What maps and unmaps runs on the keeper's thread.
+    """
 
     __slots__ = ("account", "block", "bridge", "last", "slots", "touched", "width")
 
@@ -106,11 +117,14 @@ class OnDemand:
         block = piece.block
         if block.windows is None:
             block.hold(piece.bridge)
-            with block.account:
-                if block.windows is None:
-                    block.windows = cls(block, piece.bridge)
+            keeper.run(cls._open, block, piece.bridge)
         assert isinstance(block.windows, cls)
         return block.windows
+
+    @classmethod
+    def _open(cls, block: Block, bridge: Bridge) -> None:
+        if block.windows is None:
+            block.windows = cls(block, bridge)
 
     def _fitting_width(self) -> int:
         quarter = min(self.account.on_demand() // 4, WIDEST)
@@ -120,41 +134,40 @@ class OnDemand:
         """Start of the window that shows byte ``offset`` of the block."""
         return offset // self.width * self.width
 
-    def enter(self, offset: int) -> Slot:
+    def enter(self, offset: int) -> Use:
         """The window that shows byte ``offset`` of the block, mapped if need be.
 
-        It stays until ``Slot.leave``. Raises ApertureError.
+        It stays while somebody refers to what is returned. Raises ApertureError.
         """
-        return with_room(self.block.memory.device, lambda: self._enter(offset))
+        return with_room(self.block.memory.device, lambda: keeper.run(self._enter, offset))
 
-    def _enter(self, offset: int) -> Slot:
-        with self.account:
-            if not self.slots:
-                self.width = self._fitting_width()  # the budget, or what others hold, may differ
-            slot = self._map(self.find(offset))
-            slot.users += 1
-            return slot
+    def _enter(self, offset: int) -> Use:
+        if not self.slots:
+            self.width = self._fitting_width()  # the budget, or what others hold, may differ
+        return self._map(self.find(offset))
 
-    def hit(self, offset: int, count: int) -> Slot | None:
-        """The window that shows all of these bytes, if it is mapped, held until its ``leave``."""
-        with self.account:
-            slot = self.slots.get(self.find(offset))
-            if slot is None or offset + count > slot.start + slot.length:
-                return None
-            slot.users += 1
-            self.account.keep(slot)
+    def hit(self, offset: int, count: int) -> Use | None:
+        """The window that shows all of these bytes, if it is mapped; as ``enter``."""
+        slot = self.slots.get(self.find(offset))
+        if slot is None or offset + count > slot.start + slot.length:
+            return None
+        use = slot.use
+        if use is not None:
+            self.account.touch(slot)
             self.last = slot.start
-            return slot
+        return use
 
-    def _map(self, start: int) -> Slot:
+    def _map(self, start: int) -> Use:
         slot = self.slots.get(start)
         if slot is None:
             block = self.block.memory
             length = min(self.width, block.size - start)
-            mapping = self.account.map_locked(AUTOMATIC, self.bridge, block, start, length)
-            slot = self.slots[start] = Slot(self, start, length, mapping)
-        self.account.keep(slot)
-        return slot
+            charged = self.account.map(AUTOMATIC, self.bridge, block, start, length)
+            slot = self.slots[start] = Slot(self, start, length, charged)
+            self.account.keep(slot)
+        self.account.touch(slot)
+        assert slot.use is not None
+        return slot.use
 
     def follow(self, piece: Piece, slot: Slot, end: int) -> None:
         """Have the next window mapped meanwhile, where bytes up to ``end`` or a habit call for it."""
@@ -163,58 +176,22 @@ class OnDemand:
         if last == slot.start or behind >= self.block.memory.size or behind in self.slots:
             return
         if end > behind or last + self.width == slot.start:
-            _ahead.submit(piece, behind)
+            keeper.post(partial(self.prepare, piece, behind))
 
-    def prepare(self, offset: int) -> None:
-        """Map a window that will be needed soon, if there is room for it."""
-        with self.account:
-            # one that is in use and this one: never push the window out that is being written
-            if 2 * self.width <= self.account.on_demand() and self.find(offset) not in self.slots:
+    def prepare(self, piece: Piece, offset: int) -> None:
+        """Map a window that will be needed soon, if there is room for it. Keeper's.
+
+        piece: whose memory it is, alive as long as this is to be done.
+        """
+        # one that is in use and this one: never push the window out that is being written
+        if 2 * self.width <= self.account.on_demand() and self.find(offset) not in self.slots:
+            with contextlib.suppress(Error, OSError):  # who needs the window meets the error himself
                 self._map(self.find(offset))
 
     def close(self) -> None:
-        """The memory goes. Nobody uses the windows any more."""
+        """The memory goes. Nobody uses the windows any more. Keeper's."""
         for slot in tuple(self.slots.values()):
-            self.account.give(AUTOMATIC, slot.size, slot.close)
-
-
-class _Ahead:
-    """Maps the next window of a sequential writer while the present one is being written."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Piece, int]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-
-    def submit(self, piece: Piece, offset: int) -> None:
-        with self._lock:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="gpudirect windows", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the system gives none: whoever writes maps by himself
-                    return
-                self._thread = thread
-        self._jobs.put((piece, offset))
-
-    def _run(self) -> None:
-        while True:
-            piece, offset = self._jobs.get()
-            # who needs the window meets the error himself
-            with contextlib.suppress(Error, OSError):
-                OnDemand.of(piece).prepare(offset)
-            del piece  # the last reference, maybe: its memory goes back
-
-
-_ahead = _Ahead()
-
-
-def _after_fork_in_child() -> None:
-    global _ahead
-    _ahead = _Ahead()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+            slot.close()
 
 
 @contextmanager
@@ -224,12 +201,9 @@ def entered(piece: Piece, offset: int, end: int) -> Iterator[Slot]:
     end: bytes up to there will be needed.
     """
     windows = OnDemand.of(piece)
-    slot = windows.enter(offset)
-    try:
-        windows.follow(piece, slot, end)
-        yield slot
-    finally:
-        slot.leave()
+    use = windows.enter(offset)
+    windows.follow(piece, use.slot, end)
+    yield use.slot
 
 
 def piece_of(extent: Extent) -> Piece:
@@ -261,11 +235,8 @@ def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | 
     if via is None and raw.nbytes >= BOTH_ENDS and not piece.device.working():
         _from_both_ends(extent, raw, offset)
         return
-    if slot := windows.hit(at, raw.nbytes):
-        try:
-            code = slot.store(at, copies.address_of(raw), raw.nbytes)
-        finally:
-            slot.leave()
+    if use := windows.hit(at, raw.nbytes):
+        code = use.slot.store(at, copies.address_of(raw), raw.nbytes)
         copies.done(code, extent, "writing to")
         return
     done = 0

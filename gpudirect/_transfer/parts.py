@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from .. import _native, memory
-from ..aperture import WINDOWS, account, charge
+from .. import memory
+from ..aperture import WINDOWS, Charged, account, holders
 from ..bridges import Bridge, Mapping, PageRun
 from ..devices import Device, DeviceMemory
 from ..errors import ApertureError
@@ -18,25 +18,28 @@ T = TypeVar("T")
 class Part:
     """Some bytes of a piece, mapped by themselves. Stands in for the piece in an extent."""
 
-    __slots__ = ("__weakref__", "_account", "_mapping", "host", "nbytes", "piece", "ptr")
+    __slots__ = ("__weakref__", "_charged", "host", "nbytes", "piece", "ptr")
 
     def __init__(self, piece: Backing, offset: int, nbytes: int) -> None:
-        self._mapping: Mapping | None = None
+        self._charged: Charged | None = None
         self.piece = piece
         self.ptr = piece.ptr + offset
         self.nbytes = nbytes
-        self._account = account(piece.device)
         if piece.host:
             self.host = piece.host + offset
             return
         block, start = piece.memory_at(offset, nbytes)
         if isinstance(piece, memory.Piece):
             piece.block.hold(piece.bridge)
-        self._mapping = with_room(
+        self._charged = with_room(
             piece.device,
-            lambda: self._account.map(WINDOWS, piece.bridge, block, start, nbytes),
+            lambda: account(piece.device).map(WINDOWS, piece.bridge, block, start, nbytes),
         )
-        self.host = self._mapping.address
+        self.host = self._charged.mapping.address
+
+    @property
+    def _mapping(self) -> Mapping | None:
+        return self._charged.mapping if self._charged is not None else None
 
     @property
     def device(self) -> Device:
@@ -56,24 +59,19 @@ class Part:
 
     @property
     def revocable(self) -> bool:
-        return self.piece.revocable if self._mapping is None else self._mapping.revocable
+        mapping = self._mapping
+        return self.piece.revocable if mapping is None else mapping.revocable
 
     def revoked(self) -> bool:
-        return self.piece.revoked() if self._mapping is None else self._mapping.revoked()
+        mapping = self._mapping
+        return self.piece.revoked() if mapping is None else mapping.revoked()
 
     def pages(self) -> list[PageRun]:
-        return self.piece.pages() if self._mapping is None else self._mapping.pages()
+        mapping = self._mapping
+        return self.piece.pages() if mapping is None else mapping.pages()
 
     def memory_at(self, offset: int, length: int) -> tuple[DeviceMemory, int]:
         return self.piece.memory_at(self.ptr - self.piece.ptr + offset, length)
-
-    def __del__(self) -> None:
-        mapping = self._mapping
-        if mapping is None or not memory.alive() or self.piece.device.forked:
-            return
-        _native.lib.gd_fence()  # stores on their way must not meet what is mapped there next
-        _, start = self.memory_at(0, self.nbytes)
-        self._account.give(WINDOWS, charge(start, self.nbytes), mapping.close)
 
 
 def with_room(device: Device, make: Callable[[], T]) -> T:
@@ -85,8 +83,8 @@ def with_room(device: Device, make: Callable[[], T]) -> T:
         return make()
     except ApertureError as e:
         if not memory.shed(device):
-            raise ApertureError(f"{e}\n{memory.holders()}", e.errno) from e
+            raise ApertureError(f"{e}\n{holders()}", e.errno) from e
     try:
         return make()
     except ApertureError as e:
-        raise ApertureError(f"{e}\n{memory.holders()}", e.errno) from e
+        raise ApertureError(f"{e}\n{holders()}", e.errno) from e

@@ -11,7 +11,7 @@ from ..arguments import as_bytes, index, overlap
 from ..errors import ApertureError, ArgumentError, ClosedError, RangeError
 from ..extent import Extent
 from . import copies
-from .ondemand import OnDemand, Slot, base, piece_of
+from .ondemand import OnDemand, Use, base, piece_of
 
 
 class Writer(io.RawIOBase):
@@ -22,7 +22,7 @@ class Writer(io.RawIOBase):
     """
 
     _bytes: Extent | None = None
-    _slot: Slot | None = None
+    _use: Use | None = None
 
     def __init__(self, extent: Extent) -> None:
         super().__init__()
@@ -127,7 +127,8 @@ class Writer(io.RawIOBase):
         self._leave()
         first_byte, piece = base(extent), piece_of(extent)
         windows = OnDemand.of(piece)
-        slot = self._slot = windows.enter(first_byte + self._at)
+        use = self._use = windows.enter(first_byte + self._at)
+        slot = use.slot
         windows.follow(piece, slot, first_byte + self._at + more)
         first = slot.start - first_byte
         self._shown = (first, min(first + slot.length, extent.nbytes), slot.host)
@@ -135,11 +136,10 @@ class Writer(io.RawIOBase):
         return self._shown
 
     def _leave(self) -> None:
-        slot, self._slot = self._slot, None
         self._shown = (0, 0, 0)
-        if slot is not None:
-            _native.lib.gd_fence()
-            slot.leave_soon()
+        if self._use is not None:
+            _native.lib.gd_fence()  # on the thread that stored, before anybody unmaps the window
+            self._use = None
 
     def flush(self) -> None:
         """Make everything written so far leave for the device."""

@@ -25,7 +25,7 @@ _CLASSES: tuple[type[Bridge], ...] = (
 NAMES = tuple(c.name for c in _CLASSES)
 
 _made: dict[str, Bridge] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def get(name: str) -> Bridge:
@@ -34,7 +34,7 @@ def get(name: str) -> Bridge:
         if name not in _made:
             for c in _CLASSES:
                 if c.name == name:
-                    _made[name] = c()
+                    _made.setdefault(name, c())
                     break
             else:
                 raise ArgumentError(f"there is no bridge {name!r}; there are {', '.join(NAMES)}")
@@ -73,7 +73,7 @@ def choose(device: Facts, name: str | None = None) -> Bridge:
 
 def _after_fork_in_child() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for bridge in _made.values():
         bridge.after_fork()
     _made.clear()

@@ -120,7 +120,7 @@ class GdrdrvBridge(Bridge):
 
     def __init__(self) -> None:
         self._session: Any = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @staticmethod
     def library() -> tuple[Any, Any]:
@@ -167,4 +167,4 @@ class GdrdrvBridge(Bridge):
 
     def after_fork(self) -> None:
         self._session = None  # libgdrapi opens its node close-on-exec and maps DONTFORK
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()

@@ -144,7 +144,7 @@ class P2pmodBridge(Bridge):
 
     def __init__(self) -> None:
         self._fd: int | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def standing(self, device: Facts) -> Standing:
         if device.kind == "emulated" and not os.path.exists(STANDIN_NODE):
@@ -217,7 +217,7 @@ class P2pmodBridge(Bridge):
 
     def after_fork(self) -> None:
         fd, self._fd = self._fd, None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if fd is not None:
             with contextlib.suppress(OSError):
                 os.close(fd)

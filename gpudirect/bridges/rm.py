@@ -209,7 +209,7 @@ class Client:
         self._handles = itertools.count(0x6D000001)
         self._devices: dict[int, tuple[int, int]] = {}  # device instance -> device, subdevice
         self._files: dict[int, int] = {}  # minor -> the file that keeps the GPU open
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         try:
             root = Allocate(kind=CLASS_ROOT)
             _ioctl(self.fd, root, "making a client")
@@ -395,7 +395,9 @@ class RmBridge(Bridge):
     def __init__(self) -> None:
         self._client: Client | None = None
         self._imports: dict[Source, Import] = {}  # while a mapping of the block is open
-        self._lock = threading.Lock()
+        # Held where memory is allocated, and so where a collection may begin: whatever runs then
+        # on the same thread may come here again
+        self._lock = threading.RLock()
 
     def standing(self, device: Facts) -> Standing:
         if device.kind != "cuda":
@@ -428,7 +430,10 @@ class RmBridge(Bridge):
         with self._lock:
             imported = self._imports.get(source)
             if imported is None:
-                imported = self._imports[source] = Import(self._client_now(), source)
+                made = Import(self._client_now(), source)
+                imported = self._imports.setdefault(source, made)
+                if imported is not made:  # a collection meanwhile brought somebody who wanted it too
+                    self._client_now().free(made.device, made.memory)
             imported.uses += 1
             return imported
 
@@ -452,7 +457,7 @@ class RmBridge(Bridge):
     def after_fork(self) -> None:
         client, self._client = self._client, None
         self._imports = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if client is not None:
             client.close()
 

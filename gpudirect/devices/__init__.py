@@ -31,7 +31,7 @@ def _open(kind: str, ordinal: int) -> Device:
     with _lock:
         if key not in _opened:
             make = cuda.CudaDevice if kind == "cuda" else emulated.EmulatedDevice
-            _opened[key] = make(ordinal)
+            _opened.setdefault(key, make(ordinal))  # a collection may have opened it meanwhile
         return _opened[key]
 
 

@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,12 @@ class CudaQueue(Queue):
 
     device: CudaDevice
 
+    def __init__(self, device: CudaDevice, handle: int, *, owned: bool = False) -> None:
+        super().__init__(device, handle)
+        # the driver's stream goes when nobody refers to this any more: whoever is just about to
+        # wait for it does
+        self._lease = keeper.leave(partial(device.destroy_stream, handle)) if owned else None
+
     def synchronize(self) -> None:
         self.device.ensure_usable()
         code = _native.lib.gd_driver_synchronize(
@@ -295,12 +302,6 @@ class CudaQueue(Queue):
         with self.device.current():
             found = _driver().cuStreamWaitEvent(self.handle, event._event, 0)
         _check(found, "having a stream wait for an event")
-
-    def destroy(self) -> None:
-        handle, self.handle = self.handle, 0
-        if handle and not self.device.forked:
-            with self.device.current():
-                _driver().cuStreamDestroy(handle)
 
 
 @functools.lru_cache(256)
@@ -583,7 +584,7 @@ class CudaDevice(Device):
                     f"allocating {size} bytes of page-locked host memory",
                 )
             )
-        return HostMemory(ptr, size, functools.partial(self._host_free, ptr))
+        return HostMemory(ptr, size, partial(self._host_free, ptr))
 
     def _host_free(self, ptr: int) -> None:
         if not self.forked:
@@ -601,9 +602,15 @@ class CudaDevice(Device):
             handle = _check(
                 d.cuStreamCreate(d.CUstream_flags.CU_STREAM_NON_BLOCKING), "making a stream"
             )
-        queue = CudaQueue(self, int(handle))
+        queue = CudaQueue(self, int(handle), owned=True)
         self.queues.add(queue)
         return Stream(queue)
+
+    def destroy_stream(self, handle: int) -> None:
+        """Give a stream back to the driver. Keeper's."""
+        if not self.forked:
+            with self.current():
+                _driver().cuStreamDestroy(handle)
 
     def take_event(self, timing: bool) -> Any:
         """A lease of an event of the driver's; the context is current."""

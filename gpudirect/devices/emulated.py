@@ -23,7 +23,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from .. import _native
@@ -174,6 +174,7 @@ class EmulatedEvent(Event):
         self.timing = timing
         self._reached = threading.Event()
         self._at = 0.0
+        self._queue = queue
         queue.submit(self._reach)
 
     def _reach(self) -> None:
@@ -184,6 +185,11 @@ class EmulatedEvent(Event):
         return self._reached.is_set()
 
     def wait(self) -> None:
+        if self._queue.on_worker() and not self.done():
+            raise DeviceError(
+                "a stream of the emulated device cannot wait for itself (a finalizer, run by a "
+                "garbage collection on the stream's own thread, asked it to)"
+            )
         self._reached.wait()
 
     def since(self, earlier: Any) -> float:
@@ -199,6 +205,7 @@ class EmulatedQueue(Queue):
         super().__init__(device, number)
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._failure: BaseException | None = None
+        self._ended = False
         self._connection: StreamConnection | None = None
         self._thread: threading.Thread | None = None
         self._all = _native.ffi.new("struct gd_work *")  # markers too, settled by the worker
@@ -210,6 +217,17 @@ class EmulatedQueue(Queue):
             keeper.run(self._begin)
         _native.lib.gd_work_begin(self._all)
         self._jobs.put(job)
+        if self._ended:  # whoever waits for a stream that has just gone finds nothing left to do
+            self._finish()
+
+    def _finish(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                return
+            if job is not None:
+                job()
 
     def _begin(self) -> None:
         if self._thread is not None:
@@ -241,6 +259,8 @@ class EmulatedQueue(Queue):
             done += 1
             del job  # what it refers to goes now, and not with the next one
             _native.lib.gd_work_settle(self._all, done)
+        self._ended = True
+        self._finish()
         if self._connection is not None:
             self._connection.close()
 
@@ -260,8 +280,13 @@ class EmulatedQueue(Queue):
     def record(self, timing: bool) -> EmulatedEvent:
         return EmulatedEvent(self, timing)
 
+    def on_worker(self) -> bool:
+        """Whether this is the worker's own thread."""
+        return self._thread is threading.current_thread()
+
     def hold(self, event: Event) -> None:
-        self.submit(event.wait)
+        if not event.done():
+            self.submit(event.wait)
 
     def destroy(self) -> None:
         if self._thread is not None and not self.device.forked:
@@ -476,6 +501,9 @@ class EmulatedDevice(Device):
             raise DeviceError(f"mapping host memory: {os.strerror(-address)}", -address)
 
         def free() -> None:
+            # dropped, and not freed by hand: as cuMemFreeHost, this waits for what may use it
+            while patient.here() and self.working():
+                time.sleep(1e-3)
             if not self.forked:
                 _native.lib.gd_reserve(ptr, block.size, 0)
                 block.free()

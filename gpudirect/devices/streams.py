@@ -115,9 +115,8 @@ class Queue(ABC):
     def hold(self, event: Event) -> None:
         """Have what is queued from now on wait for an event."""
 
-    @abstractmethod
-    def destroy(self) -> None:
-        """Give it back to the driver. Nothing is queued on it any more. Safe twice."""
+    def destroy(self) -> None:  # noqa: B027 - a driver's stream goes with the last reference
+        """Its stream is gone, and it is idle. Somebody may still be about to wait for it."""
 
     def settle_if_idle(self) -> bool:
         """Whether nothing is left to do; what was queued counts as waited for then."""

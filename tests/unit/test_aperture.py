@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pytest
 
 import gpudirect as gd
 from gpudirect import _native, aperture
+from gpudirect._keeper import keeper
 from gpudirect._transfer import ondemand
 from gpudirect.bridges.emulated import EmulatedBridge, EmulatedMapping
 from gpudirect.devices.emulated import StandIn
@@ -129,18 +129,21 @@ def test_every_kind_of_mapping_is_on_the_account(emulated):
 
 def test_the_next_window_is_mapped_while_one_is_written(emulated, monkeypatch):
     aperture.set_budget(16 * MIB, gd.device())
-    by = []
-    original = EmulatedBridge.map
+    ahead, made = [], []
+    prepare, original = ondemand.OnDemand.prepare, EmulatedBridge.map
 
-    def noted(self, *arguments, **options):
-        by.append(threading.current_thread() is threading.main_thread())
-        return original(self, *arguments, **options)
+    def noted(self, *arguments):
+        before = len(made)
+        prepare(self, *arguments)
+        ahead.extend(made[before:])
 
+    monkeypatch.setattr(ondemand.OnDemand, "prepare", noted)
+    monkeypatch.setattr(EmulatedBridge, "map",
+                        lambda *a, **o: (made.append(a[2]), original(*a, **o))[1])  # fmt: skip
     with gd.empty(64 * MIB, "u1") as a:
-        monkeypatch.setattr(EmulatedBridge, "map", noted)
         a.write(np.ones(64 * MIB, np.uint8), via="map")
-        assert len(by) == 16 and by[0]
-        assert by.count(False) > 4, "nobody works ahead"
+        assert len(made) == 16 and made[0] not in ahead
+        assert len(ahead) > 4, "nobody works ahead"
 
 
 @pytest.fixture
@@ -365,6 +368,7 @@ def test_unmapping_that_fails_is_told_and_does_not_hit_a_bystander(emulated, mon
     monkeypatch.setattr(EmulatedMapping, "close", failing)
     with pytest.warns(ResourceWarning, match="no unmapping today"):
         w.close()
+        keeper.settle()
     monkeypatch.undo()
     assert emulated.use().windows == 0
 

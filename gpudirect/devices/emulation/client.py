@@ -205,7 +205,7 @@ class StreamConnection:
         self.gpu = gpu
         self.number = number
         self._connection = connection
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._launches = itertools.count()
         self._closed = False
 

@@ -1,0 +1,133 @@
+"""Page-locked host memory as NumPy arrays: ``pinned``.
+
+    c = gd.pinned(n)                    ordinary to NumPy, and the device reads and writes it
+    kernel[grid, block](a, c, n)        accepted where an Array is
+    a.write(c); a.read(c)               DMA at full speed
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from . import devices
+from ._heap import Block, Heap, Piece
+from ._keeper import patient
+from .arguments import as_shape
+from .devices import Device
+from .dtypes import as_dtype
+from .errors import ArgumentError
+
+
+class PinnedHeap(Heap):
+    """Allocator of page-locked host memory for one device, with the pool's rules."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device, None)
+
+    def _new_block(self, size: int, mapped: bool, pooled: bool) -> Block:
+        memory = self.device.host_allocate(size)
+        block = Block(memory, None, None, pooled, host=memory.ptr)
+        self._blocks.add(block)
+        return block
+
+    def _release(self, block: Block) -> None:
+        self._blocks.discard(block)
+        patient.post(block.memory.free)  # may wait until nothing runs on the device
+
+
+class _Locked:
+    """Lets NumPy make an array whose base keeps the memory alive."""
+
+    __slots__ = ("__array_interface__", "piece")
+
+    def __init__(self, piece: Piece, nbytes: int) -> None:
+        self.piece = piece
+        self.__array_interface__ = {
+            "version": 3, "data": (piece.ptr, False), "shape": (nbytes,), "typestr": "|u1",
+        }  # fmt: skip
+
+
+class PinnedArray(np.ndarray[Any, Any]):
+    """A NumPy array in page-locked host memory, or a view of one. Made by ``pinned``.
+
+    What NumPy computes from it is an ordinary array. The memory goes back when the last view of it
+    is gone and kernels and copies queued until then have finished.
+    """
+
+    @property
+    def ptr(self) -> int:
+        """Address of the first element, for the CPU and the device alike.
+
+        Raises ArgumentError for an array that was computed from a pinned one.
+        """
+        piece_of(self)
+        return int(self.__array_interface__["data"][0])
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        if array is self:  # it was given as ``out``
+            return self
+        return array[()] if return_scalar else array.view(np.ndarray)
+
+    def copy(self, order: Any = "C") -> Any:
+        return np.array(self.view(np.ndarray), order=order)
+
+    def __reduce__(self) -> Any:
+        return self.copy().__reduce__()
+
+
+def piece_of(array: PinnedArray) -> Piece:
+    """The memory under an array. Raises ArgumentError where it is ordinary memory."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not isinstance(base, _Locked):
+        raise ArgumentError(
+            "this array was computed from a pinned one, and is ordinary memory: copy it into one "
+            "that gpudirect.pinned made"
+        )
+    return base.piece
+
+
+_heaps: dict[Device, PinnedHeap] = {}
+
+
+def heap(device: Device) -> PinnedHeap:
+    """The heap of a device's page-locked memory."""
+    return _heaps.get(device) or _heaps.setdefault(device, PinnedHeap(device))
+
+
+def pinned(
+    shape: int | Sequence[int], dtype: DTypeLike = "f4", *, device: Device | str | int | None = None
+) -> PinnedArray:
+    """A new array in page-locked host memory, not initialised.
+
+    shape: elements along each dimension. dtype: any without Python objects, "f4" by default.
+    device: whose kernels and copies will use it; None chooses as everywhere.
+    Kernels and services take it where they take an Array; their loads and stores go over the link.
+    Raises ArgumentError, DTypeError, OutOfMemoryError, DeviceNotFoundError.
+    """
+    kind, extents = as_dtype(dtype), as_shape(shape)
+    nbytes = kind.itemsize * math.prod(extents)
+    piece = heap(devices.get(device)).take(max(nbytes, 1))
+    found = np.asarray(_Locked(piece, nbytes))
+    if not nbytes:
+        found = found[:0]
+    return found.view(kind).reshape(extents).view(PinnedArray)
+
+
+def trim() -> None:
+    """Give all unused page-locked memory back."""
+    for found in tuple(_heaps.values()):
+        found.trim()
+    patient.settle()
+
+
+os.register_at_fork(after_in_child=_heaps.clear)
+
+__all__ = ["PinnedArray", "pinned"]
