@@ -131,7 +131,7 @@ class Event:
             found = self._driver.cuStreamWaitEvent(stream.handle, self._event, 0)
             _check(found, "cuStreamWaitEvent")
         elif self._marker is not None:
-            stream.submit(self._marker.wait)
+            stream.wait(self._marker)
 
     def __del__(self) -> None:
         if getattr(self, "_event", None) is not None:

@@ -197,7 +197,7 @@ def double_buffered(work, chunk):
                     work.degree, size))  # fmt: skip
         return c
 
-    step.keeps = arrays, buffers  # their memory is used by address
+    step.keeps = arrays, buffers, streams  # used by address, and by handle
     return step
 
 
