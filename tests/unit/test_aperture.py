@@ -174,7 +174,6 @@ def test_a_large_write_where_no_thread_can_be_started(emulated, data, monkeypatc
     with gd.zeros(data.nbytes, "u1", mapped=False) as a:
         with monkeypatch.context() as m:
             m.setattr(ondemand.threading.Thread, "start", refuse)
-            m.setattr(ondemand, "_ahead", ondemand._Ahead())
             a.write(data)
             with a.writer() as w:
                 w.write(bytes(4 * MIB))
