@@ -89,9 +89,12 @@ class Keeper:
                 job = job.of
             job()
         except Error as e:  # nobody waits for it
+            if self.ending:
+                return
             warnings.warn(f"giving back what was dropped failed: {e}", ResourceWarning, stacklevel=2)
         except BaseException:
-            sys.excepthook(*sys.exc_info())
+            if not self.ending:  # else what it was to be given back to has just been closed
+                sys.excepthook(*sys.exc_info())
 
     def here(self) -> bool:
         """Whether this is the keeper's thread."""
