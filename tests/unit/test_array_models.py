@@ -48,7 +48,7 @@ class Model(RuleBasedStateMachine):
     def make(self, dtype, mapped, order, shape, seed):
         gd.use(device="emulated", bridge="emulated")
         self.whole = gd.empty(tuple(shape), dtype, mapped=mapped, order=order)
-        self.want = values(dtype, tuple(shape), seed)
+        self.want = np.array(values(dtype, tuple(shape), seed), order=order)
         self.whole.write(self.want)
         self.dtype, self.mapped = np.dtype(dtype), mapped
         self.a, self.twin = self.whole, self.want
