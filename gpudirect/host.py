@@ -165,6 +165,8 @@ class HostView(np.ndarray[Any, Any]):
         return np.ravel(self, order)
 
     def reshape(self, *shape: Any, **options: Any) -> Any:
+        if not options and self.flags.c_contiguous:  # a view in any case
+            return super().reshape(*shape)
         return np.reshape(self, shape[0] if len(shape) == 1 else shape, **options)
 
     def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
