@@ -265,7 +265,7 @@ TEST(a_pin_closed_in_a_child_ends_when_the_owner_pins_or_closes)
 
 TEST(a_pin_closed_elsewhere_ends_with_its_owner)
 {
-	int pair[2], status;
+	int pair[2], status, received;
 	struct p2pmod_pin pin;
 	char byte;
 
@@ -278,10 +278,13 @@ TEST(a_pin_closed_elsewhere_ends_with_its_owner)
 		ASSERT(p2p_pin(fd, gpu.va, 1, &pin) == 0);
 		send_fd(pair[1], fd);
 		close(fd);
+		ASSERT(write(pair[1], "x", 1) == 1);
 		ASSERT(read(pair[1], &byte, 1) == 1);
 		_exit(tap_failed);
 	}
-	close(receive_fd(pair[0]));
+	received = receive_fd(pair[0]);
+	ASSERT(read(pair[0], &byte, 1) == 1); /* ours is the last one */
+	close(received);
 	EXPECT(gpu_pins() == 1 && proc_counter("orphans") == 1);
 	ASSERT(write(pair[0], "x", 1) == 1);
 	ASSERT(waitpid(child, &status, 0) == child);
