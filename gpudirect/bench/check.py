@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .._words import bandwidth_text, exact_size, significant, time_text
 from ..errors import ArgumentError
 from . import figures
 
@@ -30,47 +31,14 @@ COMPARISONS = ("ratio", "difference", "value")
 # -- words for numbers --------------------------------------------------------------------------
 
 
-def size_text(size: int) -> str:
-    """A size in bytes for people: exact, in the largest unit that divides it."""
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size and size % unit == 0:
-            return f"{size // unit} {name}"
-    return f"{size} B"
-
-
-def _significant(value: float, digits: int = 3) -> str:
-    """So many digits that count, without an exponent."""
-    if value == 0:
-        return "0"
-    digits = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-9))
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def time_text(ns: float, digits: int = 3) -> str:
-    """Nanoseconds for people."""
-    for unit, name in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
-        if abs(ns) >= unit * 0.9995:
-            return f"{_significant(ns / unit, digits)} {name}"
-    return f"{_significant(ns, digits)} ns"
-
-
-def bandwidth_text(rate: float, digits: int = 3) -> str:
-    """Bytes a second for people, in powers of ten as links are sold."""
-    for unit, name in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
-        if abs(rate) >= unit * 0.9995:
-            return f"{_significant(rate / unit, digits)} {name}"
-    return f"{_significant(rate, digits)} B/s"
-
-
 def _quantity_text(value: float, quantity: str, digits: int = 3) -> str:
     if quantity == "time":
         return time_text(value, digits)
     if quantity == "bandwidth":
         return bandwidth_text(value, digits)
     if quantity == "rate":
-        return f"{_significant(value / 1e6, digits)} million/s"
-    return _significant(value, digits)
+        return f"{significant(value / 1e6, digits)} million/s"
+    return significant(value, digits)
 
 
 # -- the bars -----------------------------------------------------------------------------------
@@ -96,7 +64,7 @@ class Sizes:
         while self.powers_of_two_to is not None and size <= self.powers_of_two_to:
             needed += [size] * self.judges(size)
             size *= 2
-        missing = [size_text(s) for s in needed if s not in found]
+        missing = [exact_size(s) for s in needed if s not in found]
         if missing:
             shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
             return f"without {len(missing)} of the sizes asked for ({shown})"
@@ -193,11 +161,11 @@ class Outcome:
             parts.append(f"median over {self.judged} sizes")
         elif self.size is not None:
             middle = _figure_text(self.bar, self.term, self.middle) if self.term else ""
-            parts.append(f"worst of {self.judged} sizes, {size_text(self.size)} (median {middle})")
+            parts.append(f"worst of {self.judged} sizes, {exact_size(self.size)} (median {middle})")
         if self.details:
             parts.append(self.details)
         if self.short and self.size is not None:
-            shown = ", ".join(size_text(s) for s in self.short[:6])
+            shown = ", ".join(exact_size(s) for s in self.short[:6])
             more = ", ..." if len(self.short) > 6 else ""
             parts.append(f"short at {len(self.short)} of {self.judged} sizes ({shown}{more})")
         if self.left_out:
@@ -207,7 +175,7 @@ class Outcome:
 
 def _figure_text(bar: Bar, term: Term, figure: float, digits: int = 3) -> str:
     if term.compare == "ratio":
-        return f"{_significant(figure, digits)} x"
+        return f"{significant(figure, digits)} x"
     text = _quantity_text(figure, bar.quantity, digits)
     return f"+{text}" if term.compare == "difference" and figure >= 0 else text
 
@@ -468,8 +436,8 @@ def _against(measured: _Measured, bar: Bar, term: Term) -> _Others:
     for case, times in _last_factors(rows, term).items() if term.given_up else ():
         if times >= (term.given_up or 0):
             ended[case] = max(rows[case])
-            last = size_text(ended[case])
-            told.append(f"{case} above {last}, where it took {_significant(times)} x as long")
+            last = exact_size(ended[case])
+            told.append(f"{case} above {last}, where it took {significant(times)} x as long")
     return _Others(rows, ended, told)
 
 
@@ -579,7 +547,7 @@ def _at(bar: Bar, term: Term, size: int, f: dict[str, Any], others: _Others) -> 
         if size > others.ended.get(case, size):
             continue
         if size not in by_size:
-            raise _NotMeasured(f"{term.bench}/{case} was not measured at {size_text(size)}")
+            raise _NotMeasured(f"{term.bench}/{case} was not measured at {exact_size(size)}")
         values[case] = _value(by_size[size], term.statistic, bar.quantity)
     best = min if bar.quantity == "time" else max
     case = best(values, key=lambda c: values[c])

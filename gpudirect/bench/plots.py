@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from .._words import bandwidth_text, exact_size, time_text
 from ..errors import Error
-from .check import bandwidth_text, size_text, time_text
 
 # Told apart with any colour vision, and all dark enough for white paper; the page maps them to
 # lighter ones on a dark ground (report.html). Each line has dashes and a marker besides, and the
@@ -155,7 +155,7 @@ def size_axis(axes: Any, sizes: Sequence[int]) -> None:
     exponents = range(math.ceil(first), math.floor(last) + 1, step)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([2.0**e for e in exponents]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(round(value))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: exact_size(round(value))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("size of one call")
 

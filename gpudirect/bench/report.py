@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
+from .._words import bandwidth_text, exact_size, size_text, time_text
 from ..errors import ArgumentError
-from . import check, plots
-from .check import HOLDS, MISSING, Outcome, bandwidth_text, size_text, time_text
+from . import check, pages, plots
+from .check import HOLDS, MISSING, Outcome
 
-TEMPLATE = Path(__file__).with_name("report.html")
 PAGE, PLOTS = "index.html", "plots"
 SWEEP = 3
 """So many sizes make a curve."""
@@ -135,21 +134,6 @@ def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "x"
 
 
-def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """A table; its cells are HTML, the first of each row names it. Empty columns are left out."""
-    rows = list(rows)
-    used = [i for i in range(max(map(len, rows), default=0)) if i == 0 or any(row[i] for row in rows)]
-    head, rows = [head[i] for i in used if head], [[row[i] for i in used] for row in rows]
-    body = "\n".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{c}</td>" for c in row[1:]) + "</tr>"
-        for row in rows
-    )
-    titles = "".join(f'<th scope="col">{h}</th>' for h in head)
-    told = f"<caption>{caption}</caption>" if caption else ""
-    top = f"<thead><tr>{titles}</tr></thead>" if head else ""
-    return f'<div class="wide"><table class="{kind}">{told}{top}<tbody>\n{body}\n</tbody></table></div>'
-
-
 # -- parts of the page --------------------------------------------------------------------------
 
 
@@ -159,7 +143,7 @@ def _fact(key: str, value: Any) -> str:
     if value is None:
         return "not known"
     if key.endswith("_bytes"):
-        return _text(f"{value / 2**30:.4g} GiB" if value >= 2**30 else size_text(value))
+        return _text(size_text(value))
     if key == "cuda_driver" and isinstance(value, int):
         return f"{value // 1000}.{value % 1000 // 10}"
     if key == "load" and isinstance(value, float):
@@ -182,7 +166,7 @@ def facts_section(found: dict[str, Any]) -> str:
             (_text(FACTS.get(k, k.removesuffix("_bytes").replace("_", " "))), _fact(k, v))
             for k, v in found[key].items()
         ]
-        parts.append(html_table(caption, (), rows, "facts"))
+        parts.append(pages.table(caption, (), rows, "facts"))
     return "\n".join(parts)
 
 
@@ -210,7 +194,7 @@ def _bars(outcomes: Sequence[Outcome], emulated: bool) -> str:
                 f'<span class="{"missing" if emulated else kind}">{mark}{word}</span><br>{_text(o.figure_text)}'
                 f"<small>{_text(o.limit_text)}</small>",
             ))  # fmt: skip
-        lines.append(html_table("", ("bar, and its worst case", "figure"), rows, "bars"))
+        lines.append(pages.table("", ("bar, and its worst case", "figure"), rows, "bars"))
         asked = dict.fromkeys(o.bar.asked for o in judged if o.state != HOLDS)
         if asked:
             items = "".join(f"<li>“{_text(sentence)}”</li>" for sentence in asked)
@@ -270,7 +254,7 @@ class _Group:
                 drawn.append(plots.relative(series, self.emulated))
             for size in dict.fromkeys(map(self.nearest, HISTOGRAM_SIZES)):
                 rows = [(self.label(c), f) for c, f in self.at(size).items()]
-                drawn.append(plots.histogram(rows, self.emulated, f" at {size_text(size)}"))
+                drawn.append(plots.histogram(rows, self.emulated, f" at {exact_size(size)}"))
         if self.single:
             rows = [(self._named(c, f), f) for c, figures in self.single.items() for f in figures]
             step = -(-len(rows) // -(-len(rows) // ROWS))  # plots of about the same height
@@ -279,7 +263,7 @@ class _Group:
 
     def _named(self, case: str, f: dict[str, Any]) -> str:
         several = len(self.cases[case]) > 1
-        return self.label(case) + (f", {size_text(f['size'])}" if several else "")
+        return self.label(case) + (f", {exact_size(f['size'])}" if several else "")
 
     def sentences(self) -> str:
         """What the curves say, in words, at a small size and at the largest."""
@@ -291,10 +275,10 @@ class _Group:
                 continue
             ratio = high / low
             if ratio < 1.05:
-                told.append(f"At {size_text(size)} all are within 5%: {time_text(low)}.")
+                told.append(f"At {exact_size(size)} all are within 5%: {time_text(low)}.")
             else:
                 told.append(
-                    f"At {size_text(size)} {fastest} takes least, {time_text(low)}; {slowest} takes most, "
+                    f"At {exact_size(size)} {fastest} takes least, {time_text(low)}; {slowest} takes most, "
                     f"{time_text(high)}, {ratio:.3g} times as long."
                 )
         return f"<p>{_text(' '.join(told))}</p>" if told else ""
@@ -305,11 +289,11 @@ class _Group:
         if self.swept:
             parts.append(self._overview(mark))
             rows = [self._row(f) for figures in self.swept.values() for f in figures]
-            table = html_table(f"{mark}Times of one call", self.HEAD, rows)
+            table = pages.table(f"{mark}Times of one call", self.HEAD, rows)
             parts.append(f"<details><summary>All {len(rows)} figures</summary>{table}</details>")
         if self.single:
             rows = [self._row(f) for figures in self.single.values() for f in figures]
-            parts.append(html_table(f"{mark}Times of one call", self.HEAD, rows))
+            parts.append(pages.table(f"{mark}Times of one call", self.HEAD, rows))
         return "\n".join(parts)
 
     HEAD = ("case", "size", "best (p0)", "median (p50)", "p99", "p99.9", "bandwidth", "samples")
@@ -317,7 +301,7 @@ class _Group:
     def _row(self, f: dict[str, Any]) -> tuple[str, ...]:
         size, batch = f["size"], f["batch"]
         return (
-            _text(self.label(f["case"])), _text(size_text(size)) if size else "",
+            _text(self.label(f["case"])), _text(exact_size(size)) if size else "",
             *(_time(f[k]) for k in ("p0", "p50", "p99", "p999")),
             _text(bandwidth_text(size * 1e9 / f["p50"])) if size and f["p50"] else "",
             f"{f['samples']}" + (f"<small>of {batch} calls</small>" if batch > 1 else ""),
@@ -333,7 +317,7 @@ class _Group:
         for size in few:
             there = self.at(size)
             best = min(f["p50"] for f in there.values())
-            row = [_text(size_text(size))]
+            row = [_text(exact_size(size))]
             for case in self.swept:
                 f = there.get(case)
                 if f is None:
@@ -344,7 +328,7 @@ class _Group:
             rows.append(row)
         head = ("size", *(_text(self.label(c)) for c in self.swept))
         caption = f"{mark}Median time of one call (best to p99); the arrow marks the fastest"
-        return html_table(caption, head, rows)
+        return pages.table(caption, head, rows)
 
 
 def _groups(found: dict[str, Any]) -> dict[str, list[_Group]]:
@@ -368,8 +352,8 @@ def _about(bench: str, found: dict[str, Any]) -> tuple[str, str, str]:
 
 
 EMULATED = (
-    '<p class="emulated" role="alert">EMULATED DEVICE. No GPU was involved: these times say nothing about a '
-    "GPU, and no bar is met by them. The page shows only that measuring works.</p>"
+    'EMULATED DEVICE. No GPU was involved: these times say nothing about a '
+    "GPU, and no bar is met by them. The page shows only that measuring works."
 )
 HOW = (
     "Every case was timed many times; where it can be done, cases that are compared were timed in turn, so "
@@ -425,10 +409,7 @@ def build(found: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
         f"bridge {device.get('bridge')}, commit {machine.get('commit') or 'unknown'}, "
         f"{_moment(machine.get('time'))}"
     )
-    page = Template(TEMPLATE.read_text()).substitute(
-        title=("EMULATED: " if emulated else "") + escape(heading), heading=escape(heading),
-        where=_text(where), emulated=EMULATED if emulated else "", body=body,
-    )  # fmt: skip
+    page = pages.page(heading, _text(where), EMULATED if emulated else "", body)
     return page, images
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import gpudirect as gd
 
 from .. import aperture
+from .._words import exact_size
 from ..devices import Device
 from .measure import Figure, figure
 from .progress import Tell, silent
@@ -36,7 +37,7 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
     """Measure on the default bridge of ``device``. Raises Error if the budget was exceeded."""
     size = 128 << 20 if device.emulated or quick else 1 << 30
     passes = 3 if quick else 9
-    words = f"{size >> 30} GiB" if size >> 30 else f"{size >> 20} MiB"
+    words = exact_size(size)
     source = np.random.default_rng(1).integers(0, 256, size, np.uint8)
     gd.trim()
     account = aperture.account(device)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import devices
+from .._words import time_text
 from ..bench import NAMES, load
 from ..bench.figures import Figures
 from ..bench.measure import Figure
@@ -17,7 +18,6 @@ from . import _bench_report
 from ._options import BridgeOption, Command, DeviceOption, JsonOption, argument, choose, option, starting
 from ._screen import Screen
 from ._table import Table
-from ._words import short
 
 app: typer.Typer = typer.Typer(
     help="Measure gpudirect beside what one would use otherwise, and judge what was measured.",
@@ -32,7 +32,7 @@ def table(figures: list[Figure]) -> Table:
     for f in sorted(figures, key=lambda f: (f.group, f.case, f.size)):
         power = f.size & (f.size - 1) == 0 and f.size.bit_length() % 2 == 1
         if not many or power or not f.size:
-            found.add(f.case, f.size or "", *map(short, (f.p0, f.p50, f.p99, f.p999)))
+            found.add(f.case, f.size or "", *map(time_text, (f.p0, f.p50, f.p99, f.p999)))
     return found
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from .. import bridges, devices
+from .._words import size_text
 from ..calibration import calibrate as measure
 from ..limits import DIRECTIONS, NEVER, THRESHOLDS, Limits, ensure_writable, file_of
 from ._options import BridgeOption, DeviceOption, JsonOption, choose
 from ._screen import Screen
-from ._words import size
 
 
 def words(limits: Limits, direction: str) -> str:
     """"mapping up to 4 KiB, then DMA"."""
     turns = getattr(limits, direction)
     ways = ["mapping", "DMA"]
-    found = [f"{ways[i % 2]} up to {size(turn)}" for i, turn in enumerate(turns) if turn]
+    found = [f"{ways[i % 2]} up to {size_text(turn)}" for i, turn in enumerate(turns) if turn]
     last = ways[len(turns) % 2]
     return ", ".join([*found, f"then {last}" if found else f"{last} always"])
 
@@ -32,7 +32,7 @@ def rows(limits: Limits) -> list[tuple[str, str]]:
         least = getattr(limits, name)
         way = "alone" if name.endswith("alone") else "in a row"
         shown.append((f"{name.split('_')[0]}, several threads, {way}",
-                      "never" if least >= NEVER else f"from {size(least)} on"))  # fmt: skip
+                      "never" if least >= NEVER else f"from {size_text(least)} on"))  # fmt: skip
     return shown
 
 

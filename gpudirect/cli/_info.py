@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from .. import facts
+from .._words import size_text
 from ..config import defaults
 from ._options import BridgeOption, DeviceOption, JsonOption, known
 from ._screen import Screen
 from ._table import Table
-from ._words import size
 
 
 def info(
@@ -56,7 +56,7 @@ def show(screen: Screen, found: dict[str, Any]) -> None:
         screen.say(f"No default device: {found['default_device_reason']}", "bold red")
     for heap in found["heaps"]:
         screen.say(f"Held by this process on {heap['device']} via {heap['bridge']}: "
-                   f"{size(heap['mapped'])} mapped, {size(heap['in_use'])} in use.")  # fmt: skip
+                   f"{size_text(heap['mapped'])} mapped, {size_text(heap['in_use'])} in use.")  # fmt: skip
     for use in found["aperture"]:
         screen.say(f"{use['device']}: {use['words']}.")
     for part, reason in found["not_told"].items():
@@ -74,8 +74,8 @@ def _device(screen: Screen, device: dict[str, Any], default: bool) -> None:
         return
     used = device["bar1_used_bytes"]
     rows = [
-        ("memory", f"{size(device['memory_bytes'])}, {size(device['memory_free_bytes'])} free"),
-        ("BAR1", f"{size(device['bar1_bytes'])}, {size(used)} used"),
+        ("memory", f"{size_text(device['memory_bytes'])}, {size_text(device['memory_free_bytes'])} free"),
+        ("BAR1", f"{size_text(device['bar1_bytes'])}, {size_text(used)} used"),
         ("UUID", device["uuid"]),
         ("PCI address", device["pci_address"]),
     ]

@@ -107,16 +107,6 @@ def install(machine: Machine, **packages: str) -> list[str]:
     return [f"{command(d)}    # {names[d]}" for d in packages if d not in said]
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
-    value = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
-
-
 def each(machine: Machine, what: Callable[[Any], Seen]) -> Seen:
     """What is seen of every GPU that can be opened, together."""
     found = [f"{gpu.id}, {gpu.name}: {seen}" for gpu in machine.gpus

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .._words import size_text
 from ._machine import GIB, HEALTHY, MIB, Gpu, Holder, Machine
-from ._rules import LIMITS, NOTE, SLOWS, Seen, each, rule, size
+from ._rules import LIMITS, NOTE, SLOWS, Seen, each, rule
 
 GEFORCE = dict(name="NVIDIA GeForce RTX 3060", memory=12 * GIB, bar1=256 * MIB, bar1_used=6 * MIB,
                bar1_largest=16 * GIB)  # fmt: skip
@@ -31,7 +32,8 @@ def _can_grow(gpu: Gpu) -> bool:
     example=HEALTHY.with_gpu(**GEFORCE),
 )  # fmt: skip
 def bar1_not_resized(m: Machine) -> Seen:
-    return each(m, lambda g: f"BAR1 {size(g.bar1)}, could be {size(g.bar1_largest)}; memory {size(g.memory)}"
+    return each(m, lambda g: f"BAR1 {size_text(g.bar1)}, could be {size_text(g.bar1_largest)}; "
+                                    f"memory {size_text(g.memory)}"
                 if _can_grow(g) else None)  # fmt: skip
 
 
@@ -46,7 +48,7 @@ def bar1_not_resized(m: Machine) -> Seen:
     example=HEALTHY.with_gpu(**{**GEFORCE, "bar1_largest": 256 * MIB}),
 )  # fmt: skip
 def bar1_small(m: Machine) -> Seen:
-    return each(m, lambda g: f"BAR1 {size(g.bar1)}, memory {size(g.memory)}"
+    return each(m, lambda g: f"BAR1 {size_text(g.bar1)}, memory {size_text(g.memory)}"
                 if _small(g) and not _can_grow(g) else None)  # fmt: skip
 
 
@@ -75,10 +77,10 @@ def bar1_full(m: Machine) -> Seen:
     def told(g: Gpu) -> Seen:
         if not _full(g):
             return None
-        held = [f"process {h.pid}" + (f" ({size(h.nbytes)} of GPU memory)" if h.nbytes else "")
+        held = [f"process {h.pid}" + (f" ({size_text(h.nbytes)} of GPU memory)" if h.nbytes else "")
                 for h in g.holders]  # fmt: skip
         who = ", ".join(held) or "which processes is not told (a container hides those of others)"
-        return f"{size(g.bar1_used or 0)} of {size(g.bar1 or 0)} used; on the GPU: {who}"
+        return f"{size_text(g.bar1_used or 0)} of {size_text(g.bar1 or 0)} used; on the GPU: {who}"
 
     return each(m, told)
 

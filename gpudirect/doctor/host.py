@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .._words import size_text
 from ._machine import HEALTHY, MIB, Gpu, Machine
-from ._rules import NOTE, SLOWS, Seen, as_root, each, rule, size
+from ._rules import NOTE, SLOWS, Seen, as_root, each, rule
 
 SLOW_STORES = 2.0  # GB/s: write-combined ones reach 17 over PCIe 5 x16, uncached ones less than 1
 OF_A_LANE = 0.15  # GB/s: what one lane of PCIe 1 carries, and somewhat less
@@ -118,5 +119,5 @@ ENOUGH_LOCKED = 64 * MIB
 )  # fmt: skip
 def little_locked_memory(m: Machine) -> Seen:
     if m.locked is not None and m.locked < ENOUGH_LOCKED and m.vendor_driver:
-        return f"the limit is {size(m.locked)}"
+        return f"the limit is {size_text(m.locked)}"
     return None

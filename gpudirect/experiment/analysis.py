@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._words import size_text, time_text
 from ..errors import ArgumentError
 
 COPIES = ("copy, pageable", "copy, pinned")
@@ -15,21 +16,6 @@ VERSIONS = (*COPIES, "double-buffered", "direct")
 MEDIAN_LIMIT, WORST_LIMIT, COPY_LIMIT = 1.00, 1.10, 0.90
 UPDATE_FACTOR = 3.0
 LINES_LIMIT = 2 / 3
-
-
-def short(ns: float) -> str:
-    """A time for people."""
-    if ns < 1000:
-        return f"{ns:.0f} ns"
-    return f"{ns / 1e3:.3g} us" if ns < 1e6 else f"{ns / 1e6:.3g} ms"
-
-
-def bytes_short(n: float) -> str:
-    """A size for people."""
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if n >= scale:
-            return f"{n / scale:.3g} {unit}"
-    return f"{n:.0f} B"
 
 
 @dataclass
@@ -143,8 +129,8 @@ def times(e: Experiment) -> Table:
     table = Table("Time of one step", ("port, kind, size", "to the device", "sequential", *VERSIONS,
                                        "best chunk", "direct/double", "direct/pinned"))  # fmt: skip
     for r in e.rows:
-        table.add(r.name, bytes_short(r.nbytes), short(r.step["sequential"]),
-                  *(short(r.step[v]) for v in VERSIONS), bytes_short(r.best_chunk),
+        table.add(r.name, size_text(r.nbytes), time_text(r.step["sequential"]),
+                  *(time_text(r.step[v]) for v in VERSIONS), size_text(r.best_chunk),
                   f"{r.ratio('double-buffered'):.2f}", f"{r.ratio('copy, pinned'):.2f}")  # fmt: skip
     return table
 
@@ -156,7 +142,7 @@ def updates(e: Experiment) -> Table:
                    "double/direct"))  # fmt: skip
     for port in e.updates:
         for r in e.of(port):
-            table.add(r.name, *(short(r.update[v]) for v in VERSIONS),
+            table.add(r.name, *(time_text(r.update[v]) for v in VERSIONS),
                       *(f"{1 / r.ratio(v, 'update'):.1f}" for v in VERSIONS[:3]))  # fmt: skip
     return table
 
@@ -178,8 +164,8 @@ def traffic(e: Experiment) -> Table:
                   ("port, kind, size", "to the device", *VERSIONS, "saved beside double"))  # fmt: skip
     for r in e.rows:
         saved = r.traffic["double-buffered"] - r.traffic["direct"]
-        table.add(r.name, bytes_short(r.nbytes), *(bytes_short(r.traffic[v]) for v in VERSIONS),
-                  bytes_short(saved))  # fmt: skip
+        table.add(r.name, size_text(r.nbytes), *(size_text(r.traffic[v]) for v in VERSIONS),
+                  size_text(saved))  # fmt: skip
     return table
 
 
@@ -199,9 +185,9 @@ def chunking(e: Experiment) -> Table:
     for r in e.rows:
         if len(r.sweep) > 1:
             spread, near, tried = sensitivity(r)
-            table.add(r.name, bytes_short(r.best_chunk), short(min(r.sweep.values())),
-                      short(max(r.sweep.values())), f"{spread:.1f}", f"{near} of {tried}",
-                      short(r.step["direct"]))  # fmt: skip
+            table.add(r.name, size_text(r.best_chunk), time_text(min(r.sweep.values())),
+                      time_text(max(r.sweep.values())), f"{spread:.1f}", f"{near} of {tried}",
+                      time_text(r.step["direct"]))  # fmt: skip
     return table
 
 
@@ -230,8 +216,9 @@ def reasons(e: Experiment) -> Table:
     for port in e.flows:
         for r in e.of(port):
             made = r.produced
-            table.add(r.name, f"{r.ratio('double-buffered'):.2f}", short(made["pinned"]),
-                      short(made["mapped"]), f"{made['mapped'] / made['pinned']:.2f}", why(e, r))  # fmt: skip
+            table.add(r.name, f"{r.ratio('double-buffered'):.2f}", time_text(made["pinned"]),
+                      time_text(made["mapped"]), f"{made['mapped'] / made['pinned']:.2f}",
+                      why(e, r))  # fmt: skip
     return table
 
 
@@ -241,7 +228,7 @@ def link(e: Experiment) -> Table:
     for name, rate in e.link.items():
         table.add(name, f"{rate:.1f} GB/s")
     for name, t in e.calls.items():
-        table.add(name, short(t))
+        table.add(name, time_text(t))
     return table
 
 

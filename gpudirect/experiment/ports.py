@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from .._words import exact_size
 from ..errors import ArgumentError
 
 NAMES = (
@@ -102,9 +103,7 @@ class Port:
 
 def chunked(chunk: int) -> str:
     """The name of the double-buffered version with chunks of so many bytes."""
-    if chunk >= 1 << 20:
-        return f"double-buffered, {chunk / (1 << 20):g} MiB"
-    return f"double-buffered, {chunk / 1024:g} KiB"
+    return f"double-buffered, {exact_size(chunk)}"
 
 
 def load(name: str, folder: Path | None = None) -> Port:

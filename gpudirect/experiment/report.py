@@ -6,11 +6,10 @@ import base64
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from ..bench import plots
-from ..bench.report import TEMPLATE, facts_section, html_table
+from ..bench import pages, plots
+from ..bench.report import facts_section
 from ..errors import ArgumentError
 from . import analysis
 from .analysis import COPIES, VERSIONS, Experiment, Row
@@ -141,7 +140,7 @@ def drawn(e: Experiment) -> list[plots.Plot]:
 
 def _html(table: analysis.Table) -> str:
     rows = [tuple(map(escape, row)) for row in table.rows]
-    return html_table(escape(table.title), tuple(map(escape, table.columns)), rows)
+    return pages.table(escape(table.title), tuple(map(escape, table.columns)), rows)
 
 
 def _plot(plot: plots.Plot) -> str:
@@ -159,7 +158,7 @@ def build(found: dict[str, Any]) -> tuple[str, list[plots.Plot]]:
     pictures = drawn(e)
     device, machine = e.device, e.machine
     emulated = (
-        '<p class="emulated">EMULATED: no GPU was involved. These times say nothing about one.</p>'
+        "EMULATED: no GPU was involved. These times say nothing about one."
         if e.emulated else ""
     )  # fmt: skip
     held, tables = sum(v.held for v in analysis.verdicts(e)), analysis.tables(e)
@@ -176,9 +175,7 @@ def build(found: dict[str, Any]) -> tuple[str, list[plots.Plot]]:
     ]  # fmt: skip
     where = f"{device['name']}, {machine['cpu']}, commit {machine['commit']}, {machine['time']}"
     title = "Does avoiding DMA pay?"
-    page = Template(TEMPLATE.read_text()).substitute(
-        title=title, heading=title, where=escape(where), emulated=emulated, body="\n".join(parts)
-    )
+    page = pages.page(title, escape(where), emulated, "\n".join(parts))
     return page, pictures
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from gpudirect import _words
 from gpudirect.bench import check, plots, report
 from gpudirect.bench.measure import figure
 from gpudirect.cli import app
@@ -109,7 +110,7 @@ def test_the_committed_results_make_a_page_with_every_figure():
         # under the heading of its group a case goes without that name
         assert f["case"].removeprefix(f"{f['group']}: ") in words
         for key in ("p0", "p50", "p99", "p999"):
-            assert check.time_text(f[key]).replace(" us", " µs") in words, (f["case"], key)
+            assert _words.time_text(f[key]).replace(" us", " µs") in words, (f["case"], key)
     assert images and "EMULATED" not in text
 
 
