@@ -99,12 +99,12 @@ def double_buffered(work, chunk):
 
 def direct(work):
     n = work.n
-    a, b, c = gd.empty(n), gd.empty(n), pinned(n)
+    a, b, c = gd.empty(n), gd.empty(n), gd.pinned(n)
     add = gd.kernel(SOURCE, "add")
 
     def step():
         work.produce(a.host, b.host)
-        add[-(-n // 256), 256](a, b, address(c), n)
+        add[-(-n // 256), 256](a, b, c, n)
         gd.synchronize()
         return c
 

@@ -49,6 +49,24 @@ def test_its_first_example_runs_as_it_stands():
     assert (found["out"][17] == 2 * np.arange(1024)).all() and not found["out"][16].any()
 
 
+def test_every_python_block_of_the_readme_runs_as_it_stands():
+    """All of them, one after the other, as a reader pastes them; then the port is called."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        from vector_add import Work
+    finally:
+        sys.path.pop(0)
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 3
+    found: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), found)
+    work = Work(10_007)
+    expected = found["sequential"](work)().copy()
+    assert (found["direct"](work)() == expected).all()
+
+
 def test_the_doorbells_example_runs_as_it_stands():
     text = (ROOT / "docs" / "doorbells.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
