@@ -54,6 +54,7 @@ class Compiler:
         class Function:
             parameters = compiled.parameters
             image = staticmethod(lambda: compiled.code)
+            unload_when_dropped = staticmethod(lambda: None)
 
         Function.name = name
         return Function()
@@ -61,8 +62,8 @@ class Compiler:
 
 @pytest.fixture(scope="module")
 def nvrtc():
-    if _nvrtc.reason():
-        pytest.skip(_nvrtc.reason())
+    if reason := _nvrtc.reason():
+        (pytest.fail if os.environ.get("GPUDIRECT_REQUIRE_NVRTC") else pytest.skip)(reason)
     patch = pytest.MonkeyPatch()
     find = gd.devices.get
     patch.setattr(gd.devices, "get", lambda d=None: d if isinstance(d, Compiler) else find(d))
