@@ -20,7 +20,8 @@
 /* Who needs both locks takes `lock` first. */
 struct gd_relay {
     const struct gd_driver *driver;
-    uintptr_t wake;             /* the wake word; 0: no naps */
+    int no_naps;                /* no waker, or a driver that knows no waits for a word */
+    uintptr_t wake;             /* the wake word of those that run; 0: no naps */
     uint64_t wake_device;
     pthread_mutex_t lock;       /* held while launches are queued, however long the driver takes */
     pthread_cond_t changed;
@@ -119,6 +120,7 @@ static int gate(struct gd_relay *relay, const struct gd_resident *r)
     if (relay->wake) {
         code = gd_driver_stream_wait_word(relay->driver, r->stream, relay->wake_device, relay->round);
         if (code == GD_DRIVER_NOT_SUPPORTED) {
+            relay->no_naps = 1;
             relay->wake = 0;
             code = 0;
         }
@@ -296,7 +298,7 @@ static int start(void *(*what)(void *), struct gd_relay *relay)
     return code;
 }
 
-struct gd_relay *gd_relay_new(const struct gd_driver *driver, uintptr_t wake, uint64_t wake_device)
+struct gd_relay *gd_relay_new(const struct gd_driver *driver)
 {
     struct gd_relay *relay = calloc(1, sizeof(*relay));
     pthread_condattr_t monotonic;
@@ -304,8 +306,6 @@ struct gd_relay *gd_relay_new(const struct gd_driver *driver, uintptr_t wake, ui
     if (!relay)
         return NULL;
     relay->driver = driver;
-    relay->wake = wake;
-    relay->wake_device = wake_device;
     pthread_mutex_init(&relay->lock, NULL);
     pthread_mutex_init(&relay->list, NULL);
     pthread_condattr_init(&monotonic);
@@ -317,14 +317,13 @@ struct gd_relay *gd_relay_new(const struct gd_driver *driver, uintptr_t wake, ui
         free(relay);
         return NULL;
     }
-    if (wake && start(waker, relay))
-        relay->wake = 0; /* without it a nap would keep others waiting */
+    relay->no_naps = start(waker, relay) != 0; /* without it a nap would keep others waiting */
     return relay;
 }
 
 int gd_relay_naps(const struct gd_relay *relay)
 {
-    return relay->wake != 0;
+    return !relay->no_naps;
 }
 
 int gd_relay_add(struct gd_relay *relay, struct gd_resident *resident)
@@ -335,6 +334,10 @@ int gd_relay_add(struct gd_relay *relay, struct gd_resident *resident)
         return code;
     pthread_mutex_lock(&relay->lock);
     pthread_mutex_lock(&relay->list);
+    if (!relay->first) { /* words come and go with those who use them */
+        relay->wake = relay->no_naps ? 0 : resident->wake;
+        relay->wake_device = resident->wake_device;
+    }
     resident->failure = 0;
     resident->joined = 0;
     resident->next = relay->first;

@@ -40,6 +40,8 @@ struct gd_resident {
     uint32_t round_at;           /* uint32_t: which round */
     uint32_t slice_at;           /* uint64_t: ns of a slice, the shortest of the device's residents */
     uint64_t slice;              /* ns asked for */
+    uintptr_t wake;              /* the wake word of the device, for the CPU; 0: no naps */
+    uint64_t wake_device;        /* the same for the device; one word for all that run at once */
     uintptr_t told;              /* P2PMOD_TOLD_WORDS page-locked words, written by the kernel */
     /* what became of it, written by the relay */
     uint32_t turns;              /* launches queued so far */
@@ -54,11 +56,8 @@ struct gd_resident {
 
 struct gd_relay;
 
-/*
- * A relay for a device, with its threads. wake: the wake word, for the CPU and for the device; 0: no
- * naps. NULL where no thread can be had.
- */
-struct gd_relay *gd_relay_new(const struct gd_driver *driver, uintptr_t wake, uint64_t wake_device);
+/* A relay for a device, with its threads. NULL where no thread can be had. */
+struct gd_relay *gd_relay_new(const struct gd_driver *driver);
 /* Whether launches wait for the wake word: the driver may not know how. */
 int gd_relay_naps(const struct gd_relay *relay);
 /* Launch a resident again and again, until it is over or removed. The struct must stay where it is. */

@@ -728,14 +728,11 @@ class CudaDevice(Device):
             return e
         return DeviceError(f"{doing}: error {code}", code)
 
-    def relay_thread(self, wake: tuple[int, int]) -> Any:
-        """The thread in C that launches resident kernels (``struct gd_relay *``), started once.
-
-        wake: addresses of the wake word, for the CPU and for the device.
-        """
+    def relay_thread(self) -> Any:
+        """The thread in C that launches resident kernels (``struct gd_relay *``), started once."""
         with self._lock:
             if self._relay is None:
-                relay = _native.lib.gd_relay_new(self._functions, *wake)
+                relay = _native.lib.gd_relay_new(self._functions)
                 if relay == _native.ffi.NULL:
                     raise DeviceError(
                         f"no thread could be started for the resident kernels of {self.id}: this "

@@ -103,8 +103,9 @@ class CudaRelayed(Relayed):
             "arguments_size": len(launch.arguments), "turn_at": launch.turn_at,
             "round_at": launch.round_at, "slice_at": launch.slice_at,
             "slice": int(launch.slice * 1e9), "told": launch.told,
+            "wake": launch.wake[0], "wake_device": launch.wake[1],
         })  # fmt: skip
-        self._thread = device.relay_thread(launch.wake)
+        self._thread = device.relay_thread()
         self._launch = launch  # keeps the function and the stream
 
     @property

@@ -7,7 +7,7 @@ import ctypes
 import time
 
 from .. import _native
-from ..arrays import empty
+from ..arrays import Array, empty
 from ..devices import Launch, Marker, Relayed
 from ..errors import Error, RevokedError
 from ..kernels import Kernel
@@ -45,9 +45,11 @@ class Resident:
         self._marker: Marker | None = None
         self._relayed: Relayed | None = None
         self._up = False
+        self._word: Array | None = None
         self._wake = 0, 0
         if options.slice is not None:
-            self._wake = wake_word(device, bridge)
+            self._word = wake_word(device, bridge)
+            self._wake = self._word.host_ptr, self._word.ptr
             self._relayed = self._relay(options.slice)
 
     def _arguments(self, turn: int, slice: float) -> tuple[object, ...]:

@@ -1,23 +1,26 @@
 """The wake word of a device: a word of mapped device memory that says which round may begin.
 
-All services of the device share it (_native/relay.h). It is made for the first and stays.
+All services of the device share it (_native/relay.h); it goes with the last of them.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 
 from ..arrays import Array, zeros
 from ..devices import Device
 
-_lock = threading.Lock()
-_words: dict[int, tuple[Device, Array]] = {}
+_lock = threading.RLock()
+_words: weakref.WeakKeyDictionary[Device, weakref.ref[Array]] = weakref.WeakKeyDictionary()
 
 
-def wake_word(device: Device, bridge: str | None) -> tuple[int, int]:
-    """Its address for the CPU, and for the device."""
+def wake_word(device: Device, bridge: str | None) -> Array:
+    """The word. Whoever waits for it or stores it keeps the array."""
     with _lock:
-        found = _words.get(id(device))
-        if found is None:
-            found = _words[id(device)] = device, zeros(16, "u4", device=device, bridge=bridge, mapped=True)
-        return found[1].host_ptr, found[1].ptr
+        known = _words.get(device)
+        word = known() if known is not None else None
+        if word is None:
+            word = zeros(1, "u4", device=device, bridge=bridge, mapped=True)
+            _words[device] = weakref.ref(word)
+        return word

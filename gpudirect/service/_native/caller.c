@@ -400,6 +400,11 @@ static int Caller_traverse(Caller *self, visitproc visit, void *arg)
         for (uint32_t s = 0; lane->slots && s < lane->ring.slots; s++)
             Py_VISIT(lane->slots[s].keep);
     }
+    if (self->rings) { /* calls refer to the rings as well, but they refer to us */
+        Py_VISIT(self->rings->failure); /* whose traceback leads back to us */
+        Py_VISIT(self->rings->kept);
+        Py_VISIT(self->rings->when_left);
+    }
     return 0;
 }
 
