@@ -336,11 +336,13 @@ def test_a_service_that_ended_by_itself_goes_with_its_memory():
     def held():
         return sum(h.in_use for h in gd.statistics())
 
+    def serve():
+        with gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=0.1) as svc:
+            with pytest.raises(gd.ServiceError):
+                until(lambda: svc.call("add", 1, 1, timeout=60) != 2, "its lifetime is over")
+
     gc.collect()
     before = held()
-    with gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=0.1) as svc:
-        with pytest.raises(gd.ServiceError):
-            until(lambda: svc.call("add", 1, 1, timeout=60) != 2, "its lifetime is over")
-    del svc
+    serve()
     gc.collect()
     until(lambda: held() == before, f"{held() - before} bytes are still held")
