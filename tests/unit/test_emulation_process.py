@@ -378,7 +378,7 @@ def test_streams_run_at_once(machine):
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [("*(volatile int *)0x10 = t;", r"illegal address 0x10: nothing is mapped.*block \(0, 0, 0\)"),
+    [("*(volatile int *)0x10 = t;", r"illegal address 0x10: nothing is mapped.*block \([01], 0, 0\)"),
      ("if (t == 37) *(int *)0x8000000000000000 = 1;", r"not one that a pointer can have.*\(5, 0, 0\)"),
      ("out[1 << 28] = 1;", "illegal address 0x610040000000"),
      ("*(volatile int *)(out + 262144 - 1024) = 1; ((volatile int *)out)[262144] = 1;",
@@ -644,7 +644,8 @@ def test_the_cache_is_used_and_a_cache_that_cannot_be_written_is_no_error(tmp_pa
     made = first.path.stat().st_mtime_ns
     assert compile_kernel(source, "k") == first
     assert first.path.stat().st_mtime_ns == made
-    assert sorted(p.suffix for p in first.path.parent.iterdir()) == [".so", ".so"]
+    kept = list(first.path.parent.iterdir())  # the runtime as well, unless this process has it elsewhere
+    assert first.path in kept and {p.suffix for p in kept} == {".so"}
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("GPUDIRECT_CACHE", str(tmp_path / "file"))

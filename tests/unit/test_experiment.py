@@ -219,7 +219,8 @@ def test_the_port_in_the_readme_is_cut_from_the_example():
     assert run.returncode == 0, run.stderr
     example = (ROOT / "examples/vector_add.py").read_text()
     blocks = re.findall(r"```python\n(.*?)\n```", run.stdout, re.S)
-    assert len(blocks) == 2 and all(block in example for block in blocks)
+    parts = [part for block in blocks for part in block.split("\n\n\n")]
+    assert len(blocks) == 2 and len(parts) == 3 and all(part in example for part in parts)
     if "<!-- port:" in (ROOT / "README.md").read_text():
         run = tool("readme-port", "--check")
         assert run.returncode == 0, run.stderr
