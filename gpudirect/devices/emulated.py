@@ -19,10 +19,12 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import operator
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -196,6 +198,9 @@ class EmulatedEvent(Event):
         return (self._at - float(earlier._at)) * 1e3
 
 
+_call = operator.methodcaller("__call__")
+
+
 class EmulatedQueue(Queue):
     """A worker thread with a queue of its own."""
 
@@ -215,8 +220,9 @@ class EmulatedQueue(Queue):
         self.device.ensure_usable()
         if self._thread is None:
             keeper.run(self._begin)
-        _native.lib.gd_work_begin(self._all)
-        self._jobs.put(job)
+        # both in one call of C: between two of Python's a signal's handler may raise, and work that was
+        # counted and not queued would keep the stream busy for ever
+        tuple(map(_call, (partial(_native.lib.gd_work_begin, self._all), partial(self._jobs.put, job))))
         if self._ended:  # whoever waits for a stream that has just gone finds nothing left to do
             self._finish()
 
