@@ -34,7 +34,7 @@ def budget(gd):
     peak = account.use().peak
     aperture.set_budget(None, gd.device())
     assert peak <= before + BUDGET, "the budget was exceeded"
-    assert account.use().total <= before, "more is held than before"
+    assert account.use().total == before, "something is still held"
 
 
 # -- windows of the user's -------------------------------------------------------------------
