@@ -2,8 +2,8 @@
 
 Device memory, all of it mapped: the control word, what launches count (``struct gd_ends`` of ends.cuh),
 a board for each lane (``struct board`` of offered.cuh), the rings of packets, and the longer argument
-lists, a place for each slot. Page-locked host memory: the rings of replies, and the two words that
-tell how far the launches are.
+lists, a place for each slot. Page-locked host memory: the rings of replies, and the words that tell
+how far the launches are (p2pmod-lane.h).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Layout:
 
     @property
     def told(self) -> int:
-        """In the host memory: two words, the last launch that ended, and whether all is over."""
+        """In the host memory: P2PMOD_TOLD_WORDS words of p2pmod-lane.h."""
         return self.lanes * self.slots * REPLY
 
     def ring(self, lane: int, packets: int, host: int, mapped: int, device: int, wake: int) -> Ring:
