@@ -106,7 +106,7 @@ class Resident:
             return "paused"
         ended = self._told(lib.P2PMOD_TOLD_ENDED)
         naps = ended == self._told(lib.P2PMOD_TOLD_NAPPED) == self._told(lib.P2PMOD_TOLD_BEGUN)
-        return "napping" if self._relayed and naps else "awake"
+        return "napping" if self._relayed and self._relayed.naps and naps else "awake"
 
     def launch(self) -> None:
         """Start the kernel; it goes on behind the last call that was answered."""
