@@ -39,17 +39,16 @@ class Closeable(Protocol):
 class Block:
     """One physical block and the mapping of it (or none, for memory used through windows)."""
 
-    __slots__ = ("_held", "account", "charged", "cut", "host", "mapping", "memory", "pooled", "windows")
+    __slots__ = ("_held", "account", "charged", "cut", "host", "mapping", "memory", "revocable", "windows")
 
-    def __init__(self, memory: Any, charged: aperture.Charged | None, account: Any, pooled: bool,
-                 host: int = 0) -> None:
+    def __init__(self, memory: Any, charged: aperture.Charged | None, account: Any, host: int = 0) -> None:
         self.memory: DeviceMemory = memory
         self.charged = charged
         self.mapping = charged.mapping if charged else None
         self.host = self.mapping.address if self.mapping else host
         """CPU address of the first byte; 0: not mapped."""
         self.account: aperture.Account = account
-        self.pooled = pooled
+        self.revocable = self.mapping is not None and self.mapping.revocable
         self.windows: Closeable | None = None  # those mapped on demand (_transfer/ondemand.py)
         self._held: Held | None = None  # what the bridge keeps between windows
         self.cut = 0  # bytes of each piece; 0: the block is one piece
@@ -58,6 +57,10 @@ class Block:
     def pieces(self) -> int:
         """How many pieces it is."""
         return self.memory.size // self.cut if self.cut else 1
+
+    def revoked(self) -> bool:
+        """Whether the driver has taken the pages back."""
+        return self.mapping is not None and self.mapping.revoked()
 
     def hold(self, bridge: Bridge) -> None:
         """Have the bridge keep what mapping takes at first: windows come and go."""
@@ -113,13 +116,11 @@ class Piece:
 
     @property
     def revocable(self) -> bool:
-        mapping = self.block.mapping
-        return mapping is not None and mapping.revocable
+        return self.block.revocable
 
     def revoked(self) -> bool:
         """Whether the driver has taken the pages back."""
-        mapping = self.block.mapping
-        return mapping is not None and mapping.revoked()
+        return self.block.revoked()
 
     def pages(self) -> list[PageRun]:
         mapping = self.block.mapping
@@ -209,8 +210,11 @@ class Heap:
             if nbytes <= LARGEST_SMALL:
                 cut = SMALLEST if nbytes <= SMALLEST else 1 << (nbytes - 1).bit_length()
                 free = self._cut[mapped].get(cut)
+            elif mapped:
+                granularity = self.device.granularity
+                free = self._kept.get(-(-nbytes // granularity) * granularity)
             else:
-                free = self._kept.get(self._rounded(nbytes)) if mapped else None
+                free = None
             if free:
                 try:
                     lease = free.pop()
@@ -245,7 +249,7 @@ class Heap:
 
     def _make_kept(self, nbytes: int, mapped: bool, pool: bool) -> Any:
         if not pool or nbytes > LARGEST_SMALL:
-            block = self._new_block(self._rounded(nbytes), mapped, pool)
+            block = self._new_block(self._rounded(nbytes), mapped)
             # without the pool, or without a mapping, it is not kept: the bell is rung at once
             kept = pool and mapped
             return self._lease(block, 0, block.memory.size if kept else self._keep_limit + 1)
@@ -261,7 +265,7 @@ class Heap:
         return _native.Lease(self._yard, block, ptr, block.cut, host, weight)
 
     def _cut_block(self, cut: int, mapped: bool) -> None:
-        block = self._recut(mapped) or self._new_block(self._rounded(LARGEST_SMALL + 1), mapped, True)
+        block = self._recut(mapped) or self._new_block(self._rounded(LARGEST_SMALL + 1), mapped)
         block.cut = cut
         leases = [self._lease(block, at, 0) for at in range(0, block.memory.size, cut)]
         leases.reverse()  # the lowest address is popped first
@@ -302,7 +306,7 @@ class Heap:
             lease.end()
         return True
 
-    def _new_block(self, size: int, mapped: bool, pooled: bool) -> Block:
+    def _new_block(self, size: int, mapped: bool) -> Block:
         memory = self.device.allocate(size)
         charged = None
         if mapped:
@@ -316,7 +320,7 @@ class Heap:
                 if isinstance(e, ApertureError):
                     raise ApertureError(f"{e}\n{aperture.holders()}", e.errno) from e
                 raise
-        block = Block(memory, charged, self._account, pooled)
+        block = Block(memory, charged, self._account)
         self._blocks.add(block)
         return block
 
@@ -362,16 +366,14 @@ class Heap:
         if block.cut:
             self._cut[bool(block.host)][block.cut].append(lease)
             return
-        mapping, size = block.mapping, block.memory.size
-        keep = block.pooled and block.host and not (mapping and mapping.revoked())
-        if keep and self._kept_bytes() + size <= self._keep_limit:
+        room, size = self._keep_limit, lease.weight  # of a block that is never kept: more than the limit
+        for other, free in tuple(self._kept.items()):
+            room -= other * len(free)
+        if size <= room and not (block.revocable and block.revoked()):
             self._kept.setdefault(size, []).append(lease)
         else:
             self._doomed.append(lease)
             keeper.post(self._bury)
-
-    def _kept_bytes(self) -> int:
-        return sum([size * len(free) for size, free in tuple(self._kept.items())])
 
     def _bury(self) -> None:
         """Give blocks back to the device. Keeper's."""

@@ -30,9 +30,9 @@ class PinnedHeap(Heap):
     def __init__(self, device: Device) -> None:
         super().__init__(device, None)
 
-    def _new_block(self, size: int, mapped: bool, pooled: bool) -> Block:
+    def _new_block(self, size: int, mapped: bool) -> Block:
         memory = self.device.host_allocate(size)
-        block = Block(memory, None, None, pooled, host=memory.ptr)
+        block = Block(memory, None, None, memory.ptr)
         self._blocks.add(block)
         return block
 
