@@ -17,15 +17,10 @@ from __future__ import annotations
 import bisect
 import contextlib
 import ctypes
-import errno
-import fcntl
-import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from queue import Empty, SimpleQueue
+from collections.abc import Sequence
 from typing import Any
 
 from .. import _native
@@ -50,15 +45,12 @@ from .base import (
     Ordering,
     Parameter,
 )
-from .emulation.client import (
-    MOST_RESIDENT,
-    MOST_RESIDENT_THREADS,
-    GpuProcess,
-    StreamConnection,
-)
+from .emulation.client import MOST_RESIDENT, MOST_RESIDENT_THREADS, GpuProcess
 from .emulation.compiler import compile_kernel
+from .emulation.memory import BorrowedMemory, EmulatedMemory, Room, StandIn
+from .emulation.streams import EmulatedQueue
 from .relayed import EmulatedRelayed, EmulatedRelayThread, Launch
-from .streams import Event, Queue, Stream, counted
+from .streams import Stream, counted
 
 GRANULARITY = 2 << 20  # as NVIDIA's cuMemCreate
 BASE, REGION = 0x6000_0000_0000, 1 << 40  # device addresses: a region for each device
@@ -69,242 +61,6 @@ GENERATION = REGION // GENERATIONS
 def count() -> int:
     """How many emulated devices there are."""
     return env_size("GPUDIRECT_EMULATED_DEVICES", 1)
-
-
-class Room:
-    """First-fit allocator of an address range. Not thread-safe."""
-
-    def __init__(self, start: int, size: int) -> None:
-        self._free = [(start, size)]
-
-    def take(self, size: int) -> int | None:
-        for i, (start, have) in enumerate(self._free):
-            if have >= size:
-                if have == size:
-                    del self._free[i]
-                else:
-                    self._free[i] = (start + size, have - size)
-                return start
-        return None
-
-    def give(self, start: int, size: int) -> None:
-        i = bisect.bisect(self._free, (start, 0))
-        if i < len(self._free) and start + size == self._free[i][0]:
-            size += self._free.pop(i)[1]
-        if i and sum(self._free[i - 1]) == start:
-            start, before = self._free.pop(i - 1)
-            size += before
-            i -= 1
-        self._free.insert(i, (start, size))
-
-
-class EmulatedMemory(DeviceMemory):
-    """A block of emulated device memory."""
-
-    def __init__(
-        self, device: EmulatedDevice, ptr: int, size: int, fd: int, *, host: bool = False
-    ) -> None:
-        self.device: EmulatedDevice = device
-        self.ptr = ptr
-        self.size = size
-        self.host = host
-        """Ordinary memory, not the device's: a memfd even where a stand-in driver is there."""
-        self.pci_address = device.pci_address
-        self._fd = fd
-        self._view = 0  # this process's private mapping, for emulated DMA
-
-    def export_fd(self) -> int:
-        return os.dup(self._fd)
-
-    def dmabuf_fd(self, offset: int, length: int) -> int:
-        raise NotMappableError("the emulated device makes no dma-bufs; use the bridge 'emulated'")
-
-    def dma_view(self) -> int:
-        """Where emulated DMA finds the block in this process. Never shown to the user."""
-        with self.device.lock:
-            if not self._view:
-                address = _native.lib.gd_map(0, self.size, 1, 1, self._fd, 0, 0)
-                if address < 0:
-                    raise DeviceError(f"emulated DMA: {os.strerror(-address)}", -address)
-                self._view = int(address)
-            return self._view
-
-    def aperture_take(self, length: int) -> int | None:
-        with self.device.lock:
-            offset = self.device.bar1.take(length)
-            if offset is not None:
-                self.device.bar1_used += length
-            return offset
-
-    def aperture_give(self, offset: int, length: int) -> None:
-        with self.device.lock:
-            self.device.bar1.give(offset, length)
-            self.device.bar1_used -= length
-
-    def aperture_state(self) -> tuple[int, int]:
-        return self.device.bar1_total, self.device.bar1_used
-
-    def free(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd < 0:
-            return
-        if not self.device.forked:
-            self.device.release(self, fd)
-        if self._view:
-            _native.lib.gd_unmap(self._view, self.size)
-            self._view = 0
-        os.close(fd)
-
-
-class BorrowedMemory(EmulatedMemory):
-    """A view of a block that somebody else owns, for ``locate``."""
-
-    def __init__(self, owner: EmulatedMemory) -> None:
-        super().__init__(owner.device, owner.ptr, owner.size, os.dup(owner._fd))
-
-    def free(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
-class EmulatedEvent(Event):
-    """A flag that the stream's worker raises when it gets there."""
-
-    def __init__(self, queue: EmulatedQueue, timing: bool) -> None:
-        self.device: EmulatedDevice = queue.device
-        self.timing = timing
-        self._reached = threading.Event()
-        self._at = 0.0
-        self._queue = queue
-        queue.submit(self._reach)
-
-    def _reach(self) -> None:
-        self._at = time.perf_counter()
-        self._reached.set()
-
-    def done(self) -> bool:
-        return self._reached.is_set()
-
-    def wait(self) -> None:
-        if self._queue.on_worker() and not self.done():
-            raise DeviceError(
-                "a stream of the emulated device cannot wait for itself (a finalizer, run by a "
-                "garbage collection on the stream's own thread, asked it to)"
-            )
-        self._reached.wait()
-
-    def since(self, earlier: Any) -> float:
-        return (self._at - float(earlier._at)) * 1e3
-
-
-_call = operator.methodcaller("__call__")
-
-
-class EmulatedQueue(Queue):
-    """A worker thread with a queue of its own."""
-
-    device: EmulatedDevice
-
-    def __init__(self, device: EmulatedDevice, number: int) -> None:
-        super().__init__(device, number)
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._failure: BaseException | None = None
-        self._ended = False
-        self._connection: StreamConnection | None = None
-        self._thread: threading.Thread | None = None
-        self._all = _native.ffi.new("struct gd_work *")  # markers too, settled by the worker
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Queue something to do. It is done after everything queued before it."""
-        self.device.ensure_usable()
-        if self._thread is None:
-            keeper.run(self._begin)
-        # both in one call of C: between two of Python's a signal's handler may raise, and work that was
-        # counted and not queued would keep the stream busy for ever
-        tuple(map(_call, (partial(_native.lib.gd_work_begin, self._all), partial(self._jobs.put, job))))
-        if self._ended:  # whoever waits for a stream that has just gone finds nothing left to do
-            self._finish()
-
-    def _finish(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except Empty:
-                return
-            if job is not None:
-                job()
-
-    def _begin(self) -> None:
-        if self._thread is not None:
-            return
-        thread = threading.Thread(
-            target=self._run, name=f"{self.device.id} stream {self.handle}", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError as e:
-            raise DeviceError(f"{self.device.id}: no thread for a stream ({e}); see ulimit -u") from e
-        self._thread = thread
-
-    def connection(self) -> StreamConnection:
-        """The stream's line to the GPU process. Called on the worker thread only."""
-        if self._connection is None:
-            self._connection = self.device.process.open_stream()
-        return self._connection
-
-    def _run(self) -> None:
-        done = 0
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except BaseException as e:
-                self._failure = self._failure or e
-                if (lost := self.device.process.lost) is not None:
-                    self.device.lost = lost
-            done += 1
-            del job  # what it refers to goes now, and not with the next one
-            _native.lib.gd_work_settle(self._all, done)
-        self._ended = True
-        self._finish()
-        if self._connection is not None:
-            self._connection.close()
-
-    def synchronize(self) -> None:
-        self.device.ensure_usable()
-        mark = _native.lib.gd_work_mark(self.work)
-        if self._thread is not None:
-            EmulatedEvent(self, False).wait()
-        _native.lib.gd_work_settle(self.work, mark)
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
-    def idle(self) -> bool:
-        return not _native.lib.gd_work_open(self._all)
-
-    def record(self, timing: bool) -> EmulatedEvent:
-        return EmulatedEvent(self, timing)
-
-    def on_worker(self) -> bool:
-        """Whether this is the worker's own thread."""
-        return self._thread is threading.current_thread()
-
-    def hold(self, event: Event) -> None:
-        if not event.done():
-            self.submit(event.wait)
-
-    def destroy(self) -> None:
-        if self._thread is not None and not self.device.forked:
-            self._jobs.put(None)
-
-    def end(self) -> None:
-        """Destroy it when its work is done, and wait for that."""
-        thread = self._thread
-        self.destroy()
-        if thread is not None:
-            thread.join()
-            self._thread = None
 
 
 class EmulatedFunction(Function):
@@ -623,35 +379,3 @@ class EmulatedDevice(Device):
         self.lock = threading.RLock()
         if self._process is not None:
             self._process.close()  # our copies of its descriptors; the process is the parent's
-
-
-class StandIn:
-    """The lab's stand-in NVIDIA driver: device memory in the BAR of a real PCI device."""
-
-    NODE = "/dev/nvidia-standin"
-
-    @classmethod
-    def present(cls) -> StandIn | None:
-        """The stand-in, where its driver is loaded."""
-        return cls() if os.path.exists(cls.NODE) else None
-
-    def allocate(self, size: int, ptr: int) -> int:
-        """A descriptor that is ``size`` bytes of device memory at the device address ``ptr``."""
-        argument = _native.ffi.new("struct standin_alloc *")
-        argument.size = _native.ffi.sizeof("struct standin_alloc")
-        argument.length, argument.va = size, ptr
-        fd = os.open(self.NODE, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.ioctl(fd, _native.lib.STANDIN_ALLOC, _native.ffi.buffer(argument), True)
-        except OSError as e:
-            os.close(fd)
-            if e.errno == errno.ENOMEM:
-                raise OutOfMemoryError(
-                    f"the stand-in driver's BAR has no {size} bytes left; close arrays"
-                ) from e
-            raise DeviceError(f"the stand-in driver refused {size} bytes: {e.strerror}") from e
-        return fd
-
-    def free(self, fd: int) -> None:
-        """Free the memory now, pins and all, whoever else holds the descriptor."""
-        fcntl.ioctl(fd, _native.lib.STANDIN_FREE)

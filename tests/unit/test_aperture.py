@@ -24,7 +24,7 @@ from gpudirect import _native, aperture
 from gpudirect._keeper import keeper
 from gpudirect._transfer import ondemand
 from gpudirect.bridges.emulated import EmulatedBridge, EmulatedMapping
-from gpudirect.devices.emulated import StandIn
+from gpudirect.devices.emulation.memory import StandIn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MIB = 1 << 20

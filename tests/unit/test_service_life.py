@@ -434,7 +434,7 @@ def test_locks_are_free_after_signals_that_raise(svc):
 
 
 def test_code_of_a_dropped_service_is_unloaded_in_a_quiet_moment(monkeypatch):
-    from gpudirect.devices import cuda
+    from gpudirect.devices.cuda import function as functions
 
     told = []
 
@@ -454,8 +454,8 @@ def test_code_of_a_dropped_service_is_unloaded_in_a_quiet_moment(monkeypatch):
             yield
             told.append("over")
 
-    monkeypatch.setattr(cuda, "_driver", lambda: Driver)
-    function = cuda.CudaFunction(Device(), "module", 7, "name", (), b"")
+    monkeypatch.setattr(functions, "driver", lambda: Driver)
+    function = functions.CudaFunction(Device(), "module", 7, "name", (), b"")
     function.unload_when_dropped()
     patient.settle()
     assert not told

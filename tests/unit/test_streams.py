@@ -12,7 +12,8 @@ import gpudirect as gd
 from gpudirect import _native
 from gpudirect._keeper import keeper
 from gpudirect.devices import Device
-from gpudirect.devices.cuda import MOST_ADOPTED, CudaDevice
+from gpudirect.devices.cuda import CudaDevice
+from gpudirect.devices.cuda.streams import MOST_ADOPTED, Adopted
 
 HANG = 60.0
 
@@ -216,7 +217,7 @@ def gpu():
     """A CUDA device without the driver: enough to adopt streams."""
     d = object.__new__(CudaDevice)
     Device.__init__(d)
-    d.ordinal, d.name, d._adopted, d.default_stream = 7, "no GPU", {}, None
+    d.ordinal, d.name, d._adopted, d.default_stream = 7, "no GPU", Adopted(d), None
     return d
 
 

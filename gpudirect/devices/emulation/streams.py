@@ -1,0 +1,158 @@
+"""Streams of the emulated device: worker threads, so that a missing synchronisation shows."""
+
+from __future__ import annotations
+
+import operator
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from ... import _native
+from ..._keeper import keeper
+from ...errors import DeviceError
+from ..streams import Event, Queue
+from .client import StreamConnection
+
+if TYPE_CHECKING:
+    from ..emulated import EmulatedDevice
+
+_call = operator.methodcaller("__call__")
+
+
+class EmulatedEvent(Event):
+    """A flag that the stream's worker raises when it gets there."""
+
+    def __init__(self, queue: EmulatedQueue, timing: bool) -> None:
+        self.device: EmulatedDevice = queue.device
+        self.timing = timing
+        self._reached = threading.Event()
+        self._at = 0.0
+        self._queue = queue
+        queue.submit(self._reach)
+
+    def _reach(self) -> None:
+        self._at = time.perf_counter()
+        self._reached.set()
+
+    def done(self) -> bool:
+        return self._reached.is_set()
+
+    def wait(self) -> None:
+        if self._queue.on_worker() and not self.done():
+            raise DeviceError(
+                "a stream of the emulated device cannot wait for itself (a finalizer, run by a "
+                "garbage collection on the stream's own thread, asked it to)"
+            )
+        self._reached.wait()
+
+    def since(self, earlier: Any) -> float:
+        return (self._at - float(earlier._at)) * 1e3
+
+
+class EmulatedQueue(Queue):
+    """A worker thread with a queue of its own."""
+
+    device: EmulatedDevice
+
+    def __init__(self, device: EmulatedDevice, number: int) -> None:
+        super().__init__(device, number)
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._connection: StreamConnection | None = None
+        self._thread: threading.Thread | None = None
+        self._all = _native.ffi.new("struct gd_work *")  # markers too, settled by the worker
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Queue something to do. It is done after everything queued before it."""
+        self.device.ensure_usable()
+        if self._thread is None:
+            keeper.run(self._begin)
+        # both in one call of C: between two of Python's a signal's handler may raise, and work that was
+        # counted and not queued would keep the stream busy for ever
+        tuple(map(_call, (partial(_native.lib.gd_work_begin, self._all), partial(self._jobs.put, job))))
+        if self._ended:  # whoever waits for a stream that has just gone finds nothing left to do
+            self._finish()
+
+    def _finish(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                return
+            if job is not None:
+                job()
+
+    def _begin(self) -> None:
+        if self._thread is not None:
+            return
+        thread = threading.Thread(
+            target=self._run, name=f"{self.device.id} stream {self.handle}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as e:
+            raise DeviceError(f"{self.device.id}: no thread for a stream ({e}); see ulimit -u") from e
+        self._thread = thread
+
+    def connection(self) -> StreamConnection:
+        """The stream's line to the GPU process. Called on the worker thread only."""
+        if self._connection is None:
+            self._connection = self.device.process.open_stream()
+        return self._connection
+
+    def _run(self) -> None:
+        done = 0
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except BaseException as e:
+                self._failure = self._failure or e
+                if (lost := self.device.process.lost) is not None:
+                    self.device.lost = lost
+            done += 1
+            del job  # what it refers to goes now, and not with the next one
+            _native.lib.gd_work_settle(self._all, done)
+        self._ended = True
+        self._finish()
+        if self._connection is not None:
+            self._connection.close()
+
+    def synchronize(self) -> None:
+        self.device.ensure_usable()
+        mark = _native.lib.gd_work_mark(self.work)
+        if self._thread is not None:
+            EmulatedEvent(self, False).wait()
+        _native.lib.gd_work_settle(self.work, mark)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def idle(self) -> bool:
+        return not _native.lib.gd_work_open(self._all)
+
+    def record(self, timing: bool) -> EmulatedEvent:
+        return EmulatedEvent(self, timing)
+
+    def on_worker(self) -> bool:
+        """Whether this is the worker's own thread."""
+        return self._thread is threading.current_thread()
+
+    def hold(self, event: Event) -> None:
+        if not event.done():
+            self.submit(event.wait)
+
+    def destroy(self) -> None:
+        if self._thread is not None and not self.device.forked:
+            self._jobs.put(None)
+
+    def end(self) -> None:
+        """Destroy it when its work is done, and wait for that."""
+        thread = self._thread
+        self.destroy()
+        if thread is not None:
+            thread.join()
+            self._thread = None
