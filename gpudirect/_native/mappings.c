@@ -46,10 +46,3 @@ int gd_unmap(uintptr_t at, size_t length)
 {
     return munmap((void *)at, length) ? -errno : 0;
 }
-
-int64_t gd_move(uintptr_t from, uintptr_t to, size_t length)
-{
-    void *p = mremap((void *)from, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)to);
-
-    return p == MAP_FAILED ? -errno : (int64_t)(uintptr_t)p;
-}

@@ -99,9 +99,6 @@ int gd_load64(uintptr_t address, uint64_t *value, unsigned flags);
  */
 int gd_wait32(uintptr_t address, uint32_t value, int64_t timeout);
 int gd_wait64(uintptr_t address, uint64_t value, int64_t timeout);
-/* rounds x (store round number at bell, fence, spin until *answer == round number); ns per round */
-int gd_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, double *ns,
-                int64_t timeout);
 uint64_t gd_now(void); /* monotonic clock */
 
 /* ---- work.c: what was queued on a device and not waited for since ---- */
@@ -181,8 +178,6 @@ int64_t gd_map(uintptr_t at, size_t length, int readable, int writable, int fd, 
 /* Put a PROT_NONE, MAP_NORESERVE reservation there (at != 0: replaces what is mapped there). */
 int64_t gd_reserve(uintptr_t at, size_t length, size_t alignment);
 int gd_unmap(uintptr_t at, size_t length);
-/* mremap(2) a mapping onto a fixed address, replacing what is there. */
-int64_t gd_move(uintptr_t from, uintptr_t to, size_t length);
 
 /* ---- process.c ---- */
 /*

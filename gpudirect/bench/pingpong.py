@@ -7,10 +7,9 @@ import time
 
 import gpudirect as gd
 
-from .. import _native
 from ..devices import Device
 from ..errors import Error
-from . import _native as _bench
+from . import _native
 from .measure import Figure, figure
 from .progress import Tell, silent
 
@@ -48,17 +47,17 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
             gd.synchronize(device)
             bell = memory.host_ptr
             loads = ffi.new("double[]", samples)
-            kind, word = _bench.lib.gd_bare_find(b"word-load"), ffi.new("char[]", 64)
-            _bench.lib.gd_bare_time(kind, bell, word, 4, 1, samples, loads)
+            kind, word = lib.gd_bare_find(b"word-load"), ffi.new("char[]", 64)
+            lib.gd_bare_time(kind, bell, word, 4, 1, samples, loads)
             tell("from C", 0, 2)
             gd.kernel(KERNEL, "pong", device=device)[1, 1, stream](
                 memory, host.ptr, 1, rounds + python_rounds, PATIENCE
             )
             ns = ffi.new("double[]", rounds)
-            _check(lib.gd_pingpong(bell, host.ptr, 1, rounds, ns, TIMEOUT))
+            _check(lib.gd_time_pingpong(bell, host.ptr, 1, rounds, ns, TIMEOUT))
             tell("from Python", 1, 2)
             one, clock = ffi.new("double[]", 1), time.perf_counter_ns
-            call, answer = lib.gd_pingpong, host.ptr
+            call, answer = lib.gd_time_pingpong, host.ptr
             took = []
             for v in range(rounds + 1, rounds + python_rounds + 1):
                 start = clock()
@@ -67,7 +66,7 @@ def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure
                 if code < 0:
                     break
             _check(code)
-            _bench.lib.gd_bare_time(kind, bell, word, 4, 1, samples, loads)
+            lib.gd_bare_time(kind, bell, word, 4, 1, samples, loads)
     finally:
         stream.close()
         host.free()

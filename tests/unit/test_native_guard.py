@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gpudirect._native import ffi, lib
+from gpudirect.bench._native import lib as bench
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = 4096
@@ -116,9 +117,9 @@ def test_words_and_waits(revoked):
     check_fault(lib.gd_wait32(gone, 1, -1), revoked)
     check_fault(lib.gd_wait64(gone, 1, -1), revoked)
     here, ns = revoked.at, ffi.new("double[]", 4)
-    check_fault(lib.gd_pingpong(gone, here, 1, 4, ns, -1), revoked)
-    check_fault(lib.gd_pingpong(here, gone, 1, 4, ns, -1), revoked)
-    check_fault(lib.gd_pingpong(gone, gone, 1, 4, ns, -1), revoked)
+    check_fault(bench.gd_time_pingpong(gone, here, 1, 4, ns, -1), revoked)
+    check_fault(bench.gd_time_pingpong(here, gone, 1, 4, ns, -1), revoked)
+    check_fault(bench.gd_time_pingpong(gone, gone, 1, 4, ns, -1), revoked)
     # and the guard is gone with them: a later fault elsewhere is not taken for one of these
     assert lib.gd_store32(here, 7, flags) == 0
     assert lib.gd_load32(here, v32, flags) == 0 and v32[0] == 7

@@ -2,6 +2,7 @@
 #include <errno.h>
 
 #include "../../_native/lane.h"
+#include "../../_native/native.h"
 #include "runtime.h"
 
 struct gd_bench_runtime gd_runtime;
@@ -76,6 +77,23 @@ int gd_time_loads(uintptr_t address, int rounds, double *ns)
         /* reading the clock waits for it: the vDSO orders the counter behind earlier loads */
         int code = gd_runtime.load32(address, &word, 0);
 
+        if (code)
+            return code;
+        ns[i] = (double)(gd_runtime.now() - start);
+    }
+    return rounds;
+}
+
+int gd_time_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, double *ns,
+                     int64_t timeout)
+{
+    for (int i = 0; i < rounds; i++) {
+        uint32_t number = first + (uint32_t)i;
+        uint64_t start = gd_runtime.now();
+        int code = gd_runtime.store32(bell, number, GD_GUARDED);
+
+        if (!code)
+            code = gd_runtime.wait32(answer, number, timeout);
         if (code)
             return code;
         ns[i] = (double)(gd_runtime.now() - start);

@@ -17,6 +17,8 @@ struct gd_bench_runtime {
     int (*write)(uintptr_t, const char *, size_t, unsigned);
     int (*read)(char *, uintptr_t, size_t, unsigned);
     int (*load32)(uintptr_t, uint32_t *, unsigned);
+    int (*store32)(uintptr_t, uint32_t, unsigned);
+    int (*wait32)(uintptr_t, uint32_t, int64_t);
     void (*fence)(void);
     uint64_t (*now)(void);
     int (*lane_submit)(struct gd_lane *, uint32_t, const char *, size_t);
@@ -37,6 +39,12 @@ int gd_lane_time_pipeline(struct gd_lane *lane, uint32_t function, const char *a
                           size_t size, int rounds, int depth, double *ns, int64_t timeout);
 /* A 4-byte load each. */
 int gd_time_loads(uintptr_t address, int rounds, double *ns);
+/*
+ * A number stored at `bell`, fenced, and waited for at `answer`, for at most `timeout` ns (< 0: for
+ * ever): first, first + 1, ...
+ */
+int gd_time_pingpong(uintptr_t bell, uintptr_t answer, uint32_t first, int rounds, double *ns,
+                     int64_t timeout);
 /* C functions called one after the other, up to 11 whole-number arguments each; 0 is success. */
 struct gd_step {
     uintptr_t function;
