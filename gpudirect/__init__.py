@@ -11,186 +11,37 @@
 
 from __future__ import annotations
 
-from . import devices
-from .arrays import (
-    Array,
-    asarray,
-    empty,
-    empty_like,
-    full,
-    full_like,
-    ones,
-    ones_like,
-    register,
-    zeros,
-    zeros_like,
-)
-from .bridges import PageRun
-from .config import defaults
-from .devices import Device, Event, Stream
-from .devices import get as device
-from .errors import (
-    ApertureError,
-    ArgumentError,
-    BridgeError,
-    BridgeUnavailableError,
-    CallError,
-    CallTimeoutError,
-    ClosedError,
-    CompileError,
-    DeviceAssertionError,
-    DeviceError,
-    DeviceLostError,
-    DeviceNotFoundError,
-    DTypeError,
-    Error,
-    ExportError,
-    ForkError,
-    KernelError,
-    KernelNotFoundError,
-    LaunchError,
-    NotMappableError,
-    OutOfMemoryError,
-    RangeError,
-    RefusedArgumentError,
-    RevokedError,
-    ServiceError,
-)
-from .host import HostView
-from .kernels import Kernel, kernel
-from .limits import Limits
-from .memory import statistics
-from .pinned import PinnedArray, pinned
-from .service import Doorbell, Future, Service, ServiceInfo
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._public import *  # noqa: F403
+    from ._public import __all__ as __all__
 
 __version__ = "0.1.0"
 
+# Everything imports NumPy and CUDA's bindings: a third of a second, 40 MiB. Who only attaches to an
+# array of another process needs neither, so the public names come when the first is asked for.
 
-def use(*, device: str | None = None, bridge: str | None = None) -> None:
-    """Choose the device and the bridge of calls that name none; None chooses automatically.
+if not TYPE_CHECKING:  # a type checker would take every name for there
 
-    At start they are what $GPUDIRECT_DEVICE and $GPUDIRECT_BRIDGE say.
-    Raises DeviceNotFoundError, BridgeUnavailableError or ArgumentError; then nothing changed.
-    """
-    from . import bridges
-
-    bridges.choose(devices.get(device), bridge)
-    defaults.device, defaults.bridge = device, bridge
-
-
-def stream(device: Device | str | int | None = None) -> Stream:
-    """A new stream on a device, independent of all others: ``with stream:`` makes it current."""
-    return devices.get(device).stream()
+    def __getattr__(name: str) -> Any:
+        if importlib.util.find_spec(f"{__name__}.{name}"):  # a part: it and what it needs, no more
+            return importlib.import_module(f".{name}", __name__)
+        if name == "__all__" or not name.startswith("_"):
+            _load()
+        try:
+            return globals()[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
 
 
-def trim() -> None:
-    """Give all unused memory back: device memory, mappings, page-locked host memory.
-
-    Waits for kernels that may still use what was freed.
-    """
-    from . import memory
-    from .pinned import trim as trim_pinned
-
-    memory.trim()
-    trim_pinned()
+def __dir__() -> list[str]:
+    _load()
+    return sorted(globals())
 
 
-def synchronize(device: Device | str | int | None = None) -> None:
-    """Wait for all work queued through gpudirect on a device. Raises what went wrong in it."""
-    devices.get(device).synchronize()
-
-
-def calibrate(device: Device | str | int | None = None, bridge: str | None = None) -> Limits:
-    """Measure at which sizes the mapping and DMA are faster on this machine; a few seconds.
-
-    What was found is in force at once and kept for later processes. An interruption changes
-    nothing. Raises ArgumentError when it cannot be kept: it is in force then all the same.
-    """
-    from .calibration import calibrate as measure_and_keep
-
-    return measure_and_keep(devices.get(device), bridge)[0]
-
-
-def get_limits(device: Device | str | int | None = None, bridge: str | None = None) -> Limits:
-    """The sizes in force, at which ``write`` and ``read`` change their path."""
-    from . import bridges
-    from ._transfer import paths
-
-    on = devices.get(device)
-    return paths.of(on, bridges.choose(on, bridge)).limits
-
-
-def set_limits(limits: Limits, device: Device | str | int | None = None,
-               bridge: str | None = None) -> None:
-    """Put limits of your own into force in this process, also for arrays that exist."""
-    from . import bridges
-    from ._transfer import paths
-
-    if not isinstance(limits, Limits):
-        raise ArgumentError(f"limits is {limits!r}: give gpudirect.Limits(...)")
-
-    on = devices.get(device)
-    paths.of(on, bridges.choose(on, bridge)).limits = limits
-
-
-__all__ = [
-    "ApertureError",
-    "ArgumentError",
-    "Array",
-    "BridgeError",
-    "BridgeUnavailableError",
-    "CallError",
-    "CallTimeoutError",
-    "ClosedError",
-    "CompileError",
-    "DTypeError",
-    "Device",
-    "DeviceAssertionError",
-    "DeviceError",
-    "DeviceLostError",
-    "DeviceNotFoundError",
-    "Doorbell",
-    "Error",
-    "Event",
-    "ExportError",
-    "ForkError",
-    "Future",
-    "HostView",
-    "Kernel",
-    "KernelError",
-    "KernelNotFoundError",
-    "LaunchError",
-    "Limits",
-    "NotMappableError",
-    "OutOfMemoryError",
-    "PageRun",
-    "PinnedArray",
-    "RangeError",
-    "RefusedArgumentError",
-    "RevokedError",
-    "Service",
-    "ServiceError",
-    "ServiceInfo",
-    "Stream",
-    "asarray",
-    "calibrate",
-    "device",
-    "empty",
-    "empty_like",
-    "full",
-    "full_like",
-    "get_limits",
-    "kernel",
-    "ones",
-    "ones_like",
-    "pinned",
-    "register",
-    "set_limits",
-    "statistics",
-    "stream",
-    "synchronize",
-    "trim",
-    "use",
-    "zeros",
-    "zeros_like",
-]
+def _load() -> None:
+    """Import the public names into this module."""
+    public = importlib.import_module("._public", __name__)
+    globals().update({name: getattr(public, name) for name in public.__all__}, __all__=public.__all__)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 try:
     from ._cffi import ffi, lib
@@ -22,6 +23,8 @@ bind(int(ffi.cast("uintptr_t", lib.gd_api())))
 
 def bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
     """Memory at an address as an array of ``uint8``. The caller keeps the memory alive."""
+    import numpy as np
+
     return np.frombuffer(ffi.buffer(ffi.cast("char *", address), nbytes), np.uint8)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import gpudirect
 
 PACKAGE = Path(gpudirect.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "architecture.md"
-ENTRANCE = {"__init__", "__main__"}  # the public names, and `python -m gpudirect`
+ENTRANCE = {"__init__", "_public", "__main__"}  # the public names, and `python -m gpudirect`
 
 
 def rows() -> list[list[str]]:
@@ -109,3 +111,15 @@ def test_an_import_that_goes_up_is_found(tmp_path, part, source, said):
     file.write_text(source)
     found = wrong(part, file, tmp_path)
     assert bool(found) == bool(said) and (not said or said in found[0])
+
+
+def test_no_public_name_is_the_name_of_a_part():
+    # importing the part would put it in the name's place, whenever that happens
+    assert not {*gpudirect.__all__} & {*modules()}
+
+
+def test_the_package_itself_imports_neither_numpy_nor_cuda():
+    code = ("import sys, gpudirect; gpudirect.__version__; "
+            "assert not {'numpy', 'cuda', 'cffi'} & {*sys.modules}; "
+            "assert gpudirect.Array.__name__ == 'Array' and 'empty' in dir(gpudirect)")  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

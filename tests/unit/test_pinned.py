@@ -10,7 +10,7 @@ import pytest
 
 import gpudirect as gd
 from gpudirect._keeper import keeper, patient
-from gpudirect.pinned import heap
+from gpudirect._pinned import heap
 
 TWICE = """
 __global__ void twice(float *to, const float *from, int n)
