@@ -69,6 +69,8 @@ def raw_bytes(data: Any) -> memoryview | None:
         view = memoryview(data)
     except TypeError:
         return None
+    except ValueError as e:  # a memoryview that was released, a closed mmap
+        raise ArgumentError(f"{type(data).__name__}: {e}") from None
     return view if view.format.lstrip("<=@") in ("B", "c") else None
 
 

@@ -142,6 +142,24 @@ class _Bench:
         )
         return mapped, dma
 
+    def gathering(self) -> dict[str, int]:
+        """What a load for each element costs beside DMA over all of them: GATHERING."""
+        words, few, many, near, far = self.array.view("u4"), 64, 1024, 16 << 10, 4 << 20  # bytes
+        draw = np.random.default_rng(1)
+        out = np.empty(many, "u4")
+
+        def call(count: int, span: int, via: str) -> Callable[[], Any]:
+            indices = draw.integers(0, span // 4, count)
+            indices[:2] = 0, span // 4 - 1
+            return lambda: words.gather(indices, out[:count], via=via)
+
+        cases = (few, far, "map"), (many, far, "map"), (few, near, "dma"), (few, far, "dma")
+        least, most, brief, long = _medians([call(*case) for case in cases], 4 * self.budget)
+        each = max(most - least, 1e-9) / (many - few)
+        byte = max(long - brief, 1e-9) / (far - near)
+        return {"gather_words": max(0, round((brief - least) / each) + few),
+                "gather_span": max(1, round(each / byte))}  # fmt: skip
+
     def threads(self, write: bool, pause: float) -> list[tuple[int, float, float]]:
         """(bytes, time with one thread, with several) for copies that come ``pause`` seconds apart."""
         lib, found = _native.lib, []
@@ -184,6 +202,8 @@ def measure(
         for name in DIRECTIONS:
             tell(name.replace("_", ", "))
             found[name] = turns(bench.direction(name))
+        tell("gather")
+        found |= bench.gathering()
     finally:
         choice.limits = before
         bench.close()

@@ -29,6 +29,8 @@ DIRECTIONS = ("write_pageable", "write_pinned", "read_pageable", "read_pinned")
 
 THRESHOLDS = ("write_threads", "write_threads_alone", "read_threads", "read_threads_alone")
 
+GATHERING = ("gather_words", "gather_span")
+
 MOST_THREADS = 64  # of one copy
 
 Turns = tuple[int, ...]
@@ -62,6 +64,11 @@ class Limits:
     """From here on several threads read, where copies follow each other within 50 us."""
     read_threads_alone: int = 256 << 10
     """The same for a copy that comes alone."""
+    gather_words: int = 64
+    """Single elements that loads bring in the time that a DMA takes to begin."""
+    gather_span: int = 1 << 10
+    """Bytes that DMA brings in the time of one further load; at least 1. Up to ``gather_words`` and one for
+    each ``gather_span`` bytes between the first and the last, elements are loaded one by one."""
     source: str = "built in"
     """Where these came from."""
 
@@ -74,10 +81,11 @@ class Limits:
                     f"{name}={given!r}: give at most {_native.lib.GD_TURNS} sizes in bytes, rising"
                 )
             object.__setattr__(self, name, turns)  # a list, where it came from a file
-        for name in ("threads", *THRESHOLDS):
+        for name in ("threads", *THRESHOLDS, *GATHERING):
             given = getattr(self, name)
             size = _size(given)
-            if size < 0 or (name == "threads" and size > MOST_THREADS):
+            most = MOST_THREADS if name == "threads" else NEVER
+            if not (name == "gather_span") <= size <= most:
                 raise ArgumentError(f"{name}={given!r}: give bytes, or up to {MOST_THREADS} threads")
             object.__setattr__(self, name, size)
         if not isinstance(self.source, str):

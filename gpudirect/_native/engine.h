@@ -7,6 +7,7 @@
 #define GPUDIRECT_ENGINE_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 struct gd_engine {
     const char *name;
@@ -15,6 +16,12 @@ struct gd_engine {
     void (*store)(char *dst, const char *src, size_t n);
     /* Load n >= 1 bytes at any alignment, from the lines that hold them and no others. */
     void (*load)(char *dst, const char *src, size_t n);
+    /*
+     * Load elements of 1, 2, 4, 8 or 16 bytes, src being aligned to that, by their indices; negative
+     * ones count from the end of `size`. NULL: there is nothing better than load() for each.
+     */
+    void (*pick)(char *dst, const char *src, int64_t size, const int64_t *indices, size_t count,
+                 size_t itemsize);
 };
 
 extern const struct gd_engine gd_engine_both, gd_engine_avx512, gd_engine_movdir64b, gd_engine_avx2,

@@ -74,6 +74,6 @@ static void neon_load(char *dst, const char *src, size_t n)
     }
 }
 
-const struct gd_engine gd_engine_neon = {"neon", always, neon_store, neon_load};
+const struct gd_engine gd_engine_neon = {"neon", always, neon_store, neon_load, 0};
 
 #endif

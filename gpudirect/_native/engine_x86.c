@@ -292,16 +292,47 @@ static void movdir64b_load(char *dst, const char *src, size_t n)
     (has_avx512() ? avx512_load : has_avx2() ? avx2_load : sse41_load)(dst, src, n);
 }
 
+/*
+ * The 16 bytes that hold an element, by one load; then the element out of them. The loads of many
+ * elements are under way at once: nothing depends on the one before.
+ */
+#define PICK(SIZE)                                                                                \
+    case SIZE:                                                                                    \
+        for (size_t i = 0; i < count; i++, dst += SIZE) {                                         \
+            const char *at = src + (indices[i] + (indices[i] < 0 ? size : 0)) * SIZE;             \
+            size_t skip = (uintptr_t)at & 15;                                                     \
+            char wide[16] __attribute__((aligned(16)));                                           \
+                                                                                                  \
+            LOAD16(wide, at - skip);                                                              \
+            memcpy(dst, wide + skip, SIZE);                                                       \
+        }                                                                                         \
+        break
+
+__attribute__((target("sse4.1"))) static void sse41_pick(char *dst, const char *src, int64_t size,
+                                                       const int64_t *indices, size_t count,
+                                                       size_t itemsize)
+{
+    switch (itemsize) {
+        PICK(1);
+        PICK(2);
+        PICK(4);
+        PICK(8);
+        PICK(16);
+    }
+}
+
 static int has_both(void)
 {
     return has_avx512() && has_movdir64b();
 }
 
-const struct gd_engine gd_engine_both = {"avx512+movdir64b", has_both, both_store, avx512_load};
-const struct gd_engine gd_engine_avx512 = {"avx512", has_avx512, avx512_store, avx512_load};
+const struct gd_engine gd_engine_both = {"avx512+movdir64b", has_both, both_store, avx512_load,
+                                         sse41_pick};
+const struct gd_engine gd_engine_avx512 = {"avx512", has_avx512, avx512_store, avx512_load,
+                                           sse41_pick};
 const struct gd_engine gd_engine_movdir64b = {"movdir64b", has_movdir64b, movdir64b_store,
-                                              movdir64b_load};
-const struct gd_engine gd_engine_avx2 = {"avx2", has_avx2, avx2_store, avx2_load};
-const struct gd_engine gd_engine_sse2 = {"sse2", has_sse41, sse2_store, sse41_load};
+                                              movdir64b_load, sse41_pick};
+const struct gd_engine gd_engine_avx2 = {"avx2", has_avx2, avx2_store, avx2_load, sse41_pick};
+const struct gd_engine gd_engine_sse2 = {"sse2", has_sse41, sse2_store, sse41_load, sse41_pick};
 
 #endif

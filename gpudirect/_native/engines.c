@@ -18,7 +18,7 @@ static void plain_load(char *dst, const char *src, size_t n)
     gd_load_words(dst, src, n);
 }
 
-static const struct gd_engine plain = {"plain", always, plain_store, plain_load};
+static const struct gd_engine plain = {"plain", always, plain_store, plain_load, 0};
 
 const struct gd_engine *const gd_engines[] = {
 #if defined(__x86_64__)

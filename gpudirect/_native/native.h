@@ -61,6 +61,18 @@ int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, si
 int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, size_t count,
                      const char *src, size_t itemsize, unsigned flags);
 
+/*
+ * ---- gather.c: single elements of a mapping, packed in ordinary memory ----
+ * Indices count elements of `itemsize` bytes from src on; negative ones count from the end of `size`
+ * elements, as NumPy's do.
+ */
+/* Which index is the first that is outside, or -1; and the lowest and highest, none negative. */
+int64_t gd_indices_check(const int64_t *indices, size_t count, size_t size, int64_t *low,
+                         int64_t *high);
+/* -ERANGE: an index is outside; -EINVAL: dst lies in the mapping. Nothing was loaded then. */
+int gd_gather_items(char *dst, uintptr_t src, size_t size, const int64_t *indices, size_t count,
+                    size_t itemsize, unsigned flags);
+
 /* ---- order ---- */
 void gd_fence(void); /* every store made so far by this thread leaves for the device */
 int64_t gd_fault_address(void); /* of this thread's last -EFAULT */

@@ -5,6 +5,7 @@
     parts      parts of an extent, mapped by themselves
     ondemand   windows mapped on demand, for an extent that is not
     scatter    many small pieces at once
+    gather     single elements, wherever they are
     writer     an extent as a file, written from start to end
 """
 

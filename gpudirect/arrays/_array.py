@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _native, _transfer
 from .._transfer import paths
+from .._transfer.gather import checked_out, gather, picked
 from .._transfer.scatter import scatter
 from .._transfer.writer import Writer
 from ..arguments import (
@@ -456,6 +457,33 @@ class Array(Operators, _native.Mapped):
                 target.reshape(self.shape)[...] = seen
             else:
                 _transfer.read_nd(self._extent(), target)
+        if out is None:
+            return target
+        if isinstance(out, np.ndarray) and target is not out:
+            out[...] = target.reshape(out.shape)
+        return out
+
+    def gather(self, indices: Any, out: Any = None, *, via: str | None = None,
+               synchronize: bool = True) -> Any:
+        """Single elements of the flattened array: what NumPy's ``flat[indices]`` is for one array of
+        whole numbers, in its shape.
+
+        indices: whole numbers of any shape; negative ones count from the end.
+        out: where to put them: an array of that shape (or a flat one) and of the array's dtype, or a
+            writable buffer of bytes, in ordinary or page-locked memory. Without it a new array.
+        via: "map" (a load for each, up to 1 us), "dma" (all from the first to the last, then NumPy), or
+            None for the faster one.
+        synchronize: as for ``read``, which this is ordered like.
+        Raises RangeError where an index is outside (nothing was read then), DTypeError, ArgumentError,
+        RevokedError, ClosedError.
+        """
+        extent = self._extent()
+        chosen = picked(indices, self.size)
+        checked_out(out)
+        target = _target(out, chosen.shape, self.dtype)
+        if synchronize and extent.memory.device.pending:
+            extent.memory.device.synchronize()
+        gather(extent, chosen, target, via)
         if out is None:
             return target
         if isinstance(out, np.ndarray) and target is not out:

@@ -33,6 +33,8 @@ def rows(limits: Limits) -> list[tuple[str, str]]:
         way = "alone" if name.endswith("alone") else "in a row"
         shown.append((f"{name.split('_')[0]}, several threads, {way}",
                       "never" if least >= NEVER else f"from {size_text(least)} on"))  # fmt: skip
+    shown.append(("gather, element by element",
+                  f"{limits.gather_words}, and one more for each {size_text(limits.gather_span)} of span"))
     return shown
 
 

@@ -135,6 +135,49 @@ static void strided(struct walled there, struct walled here, int write)
                 }
 }
 
+/* Elements at both ends of the mapping and in between, counted from either end. */
+static void gathered(struct walled there, struct walled here)
+{
+    enum { COUNT = 97 };
+    int64_t indices[COUNT], low, high;
+
+    for (size_t itemsize = 1; itemsize <= 24; itemsize++) {
+        for (size_t skip = 0; skip < 3; skip++) {
+            size_t size = (there.size - skip) / itemsize;
+            const unsigned char *from = there.start + skip;
+            unsigned char *to = here.start + here.size - COUNT * itemsize;
+
+            noise(there.start, there.size, (uint32_t)(itemsize + skip));
+            for (int i = 0; i < COUNT; i++)
+                indices[i] = (i * 7919 % (int64_t)size) - (i % 2 ? (int64_t)size : 0);
+            indices[0] = (int64_t)size - 1;
+            indices[1] = -(int64_t)size;
+            CHECK(gd_indices_check(indices, COUNT, size, &low, &high) == -1 && low == 0 &&
+                  high == (int64_t)size - 1, "%lld to %lld", (long long)low, (long long)high);
+            CHECK(gd_gather_items((char *)to, (uintptr_t)from, size, indices, COUNT, itemsize,
+                                  skip ? GD_GUARDED : 0) == 0, "itemsize %zu", itemsize);
+            for (int i = 0; i < COUNT; i++) {
+                int64_t at = indices[i] + (indices[i] < 0 ? (int64_t)size : 0);
+
+                CHECK(!memcmp(to + i * itemsize, from + at * (int64_t)itemsize, itemsize),
+                      "itemsize %zu, skip %zu, element %d", itemsize, skip, i);
+            }
+            for (int wrong = 0; wrong < 2; wrong++) {
+                indices[50] = wrong ? (int64_t)size : -(int64_t)size - 1;
+                CHECK(gd_indices_check(indices, COUNT, size, &low, &high) == 50, "which");
+                memset(to, CANARY, COUNT * itemsize);
+                CHECK(gd_gather_items((char *)to, (uintptr_t)from, size, indices, COUNT, itemsize,
+                                      0) == -ERANGE, "outside");
+                for (size_t i = 0; i < COUNT * itemsize; i++)
+                    CHECK(to[i] == CANARY, "moved all the same");
+            }
+        }
+    }
+    indices[0] = 0;
+    CHECK(gd_gather_items((char *)there.start + 8, (uintptr_t)there.start, 16, indices, 1, 4, 0) ==
+          -EINVAL, "into itself");
+}
+
 static void guards(struct walled here)
 {
     size_t size = 4 * page;
@@ -219,6 +262,7 @@ int main(int argc, char **argv)
             sizes_and_alignments(there, here, write);
             strided(there, here, write);
         }
+        gathered(there, here);
         printf("%-10s %ld checks\n", gd_isa_name(i), cases);
     }
     CHECK(gd_isa_select(NULL) == 0, "best");
