@@ -60,4 +60,4 @@ module: ## build the kernel module for the running kernel
 	$(MAKE) -C p2pmod
 
 clean: ## remove what was built here
-	rm -rf $(VENV) build *.egg-info gpudirect/_native/*.so gpudirect/bench/_native/*.so gpudirect/_native/_cffi.c
+	rm -rf $(VENV) build dist *.egg-info gpudirect/_native/*.so gpudirect/*/_native/*.so gpudirect/_native/_cffi.c gpudirect/bench/_native/_cffi.c

@@ -7,9 +7,10 @@
  * C, takes the GIL by itself, leaves the present exception alone, and at exit leaves the memory to
  * the system.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "objects.h"
+
 #include <stdint.h>
+#include <stdlib.h>
 
 #define MOST_DIMS 64
 #define MAJOR 1
@@ -109,8 +110,8 @@ static PyObject *lend(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OKO!O!(ii)iipK:lend", &keep, &address, &PyTuple_Type, &shape,
                           &PyTuple_Type, &strides, &code, &bits, &device, &id, &versioned, &flags))
         return NULL;
-    ndim = PyTuple_GET_SIZE(shape);
-    if (ndim > MOST_DIMS || PyTuple_GET_SIZE(strides) != ndim) {
+    ndim = PyTuple_Size(shape);
+    if (ndim > MOST_DIMS || PyTuple_Size(strides) != ndim) {
         PyErr_SetString(PyExc_ValueError, "lend: shape and strides of at most 64 dimensions");
         return NULL;
     }
@@ -118,8 +119,8 @@ static PyObject *lend(PyObject *module, PyObject *args)
     if (!export)
         return PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < ndim; i++) {
-        export->extents[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
-        export->extents[ndim + i] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides, i));
+        export->extents[i] = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
+        export->extents[ndim + i] = PyLong_AsLongLong(PyTuple_GetItem(strides, i));
         if (PyErr_Occurred()) {
             free(export);
             return NULL;
@@ -166,17 +167,23 @@ static void Borrowed_dealloc(Borrowed *self)
     if (self->versioned && self->versioned->deleter)
         self->versioned->deleter(self->versioned);
     PyErr_Restore(type, value, trace);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    gd_free((PyObject *)self, 0);
 }
 
-static PyTypeObject BorrowedType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gpudirect._native._dlpack.Borrowed",
-    .tp_basicsize = sizeof(Borrowed),
-    .tp_dealloc = (destructor)Borrowed_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "A tensor of somebody else; given back with the last reference.",
+static PyType_Slot Borrowed_slots[] = {
+    {Py_tp_doc, "A tensor of somebody else; given back with the last reference."},
+    {Py_tp_dealloc, Borrowed_dealloc},
+    {0, NULL},
 };
+
+static PyType_Spec Borrowed_spec = {
+    .name = "gpudirect._native._dlpack.Borrowed",
+    .basicsize = sizeof(Borrowed),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = Borrowed_slots,
+};
+
+static PyTypeObject *borrowed_type;
 
 static PyObject *extents(const int64_t *from, int32_t n)
 {
@@ -188,7 +195,7 @@ static PyObject *extents(const int64_t *from, int32_t n)
         if (!number)
             Py_CLEAR(tuple);
         else
-            PyTuple_SET_ITEM(tuple, i, number);
+            PyTuple_SetItem(tuple, i, number);
     }
     return tuple;
 }
@@ -206,7 +213,7 @@ static PyObject *borrow(PyObject *module, PyObject *capsule)
         PyErr_SetString(PyExc_ValueError, "no DLPack capsule, or one that was consumed");
         return NULL;
     }
-    self = PyObject_New(Borrowed, &BorrowedType);
+    self = PyObject_New(Borrowed, borrowed_type);
     if (!self)
         return NULL;
     self->plain = versioned ? NULL : PyCapsule_GetPointer(capsule, PLAIN);
@@ -260,5 +267,9 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__dlpack(void)
 {
-    return PyType_Ready(&BorrowedType) ? NULL : PyModule_Create(&module);
+    PyObject *m = PyModule_Create(&module);
+
+    if (m && !(borrowed_type = gd_type(m, &Borrowed_spec, NULL)))
+        Py_CLEAR(m);
+    return m;
 }

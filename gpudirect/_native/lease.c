@@ -8,9 +8,7 @@
  * collection can come in between; and a lease that an exception drops half way from one list to
  * another is neither lost nor in two places.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <structmember.h>
+#include "objects.h"
 
 typedef struct Lease {
     PyObject_HEAD
@@ -29,11 +27,11 @@ typedef struct {
     PyObject *bell;
 } Yard;
 
-static PyTypeObject LeaseType, YardType;
+static PyTypeObject *lease_type, *yard_type;
 
 static void ring(PyObject *bell, PyObject *argument)
 {
-    PyObject *result = argument ? PyObject_CallOneArg(bell, argument) : PyObject_CallNoArgs(bell);
+    PyObject *result = PyObject_CallFunctionObjArgs(bell, argument, NULL);
 
     if (!result)
         PyErr_WriteUnraisable(bell);
@@ -61,7 +59,7 @@ static PyObject *Yard_take(Yard *self, PyObject *ignored)
 
     (void)ignored;
     /* the list's making may have collected garbage, and so brought more here */
-    if (all && PyList_GET_SIZE(all) != self->count) {
+    if (all && PyList_Size(all) != self->count) {
         Py_DECREF(all);
         return Yard_take(self, NULL);
     }
@@ -70,7 +68,7 @@ static PyObject *Yard_take(Yard *self, PyObject *ignored)
 
         self->first = lease->next;
         lease->next = NULL;
-        PyList_SET_ITEM(all, i, (PyObject *)lease);
+        PyList_SetItem(all, i, (PyObject *)lease);
     }
     if (all)
         self->count = self->weight = 0;
@@ -90,7 +88,7 @@ static int Yard_init(Yard *self, PyObject *args, PyObject *kwargs)
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|On:Yard", names, &bell, &limit))
         return -1;
-    Py_XSETREF(self->bell, bell == Py_None ? NULL : Py_NewRef(bell));
+    gd_replace(&self->bell, bell == Py_None ? NULL : Py_NewRef(bell));
     self->limit = limit;
     return 0;
 }
@@ -106,7 +104,7 @@ static void Yard_dealloc(Yard *self)
         Py_DECREF(lease);
     }
     Py_CLEAR(self->bell);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    gd_free((PyObject *)self, 0);
 }
 
 static PyMethodDef Yard_methods[] = {
@@ -121,39 +119,40 @@ static PyMemberDef Yard_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-static PySequenceMethods Yard_sequence = {.sq_length = (lenfunc)Yard_length};
+static PyType_Slot Yard_slots[] = {
+    {Py_tp_doc, "Yard(bell=None, limit=...)\n--\n\nWhere leases come home to. ``bell()`` is called when "
+                "their weight rises above the limit."},
+    {Py_tp_dealloc, Yard_dealloc},
+    {Py_tp_methods, Yard_methods},
+    {Py_tp_members, Yard_members},
+    {Py_sq_length, Yard_length},
+    {Py_tp_init, Yard_init},
+    {Py_tp_new, PyType_GenericNew},
+    {0, NULL},
+};
 
-static PyTypeObject YardType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gpudirect._native._lease.Yard",
-    .tp_basicsize = sizeof(Yard),
-    .tp_dealloc = (destructor)Yard_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Yard(bell=None, limit=...)\n--\n\nWhere leases come home to. ``bell()`` is called when "
-              "their weight rises above the limit.",
-    .tp_methods = Yard_methods,
-    .tp_members = Yard_members,
-    .tp_as_sequence = &Yard_sequence,
-    .tp_init = (initproc)Yard_init,
-    .tp_new = PyType_GenericNew,
+static PyType_Spec Yard_spec = {
+    .name = "gpudirect._native._lease.Yard",
+    .basicsize = sizeof(Yard),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = Yard_slots,
 };
 
 /* ---- Lease ---- */
 
-static void Lease_finalize(PyObject *object)
+static void go_home(Lease *self)
 {
-    Lease *self = (Lease *)object;
     PyObject *type, *value, *traceback;
 
     if (!self->home)
         return;
     PyErr_Fetch(&type, &value, &traceback);
-    if (Py_TYPE(self->home) == &YardType)
+    if (Py_TYPE(self->home) == yard_type)
         yard_take_in((Yard *)self->home, self);
     else {
         /* what this thread stored through a mapping leaves before another thread unmaps it */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        ring(self->home, object);
+        ring(self->home, (PyObject *)self);
     }
     PyErr_Restore(type, value, traceback);
 }
@@ -162,12 +161,15 @@ static void Lease_dealloc(PyObject *object)
 {
     Lease *self = (Lease *)object;
 
-    /* this is no garbage-collected type, so the finalizer runs each time and not only once */
-    if (PyObject_CallFinalizerFromDealloc(object) < 0)
+    /* not tp_finalize: a lease goes home each time that nobody refers to it, not only once */
+    Py_SET_REFCNT(object, 1); /* ours, while others may take theirs */
+    go_home(self);
+    Py_SET_REFCNT(object, Py_REFCNT(object) - 1);
+    if (Py_REFCNT(object))
         return; /* it is home */
     Py_CLEAR(self->home);
     Py_CLEAR(self->of);
-    Py_TYPE(self)->tp_free(object);
+    gd_free(object, 0);
 }
 
 static int Lease_init(Lease *self, PyObject *args, PyObject *kwargs)
@@ -184,8 +186,8 @@ static int Lease_init(Lease *self, PyObject *args, PyObject *kwargs)
     self->host = host;
     self->nbytes = nbytes;
     self->weight = weight;
-    Py_XSETREF(self->of, Py_NewRef(of));
-    Py_XSETREF(self->home, home == Py_None ? NULL : Py_NewRef(home));
+    gd_replace(&self->of, Py_NewRef(of));
+    gd_replace(&self->home, home == Py_None ? NULL : Py_NewRef(home));
     return 0;
 }
 
@@ -212,19 +214,22 @@ static PyMemberDef Lease_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-static PyTypeObject LeaseType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gpudirect._native._lease.Lease",
-    .tp_basicsize = sizeof(Lease),
-    .tp_dealloc = Lease_dealloc,
-    .tp_finalize = Lease_finalize,
-    .tp_flags = Py_TPFLAGS_DEFAULT, /* no base: what Python makes of it would be collected */
-    .tp_doc = "Lease(home, of=None, ptr=0, nbytes=0, host=0, weight=0)\n--\n\nGoes to ``home``, a Yard "
-              "or a callable, when nobody refers to it any more.",
-    .tp_methods = Lease_methods,
-    .tp_members = Lease_members,
-    .tp_init = (initproc)Lease_init,
-    .tp_new = PyType_GenericNew,
+static PyType_Slot Lease_slots[] = {
+    {Py_tp_doc, "Lease(home, of=None, ptr=0, nbytes=0, host=0, weight=0)\n--\n\nGoes to ``home``, a Yard "
+                "or a callable, when nobody refers to it any more."},
+    {Py_tp_dealloc, Lease_dealloc},
+    {Py_tp_methods, Lease_methods},
+    {Py_tp_members, Lease_members},
+    {Py_tp_init, Lease_init},
+    {Py_tp_new, PyType_GenericNew},
+    {0, NULL},
+};
+
+static PyType_Spec Lease_spec = {
+    .name = "gpudirect._native._lease.Lease",
+    .basicsize = sizeof(Lease),
+    .flags = Py_TPFLAGS_DEFAULT, /* no base: what Python makes of it would be collected */
+    .slots = Lease_slots,
 };
 
 static struct PyModuleDef module = {
@@ -236,15 +241,10 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__lease(void)
 {
-    PyObject *m;
+    PyObject *m = PyModule_Create(&module);
 
-    if (PyType_Ready(&LeaseType) || PyType_Ready(&YardType))
-        return NULL;
-    m = PyModule_Create(&module);
-    if (m && (PyModule_AddObjectRef(m, "Lease", (PyObject *)&LeaseType) ||
-              PyModule_AddObjectRef(m, "Yard", (PyObject *)&YardType))) {
-        Py_DECREF(m);
-        return NULL;
-    }
+    if (m && (!(lease_type = gd_type(m, &Lease_spec, "Lease")) ||
+              !(yard_type = gd_type(m, &Yard_spec, "Yard"))))
+        Py_CLEAR(m);
     return m;
 }

@@ -8,15 +8,13 @@
  * _read_slow, _flush_slow and _buffer_slow of the subclass, which compose the error messages; C
  * never does. It exports no buffer of its own: NumPy would take it for an array of bytes.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <structmember.h>
-
 #include "native.h"
+#include "objects.h"
 
 #define KEEP_GIL_BELOW 4096 /* bytes: a copy of a few hundred ns is shorter than giving it up */
 
 static const struct gd_api *api;
+static PyTypeObject *mapped_type, *export_type;
 
 typedef struct {
     PyObject_HEAD
@@ -52,19 +50,21 @@ static int Export_getbuffer(Export *self, Py_buffer *view, int flags)
 static void Export_dealloc(Export *self)
 {
     Py_XDECREF(self->owner);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    gd_free((PyObject *)self, 0);
 }
 
-static PyBufferProcs Export_buffer = {(getbufferproc)Export_getbuffer, NULL};
+static PyType_Slot Export_slots[] = {
+    {Py_tp_doc, "Mapped bytes lent to a buffer consumer; keeps their owner alive."},
+    {Py_tp_dealloc, Export_dealloc},
+    {Py_bf_getbuffer, Export_getbuffer},
+    {0, NULL},
+};
 
-static PyTypeObject ExportType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gpudirect._native._mapped.Export",
-    .tp_basicsize = sizeof(Export),
-    .tp_dealloc = (destructor)Export_dealloc,
-    .tp_as_buffer = &Export_buffer,
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Mapped bytes lent to a buffer consumer; keeps their owner alive.",
+static PyType_Spec Export_spec = {
+    .name = "gpudirect._native._mapped.Export",
+    .basicsize = sizeof(Export),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = Export_slots,
 };
 
 /* ---- Mapped ---- */
@@ -100,9 +100,9 @@ static PyObject *Mapped_attach(Mapped *self, PyObject *args)
     self->work = (const struct gd_work *)(uintptr_t)work;
     self->flags = flags;
     self->format = format && format[0] && !format[1] ? format[0] : 0;
-    Py_XSETREF(self->shape, Py_NewRef(shape));
-    Py_XSETREF(self->dtype, Py_NewRef(dtype));
-    Py_XSETREF(self->owner, Py_NewRef(owner));
+    gd_replace(&self->shape, Py_NewRef(shape));
+    gd_replace(&self->dtype, Py_NewRef(dtype));
+    gd_replace(&self->owner, Py_NewRef(owner));
     Py_RETURN_NONE;
 }
 
@@ -149,10 +149,10 @@ static int shaped(const Mapped *self, const Py_buffer *out)
         return 0;
     if (out->ndim <= 1 || !self->format || element(out) != self->format)
         return 1;
-    if (out->ndim != PyTuple_GET_SIZE(self->shape))
+    if (out->ndim != PyTuple_Size(self->shape))
         return 0;
     for (int i = 0; i < out->ndim; i++)
-        if (PyLong_AsSsize_t(PyTuple_GET_ITEM(self->shape, i)) != out->shape[i])
+        if (PyLong_AsSsize_t(PyTuple_GetItem(self->shape, i)) != out->shape[i])
             return 0;
     return 1;
 }
@@ -173,7 +173,7 @@ static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, P
 
     if (!function)
         return NULL;
-    result = PyObject_Vectorcall(function, args, nargs, kwnames);
+    result = gd_forward(function, args, nargs, kwnames);
     Py_DECREF(function);
     return result;
 }
@@ -185,10 +185,10 @@ static int asked_path(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames
 {
     PyObject *value;
 
-    if (!kwnames || PyTuple_GET_SIZE(kwnames) == 0)
+    if (!kwnames || PyTuple_Size(kwnames) == 0)
         return ANY;
-    if (PyTuple_GET_SIZE(kwnames) != 1 ||
-        PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "via"))
+    if (PyTuple_Size(kwnames) != 1 ||
+        PyUnicode_CompareWithASCIIString(PyTuple_GetItem(kwnames, 0), "via"))
         return OTHER;
     value = args[nargs];
     if (value == Py_None)
@@ -262,10 +262,12 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
         }
     }
     if (PyBytes_CheckExact(args[0])) {
-        Py_ssize_t n = PyBytes_GET_SIZE(args[0]);
+        Py_ssize_t n;
+        char *bytes;
 
-        if (self->itemsize == 1 || n % self->itemsize == 0)
-            code = store(self, PyBytes_AS_STRING(args[0]), n, start, way);
+        if (!PyBytes_AsStringAndSize(args[0], &bytes, &n) &&
+            (self->itemsize == 1 || n % self->itemsize == 0))
+            code = store(self, bytes, n, start, way);
     } else {
         if (PyObject_GetBuffer(args[0], &data, PyBUF_FORMAT | PyBUF_ND)) {
             PyErr_Clear();
@@ -327,7 +329,7 @@ static PyObject *Mapped_get_buffer(Mapped *self, void *closure)
     (void)closure;
     if (!reachable(self))
         return slow(self, "_buffer_slow", NULL, 0, NULL);
-    export = PyObject_New(Export, &ExportType);
+    export = PyObject_New(Export, export_type);
     if (!export)
         return NULL;
     export->start = (char *)self->address;
@@ -340,6 +342,7 @@ static PyObject *Mapped_get_buffer(Mapped *self, void *closure)
 
 static int Mapped_traverse(Mapped *self, visitproc visit, void *arg)
 {
+    Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->owner);
     Py_VISIT(self->dtype);
     return 0;
@@ -360,7 +363,7 @@ static void Mapped_dealloc(Mapped *self)
     Mapped_clear(self);
     Py_CLEAR(self->shape);
     Py_CLEAR(self->dtype);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    gd_free((PyObject *)self, 1);
 }
 
 static PyMethodDef Mapped_methods[] = {
@@ -397,6 +400,7 @@ static PyMemberDef Mapped_members[] = {
     {"shape", T_OBJECT_EX, offsetof(Mapped, shape), READONLY, "Elements along each dimension."},
     {"dtype", T_OBJECT_EX, offsetof(Mapped, dtype), READONLY, "Type of an element."},
     {"ptr", T_ULONGLONG, offsetof(Mapped, device), READONLY, "Device address of the first element."},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Mapped, weakrefs), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -409,20 +413,23 @@ static PyGetSetDef Mapped_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-static PyTypeObject MappedType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gpudirect._native.Mapped",
-    .tp_basicsize = sizeof(Mapped),
-    .tp_dealloc = (destructor)Mapped_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_doc = "An address range of a mapping, writable through C.",
-    .tp_traverse = (traverseproc)Mapped_traverse,
-    .tp_clear = (inquiry)Mapped_clear,
-    .tp_weaklistoffset = offsetof(Mapped, weakrefs),
-    .tp_methods = Mapped_methods,
-    .tp_members = Mapped_members,
-    .tp_getset = Mapped_getset,
-    .tp_new = PyType_GenericNew,
+static PyType_Slot Mapped_slots[] = {
+    {Py_tp_doc, "An address range of a mapping, writable through C."},
+    {Py_tp_dealloc, Mapped_dealloc},
+    {Py_tp_traverse, Mapped_traverse},
+    {Py_tp_clear, Mapped_clear},
+    {Py_tp_methods, Mapped_methods},
+    {Py_tp_members, Mapped_members},
+    {Py_tp_getset, Mapped_getset},
+    {Py_tp_new, PyType_GenericNew},
+    {0, NULL},
+};
+
+static PyType_Spec Mapped_spec = {
+    .name = "gpudirect._native.Mapped",
+    .basicsize = sizeof(Mapped),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = Mapped_slots,
 };
 
 static PyObject *bind(PyObject *module, PyObject *address)
@@ -449,14 +456,10 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__mapped(void)
 {
-    PyObject *m;
+    PyObject *m = PyModule_Create(&module);
 
-    if (PyType_Ready(&MappedType) || PyType_Ready(&ExportType))
-        return NULL;
-    m = PyModule_Create(&module);
-    if (m && PyModule_AddObjectRef(m, "Mapped", (PyObject *)&MappedType)) {
-        Py_DECREF(m);
-        return NULL;
-    }
+    if (m && (!(mapped_type = gd_type(m, &Mapped_spec, "Mapped")) ||
+              !(export_type = gd_type(m, &Export_spec, NULL))))
+        Py_CLEAR(m);
     return m;
 }

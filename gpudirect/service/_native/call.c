@@ -3,7 +3,6 @@
 #include "calls.h"
 
 #include <errno.h>
-#include <structmember.h>
 
 void finish(Call *call, enum state state)
 {
@@ -49,11 +48,11 @@ static PyObject *Call_done(Call *self, PyObject *ignored)
 
 static PyObject *Call_result(Call *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    Py_ssize_t given = nargs + (kwnames ? PyTuple_GET_SIZE(kwnames) : 0);
+    Py_ssize_t given = nargs + (kwnames ? PyTuple_Size(kwnames) : 0);
     int64_t timeout = -1;
 
-    if (given > 1 || (kwnames && PyTuple_GET_SIZE(kwnames) &&
-                      PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "timeout"))) {
+    if (given > 1 || (kwnames && PyTuple_Size(kwnames) &&
+                      PyUnicode_CompareWithASCIIString(PyTuple_GetItem(kwnames, 0), "timeout"))) {
         PyErr_SetString(PyExc_TypeError, "result() takes timeout only");
         return NULL;
     }
@@ -130,6 +129,7 @@ static PyObject *Call_get_name(Call *self, void *ignored)
 
 static int Call_traverse(Call *self, visitproc visit, void *arg)
 {
+    Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->caller);
     Py_VISIT(self->holds);
     Py_VISIT(self->failure);
@@ -150,9 +150,9 @@ static void Call_dealloc(Call *self)
         PyObject_ClearWeakRefs((PyObject *)self);
     Call_clear(self);
     drop_rings(self->rings);
-    Py_XDECREF(self->caller);
-    Py_XDECREF(self->function);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    Py_XDECREF((PyObject *)self->caller);
+    Py_XDECREF((PyObject *)self->function);
+    gd_free((PyObject *)self, 1);
 }
 
 static PyMethodDef Call_methods[] = {
@@ -174,20 +174,25 @@ static PyGetSetDef Call_members[] = {
 static PyMemberDef Call_fields[] = {
     {"_service", T_OBJECT, offsetof(Call, caller), READONLY, "Whose call it is."},
     {"lane", T_INT, offsetof(Call, lane), READONLY, "Number of the lane that it went through."},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Call, weakrefs), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject CallType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gpudirect.service._native._calls.Call",
-    .tp_basicsize = sizeof(Call),
-    .tp_dealloc = (destructor)Call_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_doc = "A call that was sent.",
-    .tp_traverse = (traverseproc)Call_traverse,
-    .tp_clear = (inquiry)Call_clear,
-    .tp_weaklistoffset = offsetof(Call, weakrefs),
-    .tp_methods = Call_methods,
-    .tp_getset = Call_members,
-    .tp_members = Call_fields,
+static PyType_Slot Call_slots[] = {
+    {Py_tp_doc, "A call that was sent."},
+    {Py_tp_dealloc, Call_dealloc},
+    {Py_tp_traverse, Call_traverse},
+    {Py_tp_clear, Call_clear},
+    {Py_tp_methods, Call_methods},
+    {Py_tp_getset, Call_members},
+    {Py_tp_members, Call_fields},
+    {0, NULL},
+};
+
+PyType_Spec Call_spec = {
+    .name = "gpudirect.service._native._calls.Call",
+    .basicsize = sizeof(Call),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = Call_slots,
 };

@@ -36,8 +36,8 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
     r->timeout = -1;
     r->lane = -1;
     r->holds = NULL;
-    for (Py_ssize_t i = 0; kwnames && i < PyTuple_GET_SIZE(kwnames); i++) {
-        PyObject *name = PyTuple_GET_ITEM(kwnames, i), *value = args[nargs + i];
+    for (Py_ssize_t i = 0; kwnames && i < PyTuple_Size(kwnames); i++) {
+        PyObject *name = PyTuple_GetItem(kwnames, i), *value = args[nargs + i];
 
         if (PyUnicode_CompareWithASCIIString(name, "timeout") == 0) {
             double seconds;
@@ -154,13 +154,13 @@ static PyObject *submit(Caller *self, Rings *rings, PyObject *const *args, Py_ss
 
     if (parse(self, &r, args, nargs, kwnames))
         return NULL;
-    call = (Call *)type->tp_alloc(type, 0);
+    call = (Call *)PyType_GenericAlloc(type, 0);
     if (!call) {
         Py_XDECREF(r.holds);
         return NULL;
     }
-    call->caller = (Caller *)Py_NewRef(self);
-    call->function = (Function *)Py_NewRef(r.function);
+    call->caller = (Caller *)Py_NewRef((PyObject *)self);
+    call->function = (Function *)Py_NewRef((PyObject *)r.function);
     call->rings = rings;
     rings->references++;
     call->holds = r.holds;
@@ -175,7 +175,7 @@ static PyObject *submit(Caller *self, Rings *rings, PyObject *const *args, Py_ss
     slot = slot_of(lane, call->sequence);
     slot->sequence = call->sequence;
     slot->owner = FUTURE;
-    slot->keep = Py_NewRef(call);
+    slot->keep = Py_NewRef((PyObject *)call);
     return (PyObject *)call;
 }
 
@@ -209,26 +209,26 @@ static PyObject *Caller_submit(Caller *self, PyObject *const *args, Py_ssize_t n
 
 static PyObject *Caller_open(Caller *self, PyObject *args)
 {
-    PyObject *lanes, *functions, *device, *call_type;
+    PyObject *lanes, *functions, *device, *future;
     unsigned slots, flags, store;
     Rings *rings;
 
     if (!PyArg_ParseTuple(args, "O!IIIO!OO:_open", &PyTuple_Type, &lanes, &slots, &flags, &store,
-                          &PyDict_Type, &functions, &device, &call_type))
+                          &PyDict_Type, &functions, &device, &future))
         return NULL;
-    if (self->open || !PyType_Check(call_type) ||
-        !PyType_IsSubtype((PyTypeObject *)call_type, &CallType) || slots & (slots - 1)) {
+    if (self->open || !PyType_Check(future) ||
+        !PyType_IsSubtype((PyTypeObject *)future, call_type) || slots & (slots - 1)) {
         PyErr_SetString(PyExc_ValueError, "_open: already open, or not what it wants");
         return NULL;
     }
-    rings = new_rings((int)PyTuple_GET_SIZE(lanes));
+    rings = new_rings((int)PyTuple_Size(lanes));
     if (!rings)
         return NULL;
     for (int i = 0; i < rings->lane_count; i++) {
         unsigned long long packets, replies, arguments, arguments_device, told, wake;
         struct gd_lane *ring = &rings->lanes[i].ring;
 
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(lanes, i), "KKKKIKK", &packets, &replies,
+        if (!PyArg_ParseTuple(PyTuple_GetItem(lanes, i), "KKKKIKK", &packets, &replies,
                               &arguments, &arguments_device, &ring->stride, &told, &wake))
             goto failed;
         ring->packets = (uintptr_t)packets;
@@ -246,9 +246,9 @@ static PyObject *Caller_open(Caller *self, PyObject *args)
             goto failed;
         }
     }
-    Py_XSETREF(self->functions, Py_NewRef(functions));
-    Py_XSETREF(self->device, Py_NewRef(device));
-    Py_XSETREF(self->call_type, Py_NewRef(call_type));
+    gd_replace(&self->functions, Py_NewRef(functions));
+    gd_replace(&self->device, Py_NewRef(device));
+    gd_replace(&self->call_type, Py_NewRef(future));
     drop_rings(self->rings);
     self->rings = rings;
     self->forks = *api->forks;
@@ -316,7 +316,7 @@ static PyObject *Caller_when_left(Caller *self, PyObject *then)
 
     if (!rings || !rings->inside)
         return PyObject_CallNoArgs(then);
-    Py_XSETREF(rings->when_left, Py_NewRef(then));
+    gd_replace(&rings->when_left, Py_NewRef(then));
     Py_RETURN_NONE;
 }
 
@@ -383,7 +383,7 @@ static PyObject *Caller_get_pending(Caller *self, void *ignored)
             Py_CLEAR(list);
             break;
         }
-        PyTuple_SET_ITEM(list, i, count);
+        PyTuple_SetItem(list, i, count);
     }
     leave(self, rings);
     return list;
@@ -391,6 +391,7 @@ static PyObject *Caller_get_pending(Caller *self, void *ignored)
 
 static int Caller_traverse(Caller *self, visitproc visit, void *arg)
 {
+    Py_VISIT(Py_TYPE((PyObject *)self));
     Py_VISIT(self->functions);
     Py_VISIT(self->device);
     Py_VISIT(self->call_type);
@@ -430,13 +431,11 @@ static int Caller_clear(Caller *self)
 
 static void Caller_dealloc(Caller *self)
 {
-    if (PyObject_CallFinalizerFromDealloc((PyObject *)self))
-        return;
     PyObject_GC_UnTrack(self);
     if (self->weakrefs)
         PyObject_ClearWeakRefs((PyObject *)self);
     Caller_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    gd_free((PyObject *)self, 1);
 }
 
 static PyMethodDef Caller_methods[] = {
@@ -470,17 +469,26 @@ static PyGetSetDef Caller_members[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-PyTypeObject CallerType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gpudirect.service._native._calls.Caller",
-    .tp_basicsize = sizeof(Caller),
-    .tp_dealloc = (destructor)Caller_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_doc = "Lanes, and calls through them.",
-    .tp_traverse = (traverseproc)Caller_traverse,
-    .tp_clear = (inquiry)Caller_clear,
-    .tp_weaklistoffset = offsetof(Caller, weakrefs),
-    .tp_methods = Caller_methods,
-    .tp_getset = Caller_members,
-    .tp_new = PyType_GenericNew,
+static PyMemberDef Caller_fields[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Caller, weakrefs), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot Caller_slots[] = {
+    {Py_tp_doc, "Lanes, and calls through them."},
+    {Py_tp_dealloc, Caller_dealloc},
+    {Py_tp_traverse, Caller_traverse},
+    {Py_tp_clear, Caller_clear},
+    {Py_tp_methods, Caller_methods},
+    {Py_tp_getset, Caller_members},
+    {Py_tp_members, Caller_fields},
+    {Py_tp_new, PyType_GenericNew},
+    {0, NULL},
+};
+
+PyType_Spec Caller_spec = {
+    .name = "gpudirect.service._native._calls.Caller",
+    .basicsize = sizeof(Caller),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = Caller_slots,
 };

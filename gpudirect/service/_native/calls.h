@@ -13,10 +13,8 @@
 #ifndef GPUDIRECT_SERVICE_CALLS_H
 #define GPUDIRECT_SERVICE_CALLS_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
 #include "../../_native/lane.h"
+#include "../../_native/objects.h"
 
 #define ARGUMENTS_MAX 4096 /* bytes; the Python side refuses longer lists */
 
@@ -105,7 +103,8 @@ typedef struct {
     PyObject *weakrefs;
 } Call;
 
-extern PyTypeObject FunctionType, CallerType, CallType;
+extern PyType_Spec Function_spec, Caller_spec, Call_spec;
+extern PyTypeObject *call_type; /* what Call_spec became */
 extern const struct gd_lane_api *api;
 
 /* Whether the rings are those of this process: a child of fork() has none of its parent's. */

@@ -7,6 +7,7 @@
 #include "calls.h"
 
 #include <math.h>
+#include <string.h>
 
 PyObject *s_piece, *s_device, *s_ptr, *s_dtype; /* names of attributes */
 
@@ -26,17 +27,17 @@ static int Function_init(Function *self, PyObject *args, PyObject *kwargs)
     self->result_kind = (char)result_kind;
     self->name = Py_NewRef(name);
     self->mapped = Py_NewRef(mapped);
-    self->fields = PyMem_Calloc((size_t)PyTuple_GET_SIZE(fields) + 1, sizeof(struct field));
+    self->fields = PyMem_Calloc((size_t)PyTuple_Size(fields) + 1, sizeof(struct field));
     if (!self->fields) {
         PyErr_NoMemory();
         return -1;
     }
-    self->count = PyTuple_GET_SIZE(fields);
+    self->count = PyTuple_Size(fields);
     for (Py_ssize_t i = 0; i < self->count; i++) {
         struct field *f = &self->fields[i];
         int kind;
 
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(fields, i), "CII", &kind, &f->size, &f->offset))
+        if (!PyArg_ParseTuple(PyTuple_GetItem(fields, i), "CII", &kind, &f->size, &f->offset))
             return -1;
         f->kind = (char)kind;
         if ((uint64_t)f->offset + f->size > self->size) {
@@ -54,18 +55,22 @@ static void Function_dealloc(Function *self)
     PyMem_Free(self->fields);
     Py_XDECREF(self->name);
     Py_XDECREF(self->mapped);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    gd_free((PyObject *)self, 0);
 }
 
-PyTypeObject FunctionType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gpudirect.service._native._calls.Function",
-    .tp_basicsize = sizeof(Function),
-    .tp_init = (initproc)Function_init,
-    .tp_new = PyType_GenericNew,
-    .tp_dealloc = (destructor)Function_dealloc,
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Function(name, array type, number, bytes, result kind, result size, parameters)",
+static PyType_Slot Function_slots[] = {
+    {Py_tp_doc, "Function(name, array type, number, bytes, result kind, result size, parameters)"},
+    {Py_tp_init, Function_init},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, Function_dealloc},
+    {0, NULL},
+};
+
+PyType_Spec Function_spec = {
+    .name = "gpudirect.service._native._calls.Function",
+    .basicsize = sizeof(Function),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = Function_slots,
 };
 
 static int pack_integer(const struct field *f, PyObject *value, char *to)
@@ -96,7 +101,7 @@ static int pack_integer(const struct field *f, PyObject *value, char *to)
 
 static int pack_float(const struct field *f, PyObject *value, char *to)
 {
-    double d = PyFloat_CheckExact(value) ? PyFloat_AS_DOUBLE(value) : PyFloat_AsDouble(value);
+    double d = PyFloat_AsDouble(value);
     float single = (float)d;
 
     if (d == -1.0 && PyErr_Occurred())
@@ -127,7 +132,7 @@ static int hold(PyObject **holds, PyObject *owner)
             Py_DECREF(owner);
             return -1;
         }
-        PyList_SET_ITEM(list, 0, *holds);
+        PyList_SetItem(list, 0, *holds);
         *holds = list;
     }
     code = PyList_Append(*holds, owner);
@@ -198,9 +203,9 @@ static int pack_one(const Function *function, const struct field *f, PyObject *v
             return pack_array(f, value, device, to, holds);
         return -1;
     case 's':
-        if (!PyBytes_CheckExact(value) || PyBytes_GET_SIZE(value) != (Py_ssize_t)f->size)
+        if (!PyBytes_CheckExact(value) || PyBytes_Size(value) != (Py_ssize_t)f->size)
             return -1;
-        memcpy(to, PyBytes_AS_STRING(value), f->size);
+        memcpy(to, PyBytes_AsString(value), f->size);
         return 0;
     }
     return -1;
@@ -253,7 +258,7 @@ static int learn(Function *function, PyObject *const *args, Py_ssize_t count)
 
             if (!dtype)
                 return -1;
-            Py_XSETREF(f->dtype, dtype);
+            gd_replace(&f->dtype, dtype);
         }
     }
     return 0;
@@ -282,19 +287,19 @@ int pack(Caller *self, Function *function, PyObject *const *args, Py_ssize_t cou
     if (!list)
         return -1;
     for (i = 0; i < count; i++)
-        PyTuple_SET_ITEM(list, i, Py_NewRef(args[i]));
+        PyTuple_SetItem(list, i, Py_NewRef(args[i]));
     list = invoke(self, "_pack", "(ON)", function->name, list);
     if (!list)
         return -1;
     if (!PyArg_ParseTuple(list, "SO!:_pack", &block, &PyTuple_Type, &owners) ||
-        PyBytes_GET_SIZE(block) != (Py_ssize_t)function->size) {
+        PyBytes_Size(block) != (Py_ssize_t)function->size) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "_pack: not the arguments of this function");
         Py_DECREF(list);
         return -1;
     }
-    memcpy(to, PyBytes_AS_STRING(block), function->size);
-    if (PyTuple_GET_SIZE(owners))
+    memcpy(to, PyBytes_AsString(block), function->size);
+    if (PyTuple_Size(owners))
         *holds = Py_NewRef(owners);
     Py_DECREF(list);
     return learn(function, args, count);

@@ -3,6 +3,7 @@
 #include "calls.h"
 
 const struct gd_lane_api *api;
+PyTypeObject *call_type;
 
 static PyObject *bind(PyObject *module, PyObject *address)
 {
@@ -36,15 +37,10 @@ PyMODINIT_FUNC PyInit__calls(void)
     s_dtype = PyUnicode_InternFromString("dtype");
     if (!s_piece || !s_device || !s_ptr || !s_dtype)
         return NULL;
-    if (PyType_Ready(&FunctionType) || PyType_Ready(&CallerType) || PyType_Ready(&CallType))
-        return NULL;
     m = PyModule_Create(&module);
-    if (m && (PyModule_AddObjectRef(m, "Function", (PyObject *)&FunctionType) ||
-              PyModule_AddObjectRef(m, "Caller", (PyObject *)&CallerType) ||
-              PyModule_AddObjectRef(m, "Call", (PyObject *)&CallType) ||
-              PyModule_AddIntConstant(m, "ARGUMENTS_MAX", ARGUMENTS_MAX))) {
-        Py_DECREF(m);
-        return NULL;
-    }
+    if (m && (!gd_type(m, &Function_spec, "Function") || !gd_type(m, &Caller_spec, "Caller") ||
+              !(call_type = gd_type(m, &Call_spec, "Call")) ||
+              PyModule_AddIntConstant(m, "ARGUMENTS_MAX", ARGUMENTS_MAX)))
+        Py_CLEAR(m);
     return m;
 }
