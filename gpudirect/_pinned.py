@@ -38,7 +38,7 @@ class PinnedHeap(Heap):
 
     def _release(self, block: Block) -> None:
         self._blocks.discard(block)
-        patient.post(block.memory.free)  # may wait until nothing runs on the device
+        block.memory.free()
 
 
 class _Locked:

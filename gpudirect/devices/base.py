@@ -87,30 +87,21 @@ class DeviceMemory(ABC):
 class HostMemory:
     """Page-locked host memory that the device reads and writes through the same address.
 
-    Given back by ``free``, or when nobody refers to it any more.
+    It goes back when nobody refers to it any more, or by ``free``: not at once, but when nothing that was
+    queued on the device can touch it.
     """
 
-    __slots__ = ("_give_back", "_lease", "ptr", "size")
+    __slots__ = ("_lease", "ptr", "size")
 
     def __init__(self, ptr: int, size: int, give_back: Callable[[], object]) -> None:
-        left = [give_back]
-
-        def once() -> None:
-            while left:
-                left.pop()()
-
-        patient.begin()
-        # giving it back may wait for all that runs on the device
-        self._lease: Any = _native.Lease(patient.post, once)
-        self._give_back = once
+        self._lease: Any = patient.leave(give_back)
         self.ptr = ptr
         self.size = size
 
     def free(self) -> None:
-        """Give it back. Safe twice. May wait until nothing runs on the device."""
+        """Let go of it. Safe twice, and never waits: somebody else does."""
         self.ptr = 0
-        self._lease.end()
-        self._give_back()
+        self._lease = None
 
 
 class Function(ABC):

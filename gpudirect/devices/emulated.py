@@ -263,8 +263,7 @@ class EmulatedDevice(Device):
             raise DeviceError(f"mapping host memory: {os.strerror(-address)}", -address)
 
         def free() -> None:
-            # dropped, and not freed by hand: as cuMemFreeHost, this waits for what may use it
-            while patient.here() and self.working():
+            while self.working():  # as cuMemFreeHost waits for whatever may use it
                 time.sleep(1e-3)
             if not self.forked:
                 _native.lib.gd_reserve(ptr, block.size, 0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import operator
 import os
 import weakref
+from typing import NoReturn
 
 from .. import _native, devices
-from ..arrays import zeros
+from .._pinned import PinnedArray, pinned
+from ..arrays import Array, empty
 from ..devices import Device
 from ..errors import ArgumentError, CallTimeoutError, ClosedError, RevokedError
 
@@ -26,7 +26,8 @@ class Doorbell:
         bell.wait(1, timeout=1.0)
 
     The kernel must load its word anew each time (``volatile``), and store what it answers behind a
-    ``__threadfence_system()``. Both words are 0 at first.
+    ``__threadfence_system()``. Both words are 0 at first. Their memory outlives the doorbell until
+    everything that was queued on the device when it went has finished.
     """
 
     def __init__(
@@ -39,24 +40,25 @@ class Doorbell:
         self.bits = bits
         self._store = lib.gd_store32 if bits == 32 else lib.gd_store64
         self._wait = lib.gd_wait32 if bits == 32 else lib.gd_wait64
-        # a line each, so that neither is disturbed by its neighbours
-        self._memory = zeros(64, "u1", device=self.device, bridge=bridge, mapped=True)
-        try:
-            self._host = self.device.host_allocate(64)
-        except BaseException:
-            self._memory.close()
-            raise
-        ctypes.memset(self._host.ptr, 0, 64)
-        self._bell = self._memory.host_ptr
+        # pieces of two pools: a line each at least, so that neither is disturbed by its neighbours, and
+        # not handed out again before kernels have finished that may look at them
+        memory = empty(64, "u1", device=self.device, bridge=bridge, mapped=True)
+        memory.write(bytes(64), via="map")  # waits for nothing, as zeros() would
+        answer = pinned(1, f"u{bits // 8}", device=self.device)
+        answer[0] = 0
+        self._memory: Array | None = memory
+        self._answer: PinnedArray | None = answer
+        self._bell = memory.host_ptr
         _all.add(self)
-        self.ptr = self._memory.ptr
+        self.ptr = memory.ptr
         """Device address of the word that the kernel looks at."""
-        self.answer_ptr = self._host.ptr
+        self.answer_ptr = answer.ptr
         """Address, for the device and the CPU, of the word that the kernel answers in."""
 
     def ring(self, value: int) -> None:
         """Store ``value`` after all earlier stores of this thread, and send it on its way."""
         lib = _native.lib
+        held = self._memory  # while C stores to it, whoever closes the doorbell meanwhile
         lib.gd_fence()
         try:
             code = self._store(self._bell, value, lib.GD_GUARDED)
@@ -67,6 +69,7 @@ class Doorbell:
         if code:
             self._refuse(code)
         lib.gd_fence()
+        del held
 
     def wait(self, value: int, timeout: float | None = None) -> None:
         """Spin until the answer is ``value``, for at most ``timeout`` seconds; 0 looks once.
@@ -78,7 +81,8 @@ class Doorbell:
             raise ArgumentError(f"timeout is {timeout!r}: give seconds, 0 or more")
         left = -1 if timeout is None or timeout > 9e9 else int(timeout * 1e9)
         while True:
-            if not self._bell:
+            held = self._answer  # while C looks at it
+            if held is None or not self._bell:
                 self._refuse(0)
             ns = LOOK if left < 0 else min(left, LOOK)
             try:
@@ -98,12 +102,12 @@ class Doorbell:
     @property
     def answer(self) -> int:
         """What the answer word holds now."""
-        if not self._bell:
+        held = self._answer
+        if held is None or not self._bell:
             self._refuse(0)
-        kind = ctypes.c_uint32 if self.bits == 32 else ctypes.c_uint64
-        return operator.index(kind.from_address(self.answer_ptr).value)
+        return int(held[0])
 
-    def _refuse(self, code: int, late: str = "") -> None:
+    def _refuse(self, code: int, late: str = "") -> NoReturn:
         self.device.ensure_usable()
         if not self._bell:
             raise ClosedError("this doorbell was closed")
@@ -114,11 +118,10 @@ class Doorbell:
         raise ArgumentError(f"doorbell: {os.strerror(-code)}")
 
     def close(self) -> None:
-        """Give its memory back. Safe twice. No kernel may look at it any more."""
-        if self._bell:
-            self._bell = 0
-            self._host.free()
-            self._memory.close()
+        """Give its memory back. Safe twice, and never waits. Kernels that were queued before may
+        still look at it; none queued later may."""
+        self._bell = 0
+        self._answer = self._memory = None
 
     def __enter__(self) -> Doorbell:
         return self

@@ -901,6 +901,50 @@ def test_doorbell(bits):
     stream.close()
 
 
+def test_a_kernel_may_look_at_a_doorbell_that_is_gone():
+    """Closed, dropped or left by an exception: its words belong to nobody else while the kernel polls."""
+    source = """
+    extern "C" __global__ void late(volatile unsigned *bell, unsigned *answer, volatile unsigned *gate)
+    {
+        while (!*gate) ;
+        *answer = 7;
+        *(unsigned *)bell = 8;
+    }"""
+    kernel = gd.kernel(source, "late", device=DEVICE)
+    with gd.zeros(1, "u4", device=DEVICE) as gate, gd.stream(DEVICE) as stream:
+        bells = [gd.Doorbell(device=DEVICE) for _ in range(2)]
+        for bell in bells:
+            kernel[1, 1, stream](bell.ptr, bell.answer_ptr, gate)
+        bells[0].close()
+        gone = {b.ptr for b in bells}, {b.answer_ptr for b in bells}
+        del bell, bells
+        after = [gd.Doorbell(device=DEVICE) for _ in range(20)]
+        assert not gone[0] & {b.ptr for b in after} and not gone[1] & {b.answer_ptr for b in after}
+        gate.write(np.ones(1, "u4"), via="map")
+        gate.flush()
+        stream.synchronize()  # the kernel has met no hole
+        for bell in after:
+            assert bell.answer == 0
+            bell.close()
+        stream.close()
+
+
+def test_page_locked_memory_stays_while_work_is_queued():
+    """Freed by hand, too, and whoever frees it does not wait."""
+    kernel = gd.kernel(
+        "__global__ void late(volatile int *gate, int *p) { while (!*gate) ; *p = 1; }", "late", device=DEVICE
+    )
+    with gd.zeros(1, "i4", device=DEVICE) as gate, gd.stream(DEVICE) as stream:
+        memory = gate.device.host_allocate(64)
+        kernel[1, 1, stream](gate, memory.ptr)
+        memory.free()
+        memory.free()
+        gate.write(np.ones(1, "i4"), via="map")
+        gate.flush()
+        stream.synchronize()
+        stream.close()
+
+
 # -- programs of their own -----------------------------------------------------------------------
 
 
