@@ -178,8 +178,9 @@ class _Launches:
         return {"function": self._function(name), "arguments": list(arguments)}
 
     def _launch(
-        self, kernel: gd.Kernel, *arguments: Any, stream: int | None = None
-    ) -> dict[str, Any]:
+        self, kernel: gd.Kernel, *arguments: Any, stream: int | None = None, blocks: int = 1,
+        threads: int = 1,
+    ) -> dict[str, Any]:  # fmt: skip
         import ctypes
 
         block = kernel.pack(arguments)
@@ -191,20 +192,30 @@ class _Launches:
         )
         self.keep += [size, buffer, extra]
         queue = self.stream.handle if stream is None else stream
-        return self._step(b"cuLaunchKernel", kernel.handle, 1, 1, 1, 1, 1, 1, 0, queue, 0,
+        return self._step(b"cuLaunchKernel", kernel.handle, blocks, 1, 1, threads, 1, 1, 0, queue, 0,
                           ctypes.addressof(extra))  # fmt: skip
 
     def _wait(self) -> dict[str, Any]:
         return self._step(b"cuStreamSynchronize", self.stream.handle)
 
     def launch(self, size: int) -> list[dict[str, Any]]:
-        return [self._launch(self.kernels[size], *_arguments(size), self.out), self._wait()]
+        return self.launch_of(self.kernels[size], (*_arguments(size), self.out))
+
+    def launch_of(
+        self, kernel: gd.Kernel, arguments: tuple[Any, ...], blocks: int = 1, threads: int = 1
+    ) -> list[dict[str, Any]]:
+        return [self._launch(kernel, *arguments, blocks=blocks, threads=threads), self._wait()]
 
     def graph(self, size: int) -> list[dict[str, Any]]:
+        return self.graph_of(self.kernels[size], (*_arguments(size), self.out))
+
+    def graph_of(
+        self, kernel: gd.Kernel, arguments: tuple[Any, ...], blocks: int = 1, threads: int = 1
+    ) -> list[dict[str, Any]]:
         d = self.d
         mode = d.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         d.cuStreamBeginCapture(self.stream.handle, mode)
-        self.kernels[size][1, 1, self.stream](*_arguments(size), self.out)
+        kernel[blocks, threads, self.stream](*arguments)
         _, graph = d.cuStreamEndCapture(self.stream.handle)
         code, ready = d.cuGraphInstantiate(graph, 0)
         if int(code):

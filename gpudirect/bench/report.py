@@ -85,6 +85,12 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "wake one that has left the GPU, and how long those wait who wait for the GPU.",
         THERE_AND_BACK,
     ),
+    "grids": (
+        "Functions run by the whole device",
+        "A function that blocks on all multiprocessors run together, called through a lane, beside a launch of "
+        "the same blocks.",
+        THERE_AND_BACK,
+    ),
     "experiment": (
         "Ports: does avoiding DMA pay?",
         "The same programs with copies, with double buffers, and writing GPU memory directly.",

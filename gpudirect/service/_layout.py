@@ -19,7 +19,6 @@ REPLY: int = _native.lib.P2PMOD_REPLY_BYTES
 WORD = 4
 LINE = 64
 APART = 256  # what different parties write is so far apart
-BOARD_HEAD = 64  # of `struct board` before its arguments
 
 
 class Ring(NamedTuple):
@@ -49,11 +48,7 @@ class Layout:
 
     ends = LINE
     boards = APART
-
-    @property
-    def board(self) -> int:
-        """Bytes of each board."""
-        return _up(BOARD_HEAD + max(self.longest, IN_PACKET), APART)
+    board = 512  # bytes of each, as offered.cuh asserts
 
     @property
     def packets(self) -> int:

@@ -38,7 +38,7 @@ template <class R, class... P> struct gd_described<R (*)(P...)> {
     static constexpr unsigned count = sizeof...(P);
     static constexpr unsigned gd_size = offset_of<P...>(count);
     static constexpr bool reads = (touches<P>::reads || ... || false);
-    static constexpr bool writes = (touches<P>::writes || ... || false);
+    static constexpr bool gd_writes = (touches<P>::writes || ... || false);
     static constexpr bool gd_plain = ((alignof(P) <= 16) && ... && true);
 
     typedef typename count_to<count>::type all;

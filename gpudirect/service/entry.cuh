@@ -42,6 +42,28 @@ __device__ inline unsigned long long gd_run(unsigned gd_wanted)
     return 0;
 }
 
+__device__ inline unsigned gd_far(unsigned gd_wanted)
+{
+    switch (gd_wanted) {
+#define GD_FAR(gd_number, gd_function, gd_team)                                                   \
+    case gd_number:                                                                               \
+        return gd_team == gd_of_grid && gd_described<gd_type_of_##gd_number>::gd_size > gd_in_packet    \
+                   ? gd_described<gd_type_of_##gd_number>::gd_size : 0;
+        GD_FUNCTIONS(GD_FAR)
+    }
+    return 0;
+}
+
+__device__ inline bool gd_writes(unsigned gd_wanted)
+{
+    switch (gd_wanted) {
+#define GD_WRITES(gd_number, gd_function, gd_team)                                                \
+    case gd_number: return gd_described<gd_type_of_##gd_number>::gd_writes;
+        GD_FUNCTIONS(GD_WRITES)
+    }
+    return true;
+}
+
 __device__ inline unsigned long long gd_serve(unsigned gd_wanted, gd_lane &gd_to, unsigned gd_row,
                                               unsigned &gd_code)
 {

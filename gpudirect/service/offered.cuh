@@ -19,21 +19,21 @@ enum : unsigned { THREAD, WARP, BLOCK, GRID };
 
 /*
  * What the blocks of a lane share, and one launch of the kernel hands to the next, in device
- * memory. Zeroed when the service starts.
+ * memory. Zeroed when the service starts. What all blocks poll at once is lines apart.
  */
+constexpr unsigned ORDER_PARTS = 5;
 struct board {
-    unsigned long long barrier; /* arrivals of blocks at gd_sync(), ever */
-    unsigned long long arrived; /* blocks that have ended their part of a call, ever */
-    unsigned order;             /* number of the call to be run; the last word to be written */
-    unsigned function;          /* P2PMOD_FUNCTION_STOP ends the block */
-    unsigned failure[2];        /* status and line of the first failure in another block */
-    unsigned answered;          /* calls, when the kernel ended: the next launch goes on from there */
-    unsigned over;              /* not 0: the lane was told to end, and no launch serves it again */
-    unsigned ordered[2];        /* `order` when launch number n began is in ordered[n % 2] */
     unsigned long long deadline; /* of the lifetime; 0 before the first launch */
     unsigned long long worked;  /* when it was last seen to have calls; 0 before the first launch */
-    uint4 arguments[1];         /* as many as the longest list needs */
+    unsigned answered;          /* calls, when the kernel ended: the next launch goes on from there */
+    unsigned over;              /* not 0: the lane was told to end, and no launch serves it again */
+    unsigned ordered[2];        /* orders when launch number n began: in ordered[n % 2] */
+    unsigned failure[2];        /* status and line of the first failure in another block */
+    alignas(128) unsigned long long barrier; /* arrivals of blocks at gd_sync(), ever */
+    alignas(128) unsigned arrived; /* blocks that have ended their part of a call, ever */
+    alignas(128) uint4 order[ORDER_PARTS]; /* a packet's words but the first; each part: three and its number */
 };
+static_assert(sizeof(board) == 512, "_layout.py says so");
 
 __shared__ unsigned team;       /* which kind runs a function now */
 __shared__ unsigned failure[2]; /* status and line of the call's first failure in this block */
@@ -68,17 +68,38 @@ __device__ inline void release()
 #endif
 }
 
+/* The same for threads of this device. It costs less. */
+__device__ inline void agree()
+{
+#ifdef GPUDIRECT_EMULATED
+    __threadfence();
+#else
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
+/* Between two looks at what another block writes: soon at first, then in peace. */
+__device__ inline void between_looks(unsigned &looks)
+{
+#ifndef GPUDIRECT_EMULATED
+    if (++looks < 2000)                  /* about a millisecond */
+        return;
+#endif
+    __nanosleep(100);
+}
+
 /* All blocks of the lane arrive, and all of each block's threads. */
 __device__ inline void grid_barrier()
 {
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
+        unsigned looks = 0;
+        agree();
         unsigned long long target =
             (atomicAdd(&shared_board->barrier, 1ull) / blocks + 1) * blocks;
         while (*(volatile unsigned long long *)&shared_board->barrier < target)
-            __nanosleep(20);
-        __threadfence();
+            between_looks(looks);
+        agree();
     }
     __syncthreads();
 }

@@ -29,7 +29,9 @@ struct gd_lane {
     unsigned next;                       /* number of the call awaited */
     unsigned long long cut;              /* when the slice is over; never, for ever */
     unsigned long long worked;           /* when it last had calls */
-    unsigned long long grids;            /* calls that the grid has run since */
+    unsigned orders;                     /* to the other blocks, ever */
+    unsigned arrivals;                   /* of theirs, ever */
+    bool open;                           /* functions may have written what no fence stands behind */
 
     /* Whether it has had no call for so long. */
     __device__ inline bool rests(unsigned long long t, unsigned long long nap_after) const
@@ -92,6 +94,11 @@ __device__ inline unsigned long long gd_serve_one(F function, gd_lane &l, unsign
 
     if (me == 0)
         team = kind;
+    if (kind == GRID && blocks > 1) {
+        if (l.open)
+            agree();
+        order_grid(++l.orders, (const unsigned *)((const char *)rows + (row - l.row)), number);
+    }
     if constexpr (far) {
         uint4 start = from_row(row);
         const unsigned *there = (const unsigned *)((unsigned long long)start.y << 32 | start.x);
@@ -116,21 +123,28 @@ __device__ inline unsigned long long gd_serve_one(F function, gd_lane &l, unsign
                     near[i] = from_row(row + 16 * i);
                 value = d::run(function, (const char *)near, typename d::all());
             }
-            if (d::writes)
+            if (d::gd_writes)
                 release();
         }
     } else {
+        bool grid = kind == GRID && blocks > 1;
         if (me == 0)
             ordered = number;
-        if (kind == GRID && blocks > 1)
-            wake_grid(number);
         __syncthreads();
         value = gd_run(number);
-        release();
         __syncthreads();
-        if (kind == GRID && blocks > 1 && me == 0)
-            await_grid(++l.grids);
+        if (grid)
+            l.arrivals += blocks - 1;
+        if (me == 0) {
+            if (d::gd_writes)
+                release();
+            if (grid)
+                await_grid(l.arrivals);
+            if (GD_FAILS && grid)
+                failure_of_grid();
+        }
     }
+    l.open = kind != GRID && (l.open || !d::gd_writes);
     return value;
 }
 
@@ -358,7 +372,12 @@ __device__ inline void gd_reside(
     l.replies = replies + (unsigned long long)number * slots;
     l.mask = slots - 1;
     l.row = first_row();
-    l.grids = blocks > 1 ? look(&shared_board->arrived) / (blocks - 1) : 0;
+    l.orders = l.arrivals = 0;
+    l.open = false;
+    if (blocks > 1) {
+        l.orders = look(&shared_board->ordered[turn % 2]);
+        l.arrivals = look(&shared_board->arrived);
+    }
     l.go_to(look(&shared_board->answered) + 1);
     unsigned long long start = now();
     l.cut = ~0ull;
@@ -386,11 +405,11 @@ __device__ inline void gd_reside(
         shared_board->deadline = end;
         shared_board->over = why == STOP;
         shared_board->worked = l.worked;
-        shared_board->ordered[(turn + 1) % 2] = shared_board->order + (blocks_per_lane > 1);
+        shared_board->ordered[(turn + 1) % 2] = l.orders + (blocks_per_lane > 1);
         ordered = P2PMOD_FUNCTION_STOP;
     }
     if (blocks_per_lane > 1)
-        wake_grid(P2PMOD_FUNCTION_STOP);
+        order_grid(l.orders + 1, (const unsigned *)rows, P2PMOD_FUNCTION_STOP);
     __syncthreads();
     if (threadIdx.x == 0)
         tell_end(why != STOP && !l.rests(now(), idle.nap_after), told);
