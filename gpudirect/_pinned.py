@@ -25,13 +25,17 @@ from .errors import ArgumentError
 
 
 class PinnedHeap(Heap):
-    """Allocator of page-locked host memory for one device, with the pool's rules."""
+    """Allocator of page-locked host memory for one device, with the pool's rules.
 
-    def __init__(self, device: Device) -> None:
+    shared: in files that another process can be given. Nothing of the user's lies in them.
+    """
+
+    def __init__(self, device: Device, shared: bool = False) -> None:
         super().__init__(device, None)
+        self.shared = shared
 
     def _new_block(self, size: int, mapped: bool) -> Block:
-        memory = self.device.host_allocate(size)
+        memory = self.device.host_allocate(size, shared=self.shared)
         block = Block(memory, None, None, memory.ptr)
         self._blocks.add(block)
         return block
@@ -94,12 +98,13 @@ def piece_of(array: PinnedArray) -> Piece:
     return base.piece
 
 
-_heaps: dict[Device, PinnedHeap] = {}
+_heaps: dict[tuple[Device, bool], PinnedHeap] = {}
 
 
-def heap(device: Device) -> PinnedHeap:
-    """The heap of a device's page-locked memory."""
-    return _heaps.get(device) or _heaps.setdefault(device, PinnedHeap(device))
+def heap(device: Device, shared: bool = False) -> PinnedHeap:
+    """The heap of a device's page-locked memory, or of that which other processes can be given."""
+    key = device, shared
+    return _heaps.get(key) or _heaps.setdefault(key, PinnedHeap(device, shared))
 
 
 def pinned(
@@ -112,9 +117,17 @@ def pinned(
     Kernels and services take it where they take an Array; their loads and stores go over the link.
     Raises ArgumentError, DTypeError, OutOfMemoryError, DeviceNotFoundError.
     """
-    kind, extents = as_dtype(dtype), as_shape(shape)
+    return _pinned(heap(devices.get(device)), as_dtype(dtype), as_shape(shape))
+
+
+def polled(dtype: DTypeLike, device: Device) -> PinnedArray:
+    """One element in shared memory, not initialised: what the device tells, and the CPU polls."""
+    return _pinned(heap(device, shared=True), as_dtype(dtype), (1,))
+
+
+def _pinned(heap: PinnedHeap, kind: np.dtype[Any], extents: tuple[int, ...]) -> PinnedArray:
     nbytes = kind.itemsize * math.prod(extents)
-    piece = heap(devices.get(device)).take(max(nbytes, 1))
+    piece = heap.take(max(nbytes, 1))
     found = np.asarray(_Locked(piece, nbytes))
     if not nbytes:
         found = found[:0]

@@ -91,16 +91,22 @@ class HostMemory:
     queued on the device can touch it.
     """
 
-    __slots__ = ("_lease", "ptr", "size")
+    __slots__ = ("_lease", "descriptor", "ptr", "size")
 
-    def __init__(self, ptr: int, size: int, give_back: Callable[[], object]) -> None:
+    def __init__(
+        self, ptr: int, size: int, give_back: Callable[[], object], descriptor: int | None = None
+    ) -> None:
         self._lease: Any = patient.leave(give_back)
         self.ptr = ptr
         self.size = size
+        self.descriptor = descriptor
+        """Of a file that holds the same bytes, for another process to map; None: it cannot be shared.
+        It is closed when the memory goes back: duplicate it to keep it."""
 
     def free(self) -> None:
         """Let go of it. Safe twice, and never waits: somebody else does."""
         self.ptr = 0
+        self.descriptor = None
         self._lease = None
 
 
@@ -230,8 +236,12 @@ class Device(ABC):
         """Size and use of BAR1; None where the driver does not tell."""
 
     @abstractmethod
-    def host_allocate(self, size: int) -> HostMemory:
-        """Page-locked host memory, ``size`` bytes."""
+    def host_allocate(self, size: int, *, shared: bool = False) -> HostMemory:
+        """Page-locked host memory, ``size`` bytes.
+
+        shared: in a file with a ``descriptor``, at one address for the device and this process, and all 0.
+            Where the driver cannot register such memory, it has no descriptor.
+        """
 
     @abstractmethod
     def stream(self) -> Stream:

@@ -36,6 +36,7 @@ from ..errors import (
     OutOfMemoryError,
 )
 from . import _nvrtc
+from ._shared import new_descriptor
 from .base import (
     Aperture,
     Device,
@@ -182,7 +183,7 @@ class EmulatedDevice(Device):
             with contextlib.ExitStack() as undo:
                 undo.callback(self._addresses.give, ptr, size)
                 stand_in = None if host else self._stand_in
-                fd = stand_in.allocate(size, ptr) if stand_in else self._memfd(size)
+                fd = stand_in.allocate(size, ptr) if stand_in else new_descriptor(size)
                 undo.callback(os.close, fd)
                 reserved = _native.lib.gd_reserve(ptr, size, 0)
                 if reserved < 0:
@@ -195,12 +196,6 @@ class EmulatedDevice(Device):
             self._blocks[ptr] = block
             bisect.insort(self._starts, ptr)
         return block
-
-    @staticmethod
-    def _memfd(size: int) -> int:
-        fd = os.memfd_create("gpudirect-emulated", os.MFD_CLOEXEC)
-        os.truncate(fd, size)
-        return fd
 
     def release(self, block: EmulatedMemory, fd: int) -> None:
         """Called by ``EmulatedMemory.free``: nobody uses the block any more."""
@@ -249,11 +244,11 @@ class EmulatedDevice(Device):
     def aperture(self) -> Aperture:
         return Aperture(self.bar1_total, self.bar1_used)
 
-    def host_allocate(self, size: int) -> HostMemory:
+    def host_allocate(self, size: int, *, shared: bool = False) -> HostMemory:
         self.ensure_usable()
-        return keeper.run(self._host_allocate, size)
+        return keeper.run(self._host_allocate, size, shared)
 
-    def _host_allocate(self, size: int) -> HostMemory:
+    def _host_allocate(self, size: int, shared: bool) -> HostMemory:
         patient.begin()
         block = self._allocate(size, True)
         ptr = block.ptr
@@ -269,7 +264,7 @@ class EmulatedDevice(Device):
                 _native.lib.gd_reserve(ptr, block.size, 0)
                 block.free()
 
-        return HostMemory(ptr, size, free)
+        return HostMemory(ptr, size, free, block._fd if shared else None)
 
     def stream(self) -> Stream:
         self.ensure_usable()

@@ -8,7 +8,7 @@ import weakref
 from typing import NoReturn
 
 from .. import _native, devices
-from .._pinned import PinnedArray, pinned
+from .._pinned import PinnedArray, polled
 from ..arrays import Array, empty
 from ..devices import Device
 from ..errors import ArgumentError, CallTimeoutError, ClosedError, RevokedError
@@ -44,7 +44,7 @@ class Doorbell:
         # not handed out again before kernels have finished that may look at them
         memory = empty(64, "u1", device=self.device, bridge=bridge, mapped=True)
         memory.write(bytes(64), via="map")  # waits for nothing, as zeros() would
-        answer = pinned(1, f"u{bits // 8}", device=self.device)
+        answer = polled(f"u{bits // 8}", self.device)
         answer[0] = 0
         self._memory: Array | None = memory
         self._answer: PinnedArray | None = answer

@@ -31,6 +31,8 @@ class ServiceInfo:
     """Device memory of rings, arguments and control words, all of it mapped."""
     host_bytes: int
     """Page-locked host memory of the replies."""
+    host_shared: bool
+    """Whether it lies in a file (a memfd) that another process could map. Only while it runs."""
     ordering: str
     """What the device promises a running kernel about the CPU's stores (attribute 118)."""
     packet_store: str

@@ -33,7 +33,7 @@ class Resident:
         with contextlib.ExitStack() as undo:
             self.memory = empty(layout.device_bytes, "u1", device=device, bridge=bridge, mapped=True)
             undo.callback(self.memory.close)
-            self.host = device.host_allocate(layout.host_bytes)
+            self.host = device.host_allocate(layout.host_bytes, shared=True)
             undo.callback(self.host.free)
             self.memory.host[:] = 0
             self.memory.flush()

@@ -130,7 +130,7 @@ class Service(Living):
     @property
     def info(self) -> ServiceInfo:
         """What it is and what it holds."""
-        options = self._options
+        options, resident = self._options, self._resident
         return ServiceInfo(
             device=self.device.id,
             emulated=self.device.emulated,
@@ -143,6 +143,7 @@ class Service(Living):
             share=self.share,
             device_bytes=self._layout.device_bytes,
             host_bytes=self._layout.host_bytes,
+            host_shared=resident is not None and resident.host.descriptor is not None,
             ordering=self.device.ordering.scope,
             packet_store=packet_store()[1],
             idle_after=options.idle_after,
@@ -150,9 +151,9 @@ class Service(Living):
             lifetime=options.lifetime,
             slice=options.slice,
             nap_after=options.nap_after,
-            state=self._resident.state if self._resident else "stopped",
-            slices=self._resident.slices if self._resident else 0,
-            late=self._resident.late if self._resident else 0,
+            state=resident.state if resident else "stopped",
+            slices=resident.slices if resident else 0,
+            late=resident.late if resident else 0,
         )
 
     def __repr__(self) -> str:

@@ -226,3 +226,21 @@ def test_memory_on_any_gpu_is_registered_without_naming_it():
             assert b.device is d
             b.write(b"found")
             assert owner.read(start=11, count=5).tobytes() == b"found"
+
+
+def test_another_process_reads_what_a_kernel_stores_in_shared_host_memory():
+    """A memfd that the driver has page-locked: the descriptor is all that the other process needs."""
+    import mmap
+
+    memory = gd.device().host_allocate(4096, shared=True)
+    assert memory.descriptor is not None, "this driver registers no memfd"
+    source = "__global__ void tell(volatile unsigned *to) { to[5] = 1234; __threadfence_system(); }"
+    gd.kernel(source, "tell")[1, 1](memory.ptr)
+    gd.synchronize()
+    here = mmap.mmap(memory.descriptor, 4096, prot=mmap.PROT_READ)
+    assert int.from_bytes(here[20:24], "little") == 1234
+    code = ("import mmap, sys; m = mmap.mmap(int(sys.argv[1]), 4096, prot=mmap.PROT_READ); "
+            "print(int.from_bytes(m[20:24], 'little'))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, str(memory.descriptor)], capture_output=True, text=True,
+                          pass_fds=[memory.descriptor], check=True)  # fmt: skip
+    assert done.stdout.strip() == "1234"

@@ -13,6 +13,7 @@ from ... import _native
 from ..._keeper import keeper, patient
 from ...errors import DeviceError, DeviceNotFoundError, Error, NotMappableError
 from .. import _nvrtc
+from .._shared import SharedPages
 from ..base import Aperture, Device, DeviceMemory, HostMemory, Ordering
 from ..relayed import CudaRelayed, Launch
 from ..streams import Stream, counted
@@ -26,6 +27,8 @@ COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76
 POSIX_FD_SUPPORTED = 103
 RDMA_WITH_VMM = 110
 RDMA_SUPPORTED, RDMA_FLUSH_OPTIONS, RDMA_WRITES_ORDERING = 116, 117, 118
+
+CANNOT_REGISTER = 1, 801  # INVALID_VALUE, NOT_SUPPORTED: this system's driver registers no such memory
 
 _NOTHING = contextlib.nullcontext()
 
@@ -214,9 +217,35 @@ class CudaDevice(Device):
             return None
         return Aperture(int(info.bar1Total), int(info.bar1Used))
 
-    def host_allocate(self, size: int) -> HostMemory:
+    def host_allocate(self, size: int, *, shared: bool = False) -> HostMemory:
         self.ensure_usable()
-        return keeper.run(self._host_allocate, size)
+        found = keeper.run(self._host_share, size) if shared else None
+        return found or keeper.run(self._host_allocate, size)
+
+    def _host_share(self, size: int) -> HostMemory | None:
+        """The same in a file of its own; None where the driver gives it no address that is the CPU's."""
+        d = driver()
+        patient.begin()
+        flags = d.CU_MEMHOSTREGISTER_PORTABLE | d.CU_MEMHOSTREGISTER_DEVICEMAP
+        with contextlib.ExitStack() as undo, self.current():
+            pages = SharedPages(size)
+            undo.callback(pages.close)
+            result = d.cuMemHostRegister(pages.ptr, pages.size, flags)
+            if int(result[0]) in CANNOT_REGISTER:
+                return None
+            check(result, f"page-locking {pages.size} bytes of host memory")
+            undo.callback(d.cuMemHostUnregister, pages.ptr)
+            code, there = d.cuMemHostGetDevicePointer(pages.ptr, 0)
+            if int(code) or int(there) != pages.ptr:
+                return None
+            undo.pop_all()
+        return HostMemory(pages.ptr, size, partial(self._host_unshare, pages), pages.fd)
+
+    def _host_unshare(self, pages: SharedPages) -> None:
+        if not self.forked:
+            with self.quiet(), self.current():
+                driver().cuMemHostUnregister(pages.ptr)
+            pages.close()
 
     def _host_allocate(self, size: int) -> HostMemory:
         d = driver()
