@@ -42,6 +42,8 @@ class Living(Telling):
     _poller: Poller
     _resident: Resident | None = None
     """There is one from ``start()`` until its memory was given back."""
+    _half_stopped = False
+    """A signal's handler raised in ``stop()``."""
 
     @property
     def share(self) -> float:
@@ -79,6 +81,8 @@ class Living(Telling):
         """Launch the resident kernel, and see every lane answer. Raises ServiceError if it does not."""
         self.device.ensure_usable()  # first: in a child the lock may be held for ever
         with self.device.residents_lock:
+            if self._half_stopped:
+                self.stop()
             if self._opened:
                 raise ServiceError("the service runs already")
             if self._resident is not None:
@@ -139,8 +143,17 @@ class Living(Telling):
         if self.device.forked:
             return
         with self.device.residents_lock:
-            if self._resident is not None:
+            if self._resident is None:
+                return
+            self._half_stopped = False
+            try:
                 self._halt("it was stopped")
+            except Error:
+                raise
+            except BaseException:  # of a signal's handler: what was begun is ended by somebody else
+                self._half_stopped = True
+                self._have_stopped()
+                raise
 
     def _halt(self, why: str) -> None:
         """End the kernel, fail what is open, give everything back."""
@@ -163,13 +176,13 @@ class Living(Telling):
         if failure is not None:  # the function may still use all of it
             _kept.append((resident, kept))
             raise ServiceError(failure)
-        self._resident = None
         if resident is None:
             return
         end = time.monotonic() + AWAY_TIMEOUT
         while self._waiting and time.monotonic() < end:
             time.sleep(200e-6)
         self._when_left(resident.give_back)  # the last one in there does, a callback's thread say
+        self._resident = None
 
     def _check(self) -> None:
         """Raises ServiceError if the kernel has ended. Called by threads that wait for a reply."""
@@ -249,8 +262,11 @@ class Living(Telling):
     def __del__(self) -> None:
         # a collection may have come in the middle of anything: somebody else stops it
         if self.__dict__.get("_resident") is not None and not self.device.forked:
-            _dropped.add(self)
-            patient.post(self._stop_dropped)
+            self._have_stopped()
+
+    def _have_stopped(self) -> None:
+        _dropped.add(self)
+        patient.post(self._stop_dropped)
 
     def _stop_dropped(self) -> None:
         try:

@@ -129,6 +129,8 @@ class Signals:
             return
         at = frame
         while at is not None:
+            if at.f_code.co_filename.startswith("<frozen importlib"):
+                return  # a module that was imported by half is Python's, and stays that way
             if at.f_code.co_filename.startswith(OURS) and at.f_code.co_name != "<module>":
                 self.armed = False
                 self.raised += 1

@@ -17,7 +17,7 @@ import gpudirect as gd
 DTYPES = ["u1", "i2", ">i2", "u4", ">u4", "f4", ">f4", "f8", ">f8", "c8", ">c8", "?", "S3", "U2", ">U2",
           ">M8[s]", [("a", ">i2"), ("b", "f4")], [("a", "<i2"), ("b", ">f4")]]  # fmt: skip
 pytestmark = pytest.mark.timeout(600)
-STEPS = int(os.environ.get("GPUDIRECT_MODEL_EXAMPLES", "12"))
+STEPS = int(os.environ.get("GPUDIRECT_MODEL_EXAMPLES", "60"))
 numbers = st.integers(0, 2**32 - 1)
 SETTINGS = settings(
     max_examples=STEPS, stateful_step_count=25, deadline=None, derandomize=True, database=None,
@@ -63,9 +63,8 @@ class Model(RuleBasedStateMachine):
 
     # -- views ----------------------------------------------------------------------------------
 
-    @rule(data=st.data())
-    def cut(self, data):
-        """Go on with a part."""
+    def part(self, data):
+        """An index of a part of what is there, never of nothing but a scalar."""
         index = []
         for n in self.twin.shape:
             kind = data.draw(st.sampled_from(["all", "part", "step", "back", "one"]))
@@ -75,7 +74,12 @@ class Model(RuleBasedStateMachine):
                 index.append(slice(data.draw(st.integers(-1, n)), data.draw(st.integers(0, n + 1))))
             else:
                 index.append(slice(None, None, {"step": 2, "back": -1}.get(kind)))
-        index = (*index, ...)
+        return (*index, ...)
+
+    @rule(data=st.data())
+    def cut(self, data):
+        """Go on with a part."""
+        index = self.part(data)
         self.a, self.twin = self.a[index], self.twin[index]
 
     @rule()
@@ -168,6 +172,23 @@ class Model(RuleBasedStateMachine):
             np.flip(self.twin)[...] = data
         assert np.array_equal(self.a.host.fetch(), self.twin)
 
+    @precondition(lambda self: self.mapped)
+    @rule(seed=numbers, swap=st.booleans(), data=st.data())
+    def host_view(self, seed, swap, data):
+        """A part of the CPU's view: looked at, stored to, and a result of NumPy's."""
+        index = self.part(data)
+        view, twin = self.a.host[index], self.twin[index]
+        assert view.dtype == twin.dtype and view.fetch().tobytes() == twin.tobytes()
+        new = values(self.dtype, twin.shape, seed)
+        view[...] = self.swapped(new, swap)
+        twin[...] = new
+        if self.dtype.kind in "iufc":
+            view += 1
+            np.subtract(view, self.swapped(new, swap), out=view)
+            twin += 1
+            np.subtract(twin, new, out=twin)
+        assert view.fetch().tobytes() == twin.tobytes()
+
     # -- windows and writers ----------------------------------------------------------------------
 
     @precondition(lambda self: self.twin.flags.c_contiguous and self.twin.size)
@@ -187,6 +208,11 @@ class Model(RuleBasedStateMachine):
             w.flush()
             flat[to : to + count] = new[::-1]
             assert (w.start, w.size) == (to, count)
+            at = data.draw(st.integers(0, count - 1))
+            w.write(self.swapped(new[at:], swap), at)
+            flat[to + at : to + count] = new[at:]
+            out = np.zeros(count - at, self.dtype.newbyteorder("S") if swap else self.dtype)
+            assert np.array_equal(w.read(out, start=at, count=count - at), new[at:])
 
     @precondition(lambda self: self.twin.flags.c_contiguous)
     @rule(seed=numbers, data=st.data())
@@ -194,12 +220,15 @@ class Model(RuleBasedStateMachine):
         raw = self.twin.reshape(-1).view("u1")
         with self.a.writer() as file:
             at = data.draw(st.integers(0, raw.size))
-            new = np.random.default_rng(seed).integers(1, 50, data.draw(st.integers(0, raw.size - at)), "u1")
-            if self.dtype.kind in "?UM" or self.dtype.names:
-                new = raw[at : at + new.size].copy()  # not every byte is a value
+            if self.dtype.kind in "?UM" or self.dtype.names:  # not every byte is a value
+                at -= at % self.dtype.itemsize
+                new = values(self.dtype, (2 * (raw.size - at) // self.dtype.itemsize,), seed)[::2]
+            else:
+                size = data.draw(st.integers(0, raw.size - at))
+                new = np.random.default_rng(seed).integers(1, 50, size, "u1")
             file.seek(at)
-            assert file.write(new) == new.size and file.tell() == at + new.size
-        raw[at : at + new.size] = new
+            assert file.write(new) == new.nbytes and file.tell() == at + new.nbytes
+        raw[at : at + new.nbytes] = new.copy().view("u1")
 
     # -- out --------------------------------------------------------------------------------------
 
@@ -223,6 +252,17 @@ class Model(RuleBasedStateMachine):
         kind = self.dtype.newbyteorder("S") if swap else self.dtype
         out = np.zeros((*self.twin.shape, 2), kind)[..., 0] if spread else np.zeros(self.twin.shape, kind)
         assert np.array_equal(self.a.read(out, via=via), self.twin)
+
+    @precondition(lambda self: self.twin.flags.c_contiguous and self.twin.size)
+    @rule(data=st.data(), swap=st.booleans(), via=st.sampled_from([None, "map", "dma"]))
+    def gather(self, data, swap, via):
+        size = self.twin.size
+        places = np.array(data.draw(st.lists(st.integers(-size, size - 1), max_size=6)), int)
+        places = places.reshape(2, -1) if places.size % 2 == 0 else places
+        want = self.twin.reshape(-1)[places]
+        out = np.zeros(places.shape, self.dtype.newbyteorder("S") if swap else self.dtype)
+        assert np.array_equal(self.a.gather(places, via=via if self.mapped else None), want)
+        assert self.a.gather(places, out) is out and np.array_equal(out, want)
 
     @invariant()
     def they_are_the_same(self):

@@ -106,7 +106,7 @@ def test_a_resident_kernel_answers_stores_of_the_cpu():
         for i in range(1, 200):
             bell.host[0] = i
             bell.flush()
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while int(answer.host[0]) != i * 2:
                 assert time.monotonic() < deadline, i
         bell.host[0] = 0xFFFFFFFF
@@ -137,7 +137,7 @@ def test_the_gpu_process_ends_with_its_owner():
                          env={**os.environ, "GPUDIRECT_DEVICE": "emulated"})  # fmt: skip
     assert run.returncode == -signal.SIGKILL
     pid = int(run.stdout)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while os.path.exists(f"/proc/{pid}"):
         assert time.monotonic() < deadline
         time.sleep(0.05)

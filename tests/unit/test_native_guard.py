@@ -130,10 +130,10 @@ def test_a_wait_ends_when_the_word_vanishes():
     os.ftruncate(fd, PAGE)
     at = int(lib.gd_map(0, PAGE, 1, 1, fd, 0, 0))
     codes: list[int] = []
-    waiter = threading.Thread(target=lambda: codes.append(lib.gd_wait32(at, 1, 20_000_000_000)))
+    waiter = threading.Thread(target=lambda: codes.append(lib.gd_wait32(at, 1, 60_000_000_000)))
     waiter.start()
     os.ftruncate(fd, 0)
-    waiter.join(10)
+    waiter.join(60)
     assert codes == [-errno.EFAULT]
     lib.gd_unmap(at, PAGE)
     os.close(fd)
@@ -167,7 +167,7 @@ def test_revoked_while_threads_copy(threads):
             pass
         os.ftruncate(fd, 0)
         for t in copiers:
-            t.join(20)
+            t.join(60)
         assert codes[-1] == -errno.EFAULT
         lib.gd_unmap(at, size)
         os.close(fd)

@@ -26,6 +26,7 @@ from gpudirect.devices.base import Ordering
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = os.environ.get("GPUDIRECT_TEST_SERVICE_DEVICE", "emulated")
 LIFETIME = 300.0  # seconds: a test that breaks off leaves no kernel behind
+HANG = 60.0  # seconds: what only a hang exceeds
 
 SOURCE = """
 struct pair { float a; int b; };
@@ -124,7 +125,7 @@ def held(svc, lane=None):
             yield future, release
         finally:
             release()
-            future.exception(timeout=10)
+            future.exception(timeout=HANG)
 
 
 def service(source=SMALL, functions=("add",), **options):
@@ -219,7 +220,7 @@ def test_every_slot_is_used_many_times(svc):
 def test_futures_in_any_order(svc):
     futures = [svc.submit("add", i, 1) for i in range(100)]  # more than both lanes hold
     for i in np.random.default_rng(1).permutation(100):
-        assert futures[i].result(timeout=10) == i + 1
+        assert futures[i].result(timeout=HANG) == i + 1
     assert all(f.done() for f in futures)
     assert not futures[0].cancel() and not futures[0].running()
     assert svc.pending == (0, 0)
@@ -241,12 +242,12 @@ def test_a_future_keeps_its_arrays(svc):
         with gd.full(2, 5.0, "f4", device=DEVICE) as other:
             assert other.ptr != at
             release()
-            assert future.result(timeout=10) == 6.0
+            assert future.result(timeout=HANG) == 6.0
 
 
 def test_a_failed_call_says_so_by_its_future(svc, array):
     future = svc.submit("store", array, -1, 1.0)
-    assert isinstance(future.exception(timeout=10), gd.DeviceAssertionError)
+    assert isinstance(future.exception(timeout=HANG), gd.DeviceAssertionError)
     with pytest.raises(gd.DeviceAssertionError):
         future.result()
 
@@ -267,7 +268,7 @@ def test_callbacks(svc):
     event = threading.Event()
     future = svc.submit("linger", 5_000_000)
     future.add_done_callback(lambda f: (seen.append(f.result()), event.set()))
-    assert event.wait(10)
+    assert event.wait(HANG)
     future.add_done_callback(lambda f: seen.append("late"))
     assert seen == [1, "late"]
 
@@ -277,7 +278,7 @@ def test_callbacks_may_use_the_service(svc):
     seen = []
 
     def over(future):
-        seen.append((future.result(), svc.call("add", future.result(), 1, timeout=10), svc.pending))
+        seen.append((future.result(), svc.call("add", future.result(), 1, timeout=HANG), svc.pending))
 
     with held(svc, lane=0):
         futures = [svc.submit("add", i, 0, lane=0) for i in range(10)]
@@ -309,7 +310,7 @@ def test_await(svc, array):
             await svc.submit("store", array, -1, 1.0)
 
     async def one(i):
-        return await svc.submit("add", i, 1, timeout=10)
+        return await svc.submit("add", i, 1, timeout=HANG)
 
     async def result(future):
         return await future
@@ -335,8 +336,8 @@ def test_threads_mix_everything(svc, array):
             n += 1
             futures = [svc.submit("add", i, n) for i in range(dice.integers(20))]
             for i in dice.permutation(len(futures))[: dice.integers(20)]:
-                assert futures[i].result(timeout=20) == i + n
-            assert svc.call("scale", 1.0, array, n % 9, timeout=20) == n % 9
+                assert futures[i].result(timeout=HANG) == i + n
+            assert svc.call("scale", 1.0, array, n % 9, timeout=HANG) == n % 9
             assert list(svc.map("add", range(12), range(12))) == [2 * i for i in range(12)]
             with contextlib.suppress(gd.CallTimeoutError):
                 svc.call("add", 1, 2, timeout=float(dice.choice([0, 1e-6, 1e-4])))
@@ -446,8 +447,8 @@ def test_timeouts(svc):
             future.result(timeout=0)
         go.host[0] = 1
         go.flush()
-        assert future.result(timeout=10) == 5  # what came too late does not come now
-    assert svc.call("add", 3, 4, timeout=10) == 7
+        assert future.result(timeout=HANG) == 5  # what came too late does not come now
+    assert svc.call("add", 3, 4, timeout=HANG) == 7
 
 
 def test_a_full_lane_pushes_back(svc):
@@ -458,7 +459,7 @@ def test_a_full_lane_pushes_back(svc):
             svc.submit("add", 1, 1, lane=0, timeout=0)
         with pytest.raises(gd.CallTimeoutError, match="all 16 slots"):
             svc.call("add", 1, 1, lane=0, timeout=0.01)
-        assert svc.call("add", 5, 5, lane=1, timeout=10) == 10
+        assert svc.call("add", 5, 5, lane=1, timeout=HANG) == 10
         threading.Timer(0.02, release).start()
         assert svc.submit("add", 1, 1, lane=0).result() == 2  # waits for room
 
@@ -568,9 +569,7 @@ def test_stop_with_a_full_ring():
             rest = [svc.submit("add", i, 1) for i in range(15)]
             svc._resident.end(1)  # as stop() does: it is seen when the first call is over
             release()
-            start = time.monotonic()
-            svc.stop()
-            assert time.monotonic() - start < 2
+            svc.stop()  # raises where the kernel does not end within stop_timeout
         assert first.result() == 1
         for f in rest:
             with pytest.raises(gd.ServiceError, match="add was not run"):
@@ -595,7 +594,7 @@ def test_stop_wakes_threads_that_wait():
         svc._resident.end(1)
         release()
         svc.stop()
-    thread.join(5)
+    thread.join(HANG)
     assert not thread.is_alive() and "add was not run" in errors[0]
 
 
@@ -618,9 +617,7 @@ def test_a_function_that_does_not_end():
             except gd.ServiceError:
                 print("refused")
         """
-    start = time.monotonic()
     assert _run(program).stdout.split() == ["True", "True", "refused", "refused"]
-    assert time.monotonic() - start < 30
 
 
 def test_a_fault_is_no_hang():
@@ -673,7 +670,7 @@ def test_a_killed_process_leaves_nothing():
     assert done.returncode == -signal.SIGKILL
     result, *gpu = map(int, done.stdout.split())
     assert result == 2
-    end = time.monotonic() + 10
+    end = time.monotonic() + HANG
     while any(map(_alive, gpu)) or device.memory()[0] < free:
         assert time.monotonic() < end, "something of the device outlived its process"
         time.sleep(0.01)
@@ -682,12 +679,10 @@ def test_a_killed_process_leaves_nothing():
 def test_a_forgotten_service_ends_with_the_process():
     program = """
         import gpudirect as gd
-        svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", lifetime=20)
+        svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", lifetime=300)
         print(svc.start().call("add", 1, 1))
         """
-    start = time.monotonic()
-    assert _run(program).stdout.split() == ["2"]
-    assert time.monotonic() - start < 20
+    assert _run(program).stdout.split() == ["2"]  # within its limit: long before the lifetime is over
 
 
 def test_a_forgotten_service_is_stopped_when_collected():
@@ -706,7 +701,7 @@ def test_a_child_process_is_refused():
     program = """
         import os
         import gpudirect as gd
-        svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", lifetime=20)
+        svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", lifetime=300)
         svc.start()
         future = svc.submit("add", 1, 1)
         pid = os.fork()
@@ -744,7 +739,7 @@ def test_paused_and_resumed(svc):
         future = svc.submit("add", 5, 6)
         time.sleep(0.01)
         assert not future.done()
-    assert future.result(timeout=10) == 11
+    assert future.result(timeout=HANG) == 11
     assert svc.call("grid_fails", -1) == 192
 
 
@@ -869,7 +864,7 @@ def test_doorbell(bits):
     source = f"""__global__ void echo(volatile {word} *bell, volatile {word} *answer, int rounds)
     {{
         for ({word} i = 1; i <= rounds; i++) {{
-            while (*bell != i) ;
+            while (*bell < i) ;
             __threadfence_system();
             *answer = i;
         }}
@@ -878,10 +873,13 @@ def test_doorbell(bits):
     stream = gd.stream(DEVICE)
     with gd.Doorbell(bits=bits, device=DEVICE) as bell:
         assert bell.answer == 0
-        kernel[1, 1, stream](bell.ptr, bell.answer_ptr, 20)
-        for i in range(1, 21):
-            bell.ring(i)
-            bell.wait(i, timeout=10)
+        try:
+            kernel[1, 1, stream](bell.ptr, bell.answer_ptr, 20)
+            for i in range(1, 21):
+                bell.ring(i)
+                bell.wait(i, timeout=HANG)
+        finally:
+            bell.ring(20)  # the kernel ends whatever happens
         assert bell.answer == 20
         stream.synchronize()
         with pytest.raises(gd.CallTimeoutError, match=r"no answer 7 within 0\.01 s; it is 20"):
@@ -911,8 +909,9 @@ def test_a_kernel_may_look_at_a_doorbell_that_is_gone():
         *(unsigned *)bell = 8;
     }"""
     kernel = gd.kernel(source, "late", device=DEVICE)
-    with gd.zeros(1, "u4", device=DEVICE) as gate, gd.stream(DEVICE) as stream:
-        bells = [gd.Doorbell(device=DEVICE) for _ in range(2)]
+    stream, gate = gd.stream(DEVICE), gd.zeros(1, "u4", device=DEVICE)
+    bells = [gd.Doorbell(device=DEVICE) for _ in range(2)]
+    try:
         for bell in bells:
             kernel[1, 1, stream](bell.ptr, bell.answer_ptr, gate)
         bells[0].close()
@@ -920,13 +919,12 @@ def test_a_kernel_may_look_at_a_doorbell_that_is_gone():
         del bell, bells
         after = [gd.Doorbell(device=DEVICE) for _ in range(20)]
         assert not gone[0] & {b.ptr for b in after} and not gone[1] & {b.answer_ptr for b in after}
+    finally:
         gate.write(np.ones(1, "u4"), via="map")
-        gate.flush()
-        stream.synchronize()  # the kernel has met no hole
-        for bell in after:
-            assert bell.answer == 0
-            bell.close()
-        stream.close()
+    stream.synchronize()  # the kernel has met no hole
+    assert [bell.answer for bell in after] == [0] * 20
+    for thing in (*after, gate, stream):
+        thing.close()
 
 
 def test_page_locked_memory_stays_while_work_is_queued():
@@ -934,15 +932,17 @@ def test_page_locked_memory_stays_while_work_is_queued():
     kernel = gd.kernel(
         "__global__ void late(volatile int *gate, int *p) { while (!*gate) ; *p = 1; }", "late", device=DEVICE
     )
-    with gd.zeros(1, "i4", device=DEVICE) as gate, gd.stream(DEVICE) as stream:
-        memory = gate.device.host_allocate(64)
+    stream, gate = gd.stream(DEVICE), gd.zeros(1, "i4", device=DEVICE)
+    memory = gate.device.host_allocate(64)
+    try:
         kernel[1, 1, stream](gate, memory.ptr)
         memory.free()
         memory.free()
+    finally:
         gate.write(np.ones(1, "i4"), via="map")
-        gate.flush()
-        stream.synchronize()
-        stream.close()
+    stream.synchronize()
+    stream.close()
+    gate.close()
 
 
 # -- programs of their own -----------------------------------------------------------------------

@@ -238,6 +238,36 @@ def test_stopped_in_a_callback(kept, thread):
         assert kept.call("add", 1, 2) == 3
 
 
+@pytest.mark.parametrize("then", ["left alone", "started again"])
+def test_a_stop_that_a_signal_interrupts_is_ended_by_somebody_else(then):
+    class FromNowhere(Exception):
+        pass
+
+    def handler(*_):
+        raise FromNowhere
+
+    svc = service(stop_timeout=HANG)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with gate() as (go, release):
+            svc.start()
+            resident = weakref.ref(svc._resident)
+            future = svc.submit("hold", go)
+            main = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
+            with pytest.raises(FromNowhere):
+                svc.stop()
+            release()
+            if then == "started again":
+                with svc.start():
+                    assert svc.call("add", 1, 2, timeout=HANG) == 3
+            until(given_back(resident))
+            assert future.result(HANG) == 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    until(lambda: svc not in svc.device.residents and not svc.running)
+
+
 def test_stopped_beside_a_callback_that_needs_what_stopping_holds(kept):
     """The thread that looks runs a callback; whoever stops the service does not wait for that one."""
     began, go_on, over = threading.Event(), threading.Event(), threading.Event()
