@@ -437,6 +437,13 @@ class Heap:
 
     # -- telling -----------------------------------------------------------------------------
 
+    def find(self, ptr: int, nbytes: int) -> Block | None:
+        """The block that some device memory lies in; None where it is none of these."""
+        for block in tuple(self._blocks):
+            if 0 <= ptr - block.memory.ptr <= block.memory.size - nbytes:
+                return block
+        return None
+
     def in_use(self) -> int:
         """Bytes in pieces that somebody refers to. Keeper's."""
         self._tidy()

@@ -11,6 +11,7 @@ from .arrays import (
     empty_like,
     full,
     full_like,
+    host,
     ones,
     ones_like,
     register,
@@ -38,6 +39,7 @@ from .errors import (
     Error,
     ExportError,
     ForkError,
+    FrameworkError,
     KernelError,
     KernelNotFoundError,
     LaunchError,
@@ -48,7 +50,7 @@ from .errors import (
     RevokedError,
     ServiceError,
 )
-from .host import HostView
+from ._host import HostView
 from .kernels import Kernel, kernel
 from .limits import Limits
 from .memory import statistics
@@ -143,6 +145,7 @@ __all__ = [
     "Event",
     "ExportError",
     "ForkError",
+    "FrameworkError",
     "Future",
     "HostView",
     "Kernel",
@@ -169,6 +172,7 @@ __all__ = [
     "full",
     "full_like",
     "get_limits",
+    "host",
     "kernel",
     "ones",
     "ones_like",

@@ -12,7 +12,7 @@ from . import _native
 from .dtypes import become, elements, written
 from .errors import ArgumentError, DTypeError
 from .extent import Shape
-from .host import HostView
+from ._host import HostView
 
 MAX_DIMS = 64  # NumPy's
 

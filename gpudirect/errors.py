@@ -8,6 +8,7 @@
      ├── ClosedError                      you closed it
      ├── RevokedError                     the driver took the pages back; you did not close it
      ├── ForkError                        the object belongs to the parent process
+     ├── FrameworkError (ImportError)     another library is missing, too old, or cannot do it
      ├── DeviceError                      a device call failed (``code`` holds the driver's number)
      │    ├── DeviceNotFoundError         no such device, or no device at all
      │    ├── OutOfMemoryError (MemoryError)   device memory is exhausted
@@ -63,6 +64,10 @@ class RevokedError(Error):
 
 class ForkError(Error):
     """The object belongs to the parent process; device mappings are not inherited."""
+
+
+class FrameworkError(Error, ImportError):
+    """Another library (PyTorch, CuPy, ...) is missing, too old for this, or set up against it."""
 
 
 class DeviceError(Error):

@@ -21,7 +21,7 @@ from .arrays import Array
 from .devices import Device, Function, Parameter, Stream
 from .dtypes import why_no_pointer
 from .errors import ArgumentError, DTypeError, LaunchError
-from .host import HostView
+from ._host import HostView
 
 Dim = int | tuple[int, ...]
 

@@ -55,6 +55,17 @@ def shed(device: Device) -> bool:
     return any([h.shed() for h in tuple(_heaps.values()) if h.device is device])
 
 
+def shed_all() -> bool:
+    """``shed`` for every device."""
+    return any([h.shed() for h in tuple(_heaps.values())])
+
+
+def find(device: Device, bridge: Bridge, ptr: int, nbytes: int) -> Block | None:
+    """The block of a heap that some device memory lies in; None where it is nobody's here."""
+    there = _heaps.get((device, bridge))
+    return there.find(ptr, nbytes) if there is not None else None
+
+
 def trim() -> None:
     """Give all unused device memory back to the devices."""
     for h in tuple(_heaps.values()):
@@ -74,4 +85,5 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_close)  # runs before the devices close: they registered earlier
 
-__all__ = ["Block", "Heap", "HeapStatistics", "Piece", "Registration", "heap", "shed", "statistics", "trim"]
+__all__ = ["Block", "Heap", "HeapStatistics", "Piece", "Registration", "find", "heap", "shed", "shed_all",
+           "statistics", "trim"]

@@ -21,6 +21,10 @@ except ImportError as e:
 bind(int(ffi.cast("uintptr_t", lib.gd_api())))
 
 
+library: str = importlib.import_module("._cffi", __name__).__file__
+"""The shared library of the C parts, for other libraries that look for functions in it."""
+
+
 def bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
     """Memory at an address as an array of ``uint8``. The caller keeps the memory alive."""
     import numpy as np
@@ -28,4 +32,4 @@ def bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
     return np.frombuffer(ffi.buffer(ffi.cast("char *", address), nbytes), np.uint8)
 
 
-__all__ = ["Lease", "Mapped", "Yard", "borrow", "bytes_at", "ffi", "lend", "lib"]
+__all__ = ["Lease", "Mapped", "Yard", "borrow", "bytes_at", "ffi", "lend", "lib", "library"]

@@ -18,7 +18,7 @@ ROOT = HERE.parent.parent
 
 # headers of ours, and the ABI of modules that the runtime talks to
 LANE = ROOT / "p2pmod" / "p2pmod-lane.h"
-HEADERS = (HERE / "native.h", HERE / "lane.h", HERE / "relay.h")
+HEADERS = (HERE / "native.h", HERE / "allocator.h", HERE / "lane.h", HERE / "relay.h")
 ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", LANE, ROOT / "tests" / "vm" / "standin" / "standin.h")
 KERNEL_TYPES = """
 typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;

@@ -3,6 +3,7 @@
  * The device's driver, called through functions whose addresses the device handed over. This file
  * knows their types (CUDA driver API: cuMemcpyHtoD, cuMemcpyDtoH, cuStreamSynchronize,
  * cuPointerGetAttribute, cuLaunchKernel, cuLaunchCooperativeKernel, cuStreamQuery, cuEventCreate,
+ * cuMemCreate, cuMemRelease, cuMemAddressReserve, cuMemAddressFree, cuMemMap, cuMemUnmap, cuMemSetAccess,
  * cuEventDestroy, cuEventRecord, cuStreamWaitEvent, cuStreamWaitValue32, cuCtxGetCurrent, cuCtxPushCurrent,
  * cuCtxPopCurrent, cuThreadExchangeStreamCaptureMode) and nothing else of CUDA.
  */
@@ -27,6 +28,16 @@ typedef int event_record_function(void *event, void *stream);
 typedef int stream_wait_function(void *stream, void *event, unsigned flags);
 typedef int stream_wait_word_function(void *stream, uint64_t address, uint32_t value, unsigned flags);
 typedef int capture_mode_function(int *mode);
+typedef int memory_create_function(uint64_t *handle, size_t size, const void *properties,
+                                   unsigned long long flags);
+typedef int memory_release_function(uint64_t handle);
+typedef int memory_reserve_function(uint64_t *address, size_t size, size_t alignment, uint64_t at,
+                                    unsigned long long flags);
+typedef int memory_unreserve_function(uint64_t address, size_t size);
+typedef int memory_map_function(uint64_t address, size_t size, size_t offset, uint64_t handle,
+                                unsigned long long flags);
+typedef int memory_unmap_function(uint64_t address, size_t size);
+typedef int memory_access_function(uint64_t address, size_t size, const void *access, size_t count);
 typedef int current_function(void **context);
 typedef int push_function(void *context);
 typedef int pop_function(void **context);
@@ -204,4 +215,68 @@ int gd_driver_stream_wait_word(const struct gd_driver *driver, uint64_t stream, 
                                uint32_t value)
 {
     WITHIN(CALL(stream_wait_word)(POINTER(stream), address, value, AT_LEAST));
+}
+
+int gd_driver_settle(const struct gd_driver *driver, uint64_t stream)
+{
+    return settle(driver, stream);
+}
+
+/* What of memory was made, taken apart again in reverse order; 0 stands for what was not made. */
+static void take_apart(const struct gd_driver *driver, uint64_t address, size_t size, uint64_t handle,
+                       int mapped)
+{
+    if (mapped)
+        CALL(memory_unmap)(address, size);
+    if (address)
+        CALL(memory_unreserve)(address, size);
+    CALL(memory_release)(handle);
+}
+
+static int put_together(const struct gd_driver *driver, size_t size, size_t granularity,
+                        uint64_t *address, uint64_t *handle)
+{
+    int code = CALL(memory_create)(handle, size, driver->memory_properties, 0), mapped = 0;
+
+    if (code)
+        return code;
+    *address = 0;
+    code = CALL(memory_reserve)(address, size, granularity, 0, 0);
+    if (!code) {
+        code = CALL(memory_map)(*address, size, 0, *handle, 0);
+        mapped = !code;
+    }
+    if (!code)
+        code = CALL(memory_access)(*address, size, driver->memory_access_of, 1);
+    if (code)
+        take_apart(driver, *address, size, *handle, mapped);
+    return code;
+}
+
+/* While a stream is captured somewhere in the process, the driver minds memory calls otherwise. */
+int gd_driver_memory_new(const struct gd_driver *driver, size_t size, size_t granularity,
+                         uint64_t *address, uint64_t *handle)
+{
+    int mode = RELAXED, entered, code = enter(driver, &entered);
+
+    if (code)
+        return code;
+    CALL(capture_mode)(&mode);
+    code = put_together(driver, size, granularity, address, handle);
+    CALL(capture_mode)(&mode);
+    leave(driver, entered);
+    return code;
+}
+
+int gd_driver_memory_free(const struct gd_driver *driver, uint64_t address, size_t size, uint64_t handle)
+{
+    int mode = RELAXED, entered, code = enter(driver, &entered);
+
+    if (code)
+        return code;
+    CALL(capture_mode)(&mode);
+    take_apart(driver, address, size, handle, 1);
+    CALL(capture_mode)(&mode);
+    leave(driver, entered);
+    return 0;
 }

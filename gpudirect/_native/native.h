@@ -132,12 +132,21 @@ struct gd_driver {
     uint64_t copy_in, copy_out, settle, attribute, launch, launch_cooperative, query;
     uint64_t event_new, event_free, event_record, stream_wait, stream_wait_word;
     uint64_t current, push, pop, capture_mode, context;
+    uint64_t memory_create, memory_release, memory_reserve, memory_unreserve, memory_map, memory_unmap,
+        memory_access;
+    unsigned char memory_properties[64]; /* a CUmemAllocationProp */
+    unsigned char memory_access_of[16];  /* a CUmemAccessDesc */
 };
 /* Each returns 0 or the driver's own error (> 0). The caller's context stays as it was. */
 int gd_driver_copy_in(const struct gd_driver *driver, uint64_t to, const char *from, size_t n);
 int gd_driver_copy_out(const struct gd_driver *driver, char *to, uint64_t from, size_t n);
 /* Wait for a stream, and settle what was queued on it. work: NULL where that is not counted. */
 int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream, struct gd_work *work);
+int gd_driver_settle(const struct gd_driver *driver, uint64_t stream); /* the same, uncounted */
+/* A block of device memory at an address of its own, as memory_properties have it; its handle. */
+int gd_driver_memory_new(const struct gd_driver *driver, size_t size, size_t granularity,
+                         uint64_t *address, uint64_t *handle);
+int gd_driver_memory_free(const struct gd_driver *driver, uint64_t address, size_t size, uint64_t handle);
 /* 1 if the memory is page-locked and the driver knows it. */
 int gd_driver_pinned(const struct gd_driver *driver, const void *ordinary);
 /* Fence, and queue a kernel whose argument block is n bytes at `arguments`; counted in `work`. */

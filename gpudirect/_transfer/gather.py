@@ -12,7 +12,7 @@ from .. import _native
 from ..arguments import overlap
 from ..errors import ArgumentError, DTypeError, RangeError
 from ..extent import Extent, Shape, check_mapped
-from ..host import HostView, mapped
+from .._host import HostView, mapped
 from . import copies, ondemand, paths
 
 AT_ONCE = 32 << 20

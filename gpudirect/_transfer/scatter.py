@@ -11,7 +11,7 @@ from .. import _native
 from ..arguments import as_source, index, overlap
 from ..errors import ApertureError, ArgumentError, DTypeError, RangeError
 from ..extent import Extent, check_mapped
-from ..host import HostView
+from .._host import HostView
 from . import copies, ondemand
 
 

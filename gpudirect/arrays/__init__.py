@@ -20,7 +20,7 @@ from ._factories import (
     zeros,
     zeros_like,
 )
-from ._foreign import register
+from ._foreign import host, register
 from ._window import Window
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "empty_like",
     "full",
     "full_like",
+    "host",
     "ones",
     "ones_like",
     "register",

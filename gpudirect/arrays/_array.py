@@ -27,7 +27,7 @@ from ..devices import Device
 from ..dtypes import as_dtype, letter, refuse, same_values
 from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
 from ..extent import GUARDED, Backing, Extent, Shape, check_mapped, distinct, packed, span
-from ..host import HostView, Span
+from .._host import HostView, Span
 from ..memory import heap
 from . import _export
 from ._operators import Operators

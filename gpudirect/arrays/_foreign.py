@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .. import bridges, devices
+from .. import _allocator, _native, bridges, devices
 from ..arguments import as_shape, index
 from ..devices import Device
 from ..dtypes import as_dtype
 from ..errors import ArgumentError, DTypeError, Error, RangeError
-from ..extent import Shape, distinct, packed
+from ..extent import Backing, Shape, distinct, packed
+from .._host import HostView
 from ..memory import Registration
 from . import _dlpack
 from ._array import Array
@@ -38,7 +40,9 @@ def register(
     shape, dtype: how to see it; by default as the object sees itself, an address as bytes.
     device: None finds the one that holds the memory.
     The owner must keep the memory alive (what an object lends here is referred to). It may start
-    anywhere in a physical block and span several.
+    anywhere in a physical block and span several. Memory that its library got from us
+    (``gd.torch.mapped``, ...) is mapped already, and takes no aperture again.
+    What its library's current stream has queued comes before what is launched or read here.
     Raises NotMappableError, with the bridge that could, when this one cannot map the memory.
     """
     found = _describe(memory, nbytes)
@@ -68,8 +72,42 @@ def register(
     if device is None and not chosen.holds(ptr):
         same = (d for d in devices.available() if d.kind == chosen.kind)
         chosen = next((d for d in same if d.holds(ptr)), chosen)
-    piece = Registration(chosen, bridges.choose(chosen, bridge), ptr, span, found.keep)
+    through = bridges.choose(chosen, bridge)
+    piece: Backing | None = None
+    if not isinstance(memory, Array):
+        _after(chosen, found.stream)
+        piece = _allocator.find(chosen, through, ptr, span, found.keep)
+    piece = piece or Registration(chosen, through, ptr, span, found.keep)
     return Array._make(piece, ptr, extents, strides, kind)
+
+
+def host(memory: Any) -> HostView:
+    """The CPU's view of device memory: ``a.host`` of an Array, and the same for a PyTorch tensor, a CuPy
+    array, or whatever ``register`` takes.
+
+    Waits for what its library's current stream has queued, so that a fill still on its way does not
+    overwrite what is stored here. What is queued later, the caller waits for.
+    Memory that its library got from us is mapped already; other memory is mapped anew by each call, so
+    keep the view. The view keeps the memory alive. Errors are those of ``register``.
+    """
+    if isinstance(memory, Array):
+        return memory.host
+    array = register(memory)
+    if array.device.pending:
+        array.device.synchronize()
+    return array.host
+
+
+def _after(device: Device, stream: object) -> None:
+    """What somebody else queued on a stream of his comes before what is queued and read here."""
+    if stream is None or device.emulated:
+        return
+    theirs = device.adopt_stream(stream)
+    # counted as work of ours: the next read, and whatever waits for this device, waits for it as well
+    _native.lib.gd_work_begin(theirs.queue.work)
+    _native.lib.gd_work_queued(theirs.queue.work)
+    if theirs.queue is not device.default_stream.queue:
+        device.default_stream.wait(theirs)
 
 
 class _Found(NamedTuple):
@@ -82,6 +120,8 @@ class _Found(NamedTuple):
     readonly: bool
     keep: object
     """Whoever refers to it keeps the memory."""
+    stream: object = None
+    """Where its library queues work on it; None: nothing is to be waited for."""
 
 
 def _describe(memory: Any, nbytes: int | None) -> _Found:
@@ -131,7 +171,8 @@ def _lent(memory: Any) -> _Found:
         lent, why = None, f"{why}; its __dlpack__ refuses: {e}"
     if lent is not None:
         keep, ptr, shape, strides, dtype = lent
-        return _Found(ptr, shape, distinct(strides, shape, dtype.itemsize), dtype, False, keep)
+        apart = distinct(strides, shape, dtype.itemsize)
+        return _Found(ptr, shape, apart, dtype, False, keep, _dlpack.LEGACY_STREAM)
     if found is None:
         raise DTypeError(f"{name} cannot be registered: {why}")
     return found
@@ -147,4 +188,18 @@ def _of_interface(interface: dict[str, Any], memory: object) -> _Found:
         if len(strides) != len(shape):
             raise ValueError(f"strides {strides} of a shape {shape}")
         strides = distinct(strides, shape, kind.itemsize)
-    return _Found(operator.index(ptr), shape, strides, kind, bool(readonly), memory)
+    stream = stream_of(memory, interface)
+    return _Found(operator.index(ptr), shape, strides, kind, bool(readonly), memory, stream)
+
+
+def stream_of(memory: object, interface: dict[str, Any]) -> object:
+    """The stream that work on somebody's memory is queued on; None where there is nothing to wait for.
+
+    PyTorch has version 2 of the interface, which does not tell.
+    """
+    if "stream" in interface:
+        return interface["stream"]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(memory, torch.Tensor):
+        return torch.cuda.current_stream(memory.device)
+    return None

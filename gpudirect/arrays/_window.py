@@ -18,7 +18,7 @@ from .._transfer.parts import Part
 from ..arguments import index
 from ..errors import ApertureError, ArgumentError, ClosedError, Error, RangeError
 from ..extent import Backing
-from ..host import HostView
+from .._host import HostView
 
 if TYPE_CHECKING:
     from ._array import Array

@@ -264,6 +264,11 @@ class Device(ABC):
         None where there are none."""
         return None
 
+    def origin(self) -> dict[str, Any]:
+        """How C makes blocks of its memory: fields of a ``struct gd_origin`` of _native/allocator.h,
+        for the caller to keep."""
+        return {"driver": self.driver_functions()}
+
     def near_cpus(self) -> list[int]:
         """CPUs of the NUMA node that the device hangs on; empty where the system does not tell."""
         return []

@@ -57,6 +57,7 @@ GRANULARITY = 2 << 20  # as NVIDIA's cuMemCreate
 BASE, REGION = 0x6000_0000_0000, 1 << 40  # device addresses: a region for each device
 GENERATIONS = 8  # parts of a region: for a process, its children of fork(), theirs ...
 GENERATION = REGION // GENERATIONS
+OUT_OF_MEMORY = 2  # CUDA's number, for C
 
 
 def count() -> int:
@@ -236,6 +237,26 @@ class EmulatedDevice(Device):
                 borrowed.free()
             raise
         return found
+
+    def origin(self) -> dict[str, Any]:
+        made: dict[int, DeviceMemory] = {}
+
+        def make(device: int, size: int, address: Any, handle: Any) -> int:
+            try:
+                block = self.allocate(size)
+            except OutOfMemoryError:
+                return OUT_OF_MEMORY
+            made[block.ptr] = block
+            address[0] = handle[0] = block.ptr
+            return 0
+
+        def unmake(device: int, address: int, size: int, handle: int) -> int:
+            keeper.run(made.pop(address).free)
+            return 0
+
+        functions = {"make": make, "unmake": unmake}
+        fields = dict(_native.ffi.typeof("struct gd_origin").fields)
+        return {name: _native.ffi.callback(fields[name].type, f, error=1) for name, f in functions.items()}
 
     def memory(self) -> tuple[int, int]:
         keeper.settle()  # what was dropped is given back first

@@ -10,7 +10,7 @@ import numpy.lib.recfunctions
 import pytest
 
 import gpudirect as gd
-from gpudirect import host
+from gpudirect import _host as host
 
 
 @pytest.fixture(autouse=True)

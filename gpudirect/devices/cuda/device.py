@@ -330,8 +330,16 @@ class CudaDevice(Device):
                  "event_new": b"cuEventCreate", "event_free": b"cuEventDestroy",
                  "event_record": b"cuEventRecord", "stream_wait": b"cuStreamWaitEvent",
                  "stream_wait_word": b"cuStreamWaitValue32",
-                 "capture_mode": b"cuThreadExchangeStreamCaptureMode"}  # fmt: skip
-        found = _native.ffi.new("struct gd_driver *", {"context": self._context_number})
+                 "capture_mode": b"cuThreadExchangeStreamCaptureMode",
+                 "memory_create": b"cuMemCreate", "memory_release": b"cuMemRelease",
+                 "memory_reserve": b"cuMemAddressReserve", "memory_unreserve": b"cuMemAddressFree",
+                 "memory_map": b"cuMemMap", "memory_unmap": b"cuMemUnmap",
+                 "memory_access": b"cuMemSetAccess"}  # fmt: skip
+        ffi = _native.ffi
+        found = ffi.new("struct gd_driver *", {"context": self._context_number})
+        for field, value, size in ((found.memory_properties, self._properties, 32),
+                                   (found.memory_access_of, self._access[0], 12)):  # fmt: skip
+            ffi.memmove(field, ffi.cast("char *", int(value.getPtr())), size)
         for key, name in names.items():
             # as they were in CUDA 12.0, whose types _native/driver.c knows
             result = check(d.cuGetProcAddress(name, 12000, 0), f"finding {name.decode()}")
