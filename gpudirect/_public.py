@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import devices
+from ._host import HostView
 from ._pinned import PinnedArray, pinned
 from .arrays import (
     Array,
@@ -50,7 +51,6 @@ from .errors import (
     RevokedError,
     ServiceError,
 )
-from ._host import HostView
 from .kernels import Kernel, kernel
 from .limits import Limits
 from .memory import statistics

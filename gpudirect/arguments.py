@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import _native
+from ._host import HostView
 from .dtypes import become, elements, written
 from .errors import ArgumentError, DTypeError
 from .extent import Shape
-from ._host import HostView
 
 MAX_DIMS = 64  # NumPy's
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from . import _native, devices
+from ._host import HostView
 from ._pinned import PinnedArray, piece_of
 from .arrays import Array
 from .devices import Device, Function, Parameter, Stream
 from .dtypes import why_no_pointer
 from .errors import ArgumentError, DTypeError, LaunchError
-from ._host import HostView
 
 Dim = int | tuple[int, ...]
 

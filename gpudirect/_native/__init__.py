@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ except ImportError as e:
 bind(int(ffi.cast("uintptr_t", lib.gd_api())))
 
 
-library: str = importlib.import_module("._cffi", __name__).__file__
+library = str(importlib.import_module("._cffi", __name__).__file__)
 """The shared library of the C parts, for other libraries that look for functions in it."""
 
 

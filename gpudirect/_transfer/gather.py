@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from .. import _native
+from .._host import HostView, mapped
 from ..arguments import overlap
 from ..errors import ArgumentError, DTypeError, RangeError
 from ..extent import Extent, Shape, check_mapped
-from .._host import HostView, mapped
 from . import copies, ondemand, paths
 
 AT_ONCE = 32 << 20

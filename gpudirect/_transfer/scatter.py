@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from .. import _native
+from .._host import HostView
 from ..arguments import as_source, index, overlap
 from ..errors import ApertureError, ArgumentError, DTypeError, RangeError
 from ..extent import Extent, check_mapped
-from .._host import HostView
 from . import copies, ondemand
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _native, _transfer
+from .._host import HostView, Span
 from .._transfer import paths
 from .._transfer.gather import checked_out, gather, picked
 from .._transfer.scatter import scatter
@@ -27,7 +28,6 @@ from ..devices import Device
 from ..dtypes import as_dtype, letter, refuse, same_values
 from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
 from ..extent import GUARDED, Backing, Extent, Shape, check_mapped, distinct, packed, span
-from .._host import HostView, Span
 from ..memory import heap
 from . import _export
 from ._operators import Operators

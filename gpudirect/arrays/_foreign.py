@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import _allocator, _native, bridges, devices
+from .._host import HostView
 from ..arguments import as_shape, index
 from ..devices import Device
 from ..dtypes import as_dtype
 from ..errors import ArgumentError, DTypeError, Error, RangeError
 from ..extent import Backing, Shape, distinct, packed
-from .._host import HostView
 from ..memory import Registration
 from . import _dlpack
 from ._array import Array
@@ -76,7 +76,8 @@ def register(
     piece: Backing | None = None
     if not isinstance(memory, Array):
         _after(chosen, found.stream)
-        piece = _allocator.find(chosen, through, ptr, span, found.keep)
+        if found.keep is not None:  # else nobody keeps the memory, and so the mapping that it has
+            piece = _allocator.find(chosen, through, ptr, span, found.keep)
     piece = piece or Registration(chosen, through, ptr, span, found.keep)
     return Array._make(piece, ptr, extents, strides, kind)
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._host import HostView
 from .._transfer.parts import Part
 from ..arguments import index
 from ..errors import ApertureError, ArgumentError, ClosedError, Error, RangeError
 from ..extent import Backing
-from .._host import HostView
 
 if TYPE_CHECKING:
     from ._array import Array

@@ -1,0 +1,195 @@
+"""Other libraries on a GPU: memory goes in and out without a copy, and what they allocate is mapped.
+
+Each test is a row of docs/frameworks.md. A library that is not installed is skipped with that reason.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import gpudirect as gd
+from gpudirect import _allocator, aperture, devices
+
+pytestmark = pytest.mark.gpu
+
+TWICE = "__global__ void twice(float *x, int n) { int i = threadIdx.x; if (i < n) x[i] *= 2; }"
+SLOW = """
+__global__ void slow(float *x, int n, float value)
+{
+    for (long long start = clock64(); clock64() - start < 200000000;) ;
+    if (threadIdx.x < n) x[threadIdx.x] = value;
+}"""
+
+
+@pytest.fixture(autouse=True)
+def needs_a_gpu():
+    if reason := devices.cuda_reason():
+        pytest.fail(f"these tests need a GPU: {reason}")
+    gd.use(device="cuda")
+    yield
+    gd.synchronize()
+    gd.use()
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", exc_type=ImportError)
+
+
+@pytest.fixture
+def settle():
+    def wait(reached, seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < until
+            time.sleep(1e-3)
+
+    return wait
+
+
+def program(source: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "GPUDIRECT_DEVICE": "cuda", **environment},
+    )  # fmt: skip
+
+
+# -- PyTorch ----------------------------------------------------------------------------------
+
+
+def test_pytorch_allocates_from_us(torch):
+    with gd.torch.mapped():
+        x = torch.zeros(1024, device="cuda")
+        y = torch.ones(8, 4, device="cuda", dtype=torch.bfloat16)
+    view = gd.host(x)
+    view[:] = np.arange(1024)
+    assert x.cpu().tolist() == list(range(1024))
+    a = gd.register(x)
+    assert a.unified and a.ptr == x.data_ptr()
+    gd.kernel(TWICE, "twice")[1, 1024](x, 1024)
+    x += 1
+    assert a.read().tolist() == [2 * i + 1 for i in range(1024)]
+    pytest.importorskip("ml_dtypes")
+    gd.host(y)[0] = 3
+    assert y.float().sum().item() == 4 * 3 + 7 * 4
+
+
+def test_a_fill_of_pytorchs_that_still_runs_does_not_overwrite_what_is_stored(torch):
+    slow = gd.kernel(SLOW, "slow")
+    for side in (torch.cuda.default_stream(), torch.cuda.Stream()):
+        with gd.torch.mapped(), torch.cuda.stream(side):
+            slow[1, 1, side](torch.empty(1, device="cuda"), 0, 0.0)
+            x = torch.zeros(100, device="cuda")
+            gd.host(x)[:] = 7
+        torch.cuda.synchronize()
+        assert x.sum().item() == 700
+
+
+def test_pytorchs_own_out_of_memory_and_then_it_works_again(torch):
+    free, _ = torch.cuda.mem_get_info()
+    with gd.torch.mapped():
+        kept = torch.full((1 << 20,), 3.0, device="cuda")
+        gd.host(kept)[5] = 4
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            torch.empty(free * 2, dtype=torch.uint8, device="cuda")
+        large = torch.empty(free // 2, dtype=torch.uint8, device="cuda")
+        gd.host(large)[-5:] = 9
+        assert large[-5:].cpu().tolist() == [9] * 5
+        del large
+        again = torch.empty(free // 2 + (64 << 20), dtype=torch.uint8, device="cuda")
+        gd.host(again)[:3] = 8
+    assert again[:3].cpu().tolist() == [8] * 3 and kept[5].item() == 4
+    del again
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def test_what_pytorch_gives_back_is_unmapped_and_freed(torch, settle):
+    device = gd.device()
+    with gd.torch.mapped():
+        torch.zeros(10, device="cuda")
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = _allocator.statistics(device)["bytes"], aperture.account(device).use().registered
+    for i in range(50):
+        with gd.torch.mapped():
+            x = torch.empty(3_000_000 + i, device="cuda")
+        gd.host(x)[:1000] = i
+        assert x[999].item() == i
+        del x
+        torch.cuda.empty_cache()
+    account = aperture.account(device)
+    settle(lambda: (_allocator.statistics(device)["bytes"], account.use().registered) == before)
+    assert _allocator.statistics(device)["waiting"] == 0
+
+
+def test_pytorch_allocates_from_us_on_several_threads(torch):
+    wrong = []
+
+    def work(seed: int) -> None:
+        for i in range(100):
+            with gd.torch.mapped():
+                x = torch.empty(5000, dtype=torch.int32, device="cuda")
+            gd.host(x)[:] = seed + i
+            if not bool((x == seed + i).all()):
+                wrong.append((seed, i))
+            if i % 10 == 0:
+                torch.cuda.empty_cache()
+
+    threads = [threading.Thread(target=work, args=(1000 * n,)) for n in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    assert not wrong and not any(t.is_alive() for t in threads)
+
+
+def test_a_graph_captured_on_mapped_tensors_reads_what_the_cpu_stored(torch):
+    with gd.torch.mapped():
+        x = torch.zeros(64, device="cuda")
+    out = torch.zeros(64, device="cuda")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out.copy_(x * 2)
+    view = gd.host(x)
+    for i in range(20):
+        view[:] = i
+        gd.register(x).flush()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert out.cpu().tolist() == [2.0 * i] * 64
+
+
+def test_pytorch_ends_with_mapped_tensors_alive(torch):
+    run = program("""
+        import torch, gpudirect as gd
+        with gd.torch.mapped():
+            x = torch.zeros(1000, device="cuda")
+        view = gd.host(x)
+        view[:] = 3
+        print(x.sum().item())
+        """)
+    assert (run.returncode, run.stdout.strip()) == (0, "3000.0"), run.stderr
+
+
+def test_expandable_segments_do_not_mind(torch):
+    run = program("""
+        import torch, gpudirect as gd
+        y = torch.zeros(10, device="cuda")
+        with gd.torch.mapped():
+            x = torch.zeros(1000, device="cuda")
+        gd.host(x)[:] = 3
+        gd.host(y)[:] = 4
+        print(x.sum().item(), y.sum().item())
+        """, PYTORCH_ALLOC_CONF="expandable_segments:True")  # fmt: skip
+    assert (run.returncode, run.stdout.strip()) == (0, "3000.0 40.0"), run.stderr
