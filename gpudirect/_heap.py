@@ -39,7 +39,8 @@ class Closeable(Protocol):
 class Block:
     """One physical block and the mapping of it (or none, for memory used through windows)."""
 
-    __slots__ = ("_held", "account", "charged", "cut", "host", "mapping", "memory", "revocable", "windows")
+    __slots__ = ("_held", "account", "charged", "cut", "host", "mapping", "memory", "revocable", "shareable",
+                 "windows")
 
     def __init__(self, memory: Any, charged: aperture.Charged | None, account: Any, host: int = 0) -> None:
         self.memory: DeviceMemory = memory
@@ -49,6 +50,8 @@ class Block:
         """CPU address of the first byte; 0: not mapped."""
         self.account: aperture.Account = account
         self.revocable = self.mapping is not None and self.mapping.revocable
+        self.shareable = False
+        """It holds one array alone, for as long as it is there: another process may map it."""
         self.windows: Closeable | None = None  # those mapped on demand (_transfer/ondemand.py)
         self._held: Held | None = None  # what the bridge keeps between windows
         self.cut = 0  # bytes of each piece; 0: the block is one piece

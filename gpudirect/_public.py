@@ -50,11 +50,13 @@ from .errors import (
     RefusedArgumentError,
     RevokedError,
     ServiceError,
+    SharingError,
 )
 from .kernels import Kernel, kernel
 from .limits import Limits
 from .memory import statistics
 from .service import Doorbell, Future, Service, ServiceInfo
+from .sharing import attach
 
 
 def use(*, device: str | None = None, bridge: str | None = None) -> None:
@@ -163,8 +165,10 @@ __all__ = [
     "Service",
     "ServiceError",
     "ServiceInfo",
+    "SharingError",
     "Stream",
     "asarray",
+    "attach",
     "calibrate",
     "device",
     "empty",

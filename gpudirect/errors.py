@@ -13,6 +13,7 @@
      │    ├── DeviceNotFoundError         no such device, or no device at all
      │    ├── OutOfMemoryError (MemoryError)   device memory is exhausted
      │    └── DeviceLostError             a kernel's fault ended the device's context
+     ├── SharingError                     an array of another process cannot be had, or is gone
      ├── ServiceError                     a service is not running, cannot run, or died
      │    ├── CallTimeoutError (TimeoutError)   no reply in time, or no room in the lane
      │    └── CallError                   the function's ``status`` says so
@@ -111,6 +112,10 @@ class NotMappableError(BridgeError):
 
 class ApertureError(BridgeError):
     """The GPU's PCI aperture (BAR1), or the budget set for it, is exhausted."""
+
+
+class SharingError(Error):
+    """An array of another process cannot be attached, or its owner closed it or ended."""
 
 
 class ServiceError(Error):

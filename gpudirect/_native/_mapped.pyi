@@ -52,7 +52,7 @@ class Mapped:
         paths: int,
         work: int,
         shape: tuple[int, ...],
-        dtype: np.dtype[Any],
+        dtype: np.dtype[Any] | str,
         itemsize: int,
         /,
     ) -> None: ...

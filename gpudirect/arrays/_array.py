@@ -29,7 +29,8 @@ from ..dtypes import as_dtype, letter, refuse, same_values
 from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
 from ..extent import GUARDED, Backing, Extent, Shape, check_mapped, distinct, packed, span
 from ..memory import heap
-from . import _export
+from ..sharing import Token
+from . import _export, _share
 from ._operators import Operators
 from ._window import Window
 
@@ -388,6 +389,25 @@ class Array(Operators, _native.Mapped):
         ArgumentError, RevokedError, ClosedError.
         """
         scatter(self._extent(), places, items)
+
+    # -- other processes ---------------------------------------------------------------------
+
+    def share(self, mode: str = "r", *, uses: int | None = 1) -> Token:
+        """A token with which another process of the same user maps this array (``gpudirect.attach``),
+        without CUDA there. Made with ``shareable=True``; a contiguous part can be shared as well, but
+        what is handed over names the whole block.
+
+        mode: "r" (which protects from mistakes, not from malice) or "rw".
+        uses: how many processes may attach with it; None: any number.
+        The memory lives until the last of them lets go of it, and each is told when this array, with
+        all its views, is closed. Raises ArgumentError, SharingError, ClosedError.
+        """
+        return _share.share(self, mode, uses)
+
+    @property
+    def peers(self) -> tuple[int, ...]:
+        """Processes that are attached to this memory now."""
+        return _share.peers(self)
 
     # -- parts that are mapped by themselves -------------------------------------------------
 

@@ -30,6 +30,7 @@ def empty(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """A new array of device memory, not initialised, already mapped.
 
@@ -42,6 +43,7 @@ def empty(
         BAR1) has no room for it: ``window``, ``write``, ``read`` and ``writer`` then map parts, and
         its repr says "not mapped". True insists on it. False takes no aperture at all.
     pool: False bypasses the pool: a block of its own, given back to the device at once.
+    shareable: True makes it a block of its own that ``share`` can give to other processes.
     Raises ArgumentError, DTypeError, OutOfMemoryError, ApertureError, DeviceNotFoundError,
     BridgeUnavailableError.
     """
@@ -53,7 +55,9 @@ def empty(
     if nbytes >> ADDRESS_BITS:
         raise ArgumentError(f"an array of shape {extents} and {kind} would be {nbytes} bytes")
     source = heap(devices.get(device), bridge)
-    piece = source.take(max(nbytes, 1), mapped=mapped, pool=pool)
+    piece = source.take(max(nbytes, 1), mapped=mapped, pool=pool and not shareable)
+    if shareable:
+        piece.block.shareable = True
     strides = None if order == "C" else packed(extents[::-1], kind.itemsize)[::-1]
     return Array._make(piece, piece.ptr, extents, strides, kind)
 
@@ -67,9 +71,11 @@ def zeros(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """A new array of zeros, set on the device. Arguments and errors as ``empty``."""
-    array = empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool)
+    array = empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool,
+                  shareable=shareable)  # fmt: skip
     if array.nbytes:
         array.device.fill(array.ptr, 0, array.nbytes)
         array.device.synchronize()
@@ -85,9 +91,11 @@ def ones(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """A new array of ones. Arguments and errors as ``empty``."""
-    return full(shape, 1, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool)
+    return full(shape, 1, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool,
+                shareable=shareable)  # fmt: skip
 
 
 def full(
@@ -100,9 +108,11 @@ def full(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """A new array with every element ``value``. Arguments and errors as ``empty``."""
-    array = empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool)
+    array = empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool,
+                  shareable=shareable)  # fmt: skip
     array.fill(value)
     return array
 
@@ -117,6 +127,7 @@ def empty_like(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """A new array not initialised, with the shape and dtype of another, on its device.
 
@@ -124,7 +135,7 @@ def empty_like(
     """
     shape, dtype, device = _alike(prototype, shape, dtype, device)
     return empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
-                 pool=pool)  # fmt: skip
+                 pool=pool, shareable=shareable)  # fmt: skip
 
 
 def zeros_like(
@@ -137,6 +148,7 @@ def zeros_like(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """A new array of zeros, with the shape and dtype of another, on its device.
 
@@ -144,7 +156,7 @@ def zeros_like(
     """
     shape, dtype, device = _alike(prototype, shape, dtype, device)
     return zeros(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
-                 pool=pool)  # fmt: skip
+                 pool=pool, shareable=shareable)  # fmt: skip
 
 
 def ones_like(
@@ -157,6 +169,7 @@ def ones_like(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """A new array of ones, with the shape and dtype of another, on its device.
 
@@ -164,7 +177,7 @@ def ones_like(
     """
     shape, dtype, device = _alike(prototype, shape, dtype, device)
     return ones(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
-                pool=pool)  # fmt: skip
+                pool=pool, shareable=shareable)  # fmt: skip
 
 
 def full_like(
@@ -178,6 +191,7 @@ def full_like(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """A new array with every element ``value``, with the shape and dtype of another, on its device.
 
@@ -185,7 +199,7 @@ def full_like(
     """
     shape, dtype, device = _alike(prototype, shape, dtype, device)
     return full(shape, value, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
-                pool=pool)  # fmt: skip
+                pool=pool, shareable=shareable)  # fmt: skip
 
 
 def _alike(
@@ -210,6 +224,7 @@ def asarray(
     bridge: str | None = None,
     mapped: bool | None = None,
     pool: bool = True,
+    shareable: bool = False,
 ) -> Array:
     """``data`` in device memory: an Array that is there already as it is, anything else copied.
 
@@ -224,7 +239,8 @@ def asarray(
         host = np.asarray(data, kind)
     except (TypeError, ValueError, OverflowError) as e:
         raise DTypeError(f"{type(data).__name__} cannot be an array: {e}") from None
-    array = empty(host.shape, host.dtype, device=device, bridge=bridge, mapped=mapped, pool=pool)
+    array = empty(host.shape, host.dtype, device=device, bridge=bridge, mapped=mapped, pool=pool,
+                  shareable=shareable)  # fmt: skip
     if array.nbytes:
         array.write(np.ascontiguousarray(host))
     return array

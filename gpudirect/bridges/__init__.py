@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 
 from ..config import defaults
 from ..errors import ArgumentError, BridgeUnavailableError
 from .base import Bridge, Facts, Mapping, PageRun, Source, Standing
-from .dmabuf import DmabufBridge
-from .emulated import EmulatedBridge
-from .gdrdrv import GdrdrvBridge
-from .p2pmod import P2pmodBridge
-from .rm import RmBridge
 
-# in order of choice
-_CLASSES: tuple[type[Bridge], ...] = (
-    P2pmodBridge,
-    DmabufBridge,
-    GdrdrvBridge,
-    RmBridge,
-    EmulatedBridge,
-)
-NAMES = tuple(c.name for c in _CLASSES)
+NAMES = ("p2pmod", "dmabuf", "gdrdrv", "rm", "emulated")
+"""In order of choice. Each is a module beside this one, imported when it is asked for."""
 
 _made: dict[str, Bridge] = {}
 _lock = threading.RLock()
@@ -32,12 +21,10 @@ def get(name: str) -> Bridge:
     """The bridge of that name, usable or not. Raises ArgumentError for a name unknown."""
     with _lock:
         if name not in _made:
-            for c in _CLASSES:
-                if c.name == name:
-                    _made.setdefault(name, c())
-                    break
-            else:
+            if name not in NAMES:
                 raise ArgumentError(f"there is no bridge {name!r}; there are {', '.join(NAMES)}")
+            module = importlib.import_module(f".{name}", __name__)
+            _made.setdefault(name, getattr(module, f"{name.capitalize()}Bridge")())
         return _made[name]
 
 

@@ -153,16 +153,16 @@ def check_span(bridge: str, source: Source, offset: int, length: int, caching: s
 
 
 def map_file(
-    bridge: str, fd: int, file_offset: int, length: int, at: int | None
+    bridge: str, fd: int, file_offset: int, length: int, at: int | None, writable: bool = True
 ) -> int:
-    """mmap(2) a descriptor for reading and writing, never inherited over fork; the address.
+    """mmap(2) a descriptor for reading and writing (or reading), never inherited over fork; the address.
 
     Raises BridgeError (ApertureError where the kernel is out of room) with the system's reason.
     """
     import errno
     import os
 
-    address = _native.lib.gd_map(at or 0, length, 1, 1, fd, file_offset, 0)
+    address = _native.lib.gd_map(at or 0, length, 1, writable, fd, file_offset, 0)
     if address < 0:
         code = -address
         kind = ApertureError if code in (errno.ENOMEM, errno.ENOSPC) else BridgeError

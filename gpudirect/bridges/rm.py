@@ -326,7 +326,7 @@ class RmMapping(Mapping):
     caching = "wc"
 
     def __init__(self, bridge: RmBridge, source: Source, offset: int, length: int,
-                 at: int | None) -> None:
+                 at: int | None, writable: bool) -> None:
         self.bridge: RmBridge = bridge
         self.length = length
         self._start, self._size, lead = page_span(offset, length)
@@ -341,7 +341,7 @@ class RmMapping(Mapping):
                     self._imported.subdevice, self._imported.memory, self._start, self._size, fd
                 )
                 try:
-                    base = map_file("rm", fd, 0, self._size, at - lead if at else None)
+                    base = map_file("rm", fd, 0, self._size, at - lead if at else None, writable)
                 except BaseException:
                     client.unmap(self._imported.subdevice, self._imported.memory, self._bus)
                     raise
@@ -446,10 +446,11 @@ class RmBridge(Bridge):
                 self._client_now().free(imported.device, imported.memory)
 
     def map(
-        self, source: Source, offset: int, length: int, *, at: int | None = None, caching: str = "wc"
+        self, source: Source, offset: int, length: int, *, at: int | None = None, caching: str = "wc",
+        writable: bool = True,
     ) -> RmMapping:
         check_span("rm", source, offset, length, caching, ("wc",))
-        return RmMapping(self, source, offset, length, at)
+        return RmMapping(self, source, offset, length, at, writable)
 
     def hold(self, source: Source) -> HeldImport:
         return HeldImport(self, source)

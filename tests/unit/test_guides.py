@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (ROOT / "docs" / "guides.md").read_text()
+SHARING = (ROOT / "docs" / "sharing.md").read_text()
 BLOCKS = [
     (section.partition("\n")[0], code)
     for section in GUIDES.split("\n## ")[1:]
@@ -30,7 +31,12 @@ def test_there_is_a_program_for_each_task_that_is_python():
     assert len(BLOCKS) == 5
 
 
-@pytest.mark.parametrize("page", ["guides.md", "faq.md"])
+def test_the_page_on_sharing_runs_as_it_stands():
+    for code in re.findall(r"```python\n(.*?)```", SHARING, re.DOTALL):
+        exec(compile(code, "sharing.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", ["guides.md", "faq.md", "sharing.md"])
 def test_what_it_links_to_and_names_exists(page):
     text = (ROOT / "docs" / page).read_text()
     for link in re.findall(r"\]\(([\w./-]+)\)", text):

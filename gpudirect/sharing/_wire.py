@@ -1,0 +1,44 @@
+"""What the two sides say to each other: one JSON object a packet, descriptors beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from typing import Any
+
+LONGEST = 64 << 10  # bytes of a packet: a structured dtype of a thousand fields fits
+_CREDENTIALS = struct.Struct("3i")
+
+
+def opened() -> socket.socket:
+    """A socket that keeps packets apart."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(to: socket.socket, descriptors: tuple[int, ...] = (), /, **said: Any) -> None:
+    """Send a packet. Raises OSError."""
+    socket.send_fds(to, [json.dumps(said).encode()], descriptors)
+
+
+def receive(of: socket.socket, most: int = 0) -> tuple[dict[str, Any], list[int]]:
+    """The next packet and at most ``most`` descriptors; ({}, []) where the other side is gone, or
+    says what no side of this says. Raises OSError."""
+    raw, descriptors, _, _ = socket.recv_fds(of, LONGEST, most)
+    try:
+        said = json.loads(raw)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        for fd in descriptors:
+            os.close(fd)
+        return {}, []
+    return said, descriptors
+
+
+def peer(of: socket.socket) -> tuple[int, int]:
+    """(process, user) at the other end, as the system has it."""
+    raw = of.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, user, _ = _CREDENTIALS.unpack(raw)
+    return pid, user
