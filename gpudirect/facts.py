@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from . import _native, aperture, bridges, cpu, devices, memory
-from .bridges.rm import driver_version
+from .bridges.rm_client import driver_version
 from .devices import Device
 from .errors import Error
 

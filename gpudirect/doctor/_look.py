@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import _cache, bridges, cpu, devices, facts
-from ..bridges.rm import driver_version
+from ..bridges.rm_client import driver_version
 from ..config import cache_folder
 from ..devices import Device
 from ..limits import file_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..bridges.rm import OLDEST_DRIVER
+from ..bridges.rm_client import OLDEST_DRIVER
 from ._machine import ABSENT, DENIED, HEALTHY, OK, Machine
 from ._rules import LIMITS, STOPS, Seen, as_root, install, rule
 

@@ -14,7 +14,8 @@ import pytest
 
 import gpudirect as gd
 from gpudirect import bridges
-from gpudirect.bridges import dmabuf, rm
+from gpudirect.bridges import dmabuf
+from gpudirect.bridges import rm_client as rm
 
 
 class Gpu:
