@@ -1,114 +1,20 @@
-"""Hold a figures file against the bars: what must be fast, how fast, and beside what.
-
-The bars are data, ``bars.json``, whose "about" explains the format. A bar compares figures of
-one run with each other, so that it means the same on every machine.
-"""
+"""Hold a figures file against the bars: which hold, which fall short, and what was not measured."""
 
 from __future__ import annotations
 
-import fnmatch
-import json
 import math
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._words import bandwidth_text, exact_size, significant, time_text
+from .._words import exact_size, significant
 from ..errors import ArgumentError
 from . import figures
+from .bars import STATISTICS, Bar, Term, figure_text, limit_text, quantity_text
 
-BARS = Path(__file__).with_name("bars.json")
-FORMAT = 1
 HOLDS, SHORT, MISSING = "holds", "falls short", "not measured"
-STATISTICS = ("p0", "p50", "p99", "p999", "mean")
-QUANTITIES = ("time", "bandwidth", "rate", "check")
-COMPARISONS = ("ratio", "difference", "value")
-
-
-# -- words for numbers --------------------------------------------------------------------------
-
-
-def _quantity_text(value: float, quantity: str, digits: int = 3) -> str:
-    if quantity == "time":
-        return time_text(value, digits)
-    if quantity == "bandwidth":
-        return bandwidth_text(value, digits)
-    if quantity == "rate":
-        return f"{significant(value / 1e6, digits)} million/s"
-    return significant(value, digits)
-
-
-# -- the bars -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Which sizes a bar judges, and which of them a file must hold. Bytes."""
-
-    first: int = 0
-    last: int | None = None
-    powers_of_two_to: int | None = None
-    odd: int = 0
-    needed: tuple[int, ...] = ()
-
-    def judges(self, size: int) -> bool:
-        return size >= self.first and (self.last is None or size <= self.last)
-
-    def lacking(self, there: Iterable[int]) -> str | None:
-        """What of the required sizes is not ``there``, in words; None when all are."""
-        found = set(there)
-        needed, size = list(self.needed), 1
-        while self.powers_of_two_to is not None and size <= self.powers_of_two_to:
-            needed += [size] * self.judges(size)
-            size *= 2
-        missing = [exact_size(s) for s in needed if s not in found]
-        if missing:
-            shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
-            return f"without {len(missing)} of the sizes asked for ({shown})"
-        odd = sum(1 for s in found if s & (s - 1))
-        if odd < self.odd:
-            return f"with {odd} sizes that are no power of two, {self.odd} are asked for"
-        return None
-
-
-@dataclass(frozen=True)
-class Term:
-    """One comparison. A bar holds at a size where one of its terms does."""
-
-    compare: str
-    limit: float
-    most: bool
-    against: tuple[str, ...] = ()
-    bench: str = ""
-    statistic: str = "p50"
-    all_needed: bool = True
-    given_up: float | None = None
-    """A case may end at a size where it took so many times the time of the best beside it."""
-
-    def margin(self, figure: float) -> float:
-        """How far the figure is on the right side, as a part of the limit; negative is short."""
-        distance = self.limit - figure if self.most else figure - self.limit
-        return distance / abs(self.limit)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One demand."""
-
-    id: str
-    bench: str
-    words: str
-    asked: str
-    case: str
-    terms: tuple[Term, ...]
-    statistic: str = "p50"
-    quantity: str = "time"
-    sizes: Sizes | None = None
-    median: bool = False
-    """Judge the median over the sizes, not the worst size."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +48,8 @@ class Outcome:
         """The figure, with so many digits that it does not look like a limit it is not."""
         if self.term is None:
             return "-"
-        limit = _figure_text(self.bar, self.term, self.term.limit)
-        texts = [_figure_text(self.bar, self.term, self.figure, digits) for digits in (3, 4, 5, 6)]
+        limit = figure_text(self.bar, self.term, self.term.limit)
+        texts = [figure_text(self.bar, self.term, self.figure, digits) for digits in (3, 4, 5, 6)]
         return next((text for text in texts if text != limit), limit)
 
     @property
@@ -160,7 +66,7 @@ class Outcome:
         if self.bar.median:
             parts.append(f"median over {self.judged} sizes")
         elif self.size is not None:
-            middle = _figure_text(self.bar, self.term, self.middle) if self.term else ""
+            middle = figure_text(self.bar, self.term, self.middle) if self.term else ""
             parts.append(f"worst of {self.judged} sizes, {exact_size(self.size)} (median {middle})")
         if self.details:
             parts.append(self.details)
@@ -171,147 +77,6 @@ class Outcome:
         if self.left_out:
             parts.append(f"without {', '.join(self.left_out)}")
         return "; ".join(parts)
-
-
-def _figure_text(bar: Bar, term: Term, figure: float, digits: int = 3) -> str:
-    if term.compare == "ratio":
-        return f"{significant(figure, digits)} x"
-    text = _quantity_text(figure, bar.quantity, digits)
-    return f"+{text}" if term.compare == "difference" and figure >= 0 else text
-
-
-def limit_text(bar: Bar, term: Term) -> str:
-    """A term's limit in words: "at most 1.03 x"."""
-    return f"at {'most' if term.most else 'least'} {_figure_text(bar, term, term.limit)}"
-
-
-BAR_KEYS = frozenset("id bench words asked each case statistic quantity sizes over one_of".split())
-TERM_KEYS = frozenset("compare against bench statistic needs given_up at_most at_least".split())
-SIZE_KEYS = frozenset("from to powers_of_two_to odd needed".split())
-
-
-def _expect(condition: bool, where: str, what: str) -> None:
-    if not condition:
-        raise ArgumentError(f"bars: {where}: {what}")
-
-
-def _keys(found: Any, known: frozenset[str], where: str) -> dict[str, Any]:
-    _expect(isinstance(found, dict), where, "an object is expected")
-    unknown = sorted(set(found) - known)
-    _expect(not unknown, where, f"unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    return dict(found)
-
-
-def _words(found: Any, key: str, where: str) -> tuple[str, ...]:
-    _expect(
-        isinstance(found, list) and all(isinstance(w, str) for w in found), where, f"{key} is no list of words"
-    )
-    return tuple(found)
-
-
-def _sizes(found: Any, where: str) -> Sizes:
-    s = _keys(found, SIZE_KEYS, where)
-    numbers = [v for v in s.values() if not isinstance(v, list)] + s.get("needed", [])
-    counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
-    _expect(counts, where, "sizes are numbers of bytes")
-    needed = tuple(s.get("needed", ()))
-    return Sizes(s.get("from", 0), s.get("to"), s.get("powers_of_two_to"), s.get("odd", 0), needed)
-
-
-def _one_of(value: Any, known: Sequence[str], where: str) -> str:
-    _expect(value in known, where, f"{value!r} is none of {', '.join(known)}")
-    return str(value)
-
-
-def _term(found: Any, bench: str, where: str) -> Term:
-    words = _keys(found, TERM_KEYS, where)
-    compare = _one_of(words.get("compare"), COMPARISONS, where)
-    limits = [k for k in ("at_most", "at_least") if k in words]
-    _expect(len(limits) == 1, where, "either at_most or at_least is needed")
-    limit = words[limits[0]]
-    numeric = isinstance(limit, int | float) and not isinstance(limit, bool)
-    _expect(numeric and math.isfinite(limit) and limit != 0, where, f"limit {limit!r}: a number, not 0")
-    against = _words(words.get("against", []), "against", where)
-    _expect(bool(against) == (compare != "value"), where, "a value stands alone, all else has against")
-    return Term(
-        compare, float(limit), limits[0] == "at_most", against, words.get("bench", bench),
-        _one_of(words.get("statistic", "p50"), STATISTICS, where),
-        _one_of(words.get("needs", "all"), ("all", "one"), where) == "all",
-        _given_up(words.get("given_up"), where),
-    )  # fmt: skip
-
-
-def _given_up(found: Any, where: str) -> float | None:
-    numeric = isinstance(found, int | float) and not isinstance(found, bool)
-    _expect(found is None or (numeric and found >= 2), where, f"given_up {found!r}: a factor of 2 or more")
-    return found
-
-
-def _bars_of(found: Any) -> list[Bar]:
-    """The bars of one entry: one, or one for each word of its "each"."""
-    where = str(found.get("id") if isinstance(found, dict) else found)
-    words = _keys(found, BAR_KEYS, where)
-    for key in ("id", "bench", "words", "asked", "case"):
-        _expect(isinstance(words.get(key), str) and words[key] != "", where, f"{key} is missing")
-    quantity = _one_of(words.get("quantity", "time"), QUANTITIES, where)
-    sizes = None
-    if "sizes" in words:
-        sizes = _sizes(words["sizes"], where)
-        _expect(quantity != "check", where, "checks have no sizes")
-    median = _one_of(words.get("over", "every"), ("every", "median"), where) == "median"
-    _expect(sizes is not None or not median, where, "a median over sizes needs sizes")
-    terms = tuple(_term(t, words["bench"], where) for t in words.get("one_of", ()))
-    _expect(bool(terms), where, "one_of is empty")
-    bar = Bar(
-        words["id"], words["bench"], words["words"], words["asked"], words["case"], terms,
-        _one_of(words.get("statistic", "p50"), STATISTICS, where), quantity, sizes, median,
-    )  # fmt: skip
-    if "each" not in words:
-        return [bar]
-    _expect("{each}" in bar.id, where, "with each, the id needs {each}")
-    return [_filled(bar, each) for each in _words(words["each"], "each", where)]
-
-
-def _filled(bar: Bar, each: str) -> Bar:
-    def fill(text: str) -> str:
-        return text.replace("{each}", each)
-
-    return replace(
-        bar, id=fill(bar.id).replace(" ", "-"), words=fill(bar.words), case=fill(bar.case),
-        terms=tuple(replace(t, against=tuple(map(fill, t.against))) for t in bar.terms),
-    )  # fmt: skip
-
-
-def bars(path: Path = BARS) -> list[Bar]:
-    """The bars. Raises ArgumentError with the entry and what is wrong in it."""
-    try:
-        found = json.loads(path.read_text())
-    except OSError as e:
-        raise ArgumentError(f"{path}: {e.strerror}") from e
-    except ValueError as e:
-        raise ArgumentError(f"{path} holds no bars: {e}") from e
-    _expect(isinstance(found, dict) and found.get("format") == FORMAT, str(path), f"no format {FORMAT}")
-    all_bars = [bar for entry in found.get("bars", ()) for bar in _bars_of(entry)]
-    twice = [i for i, n in Counter(b.id for b in all_bars).items() if n > 1]
-    _expect(not twice, str(path), f"{', '.join(twice)} stands there twice")
-    return all_bars
-
-
-def chosen(all_bars: list[Bar], only: Sequence[str]) -> list[Bar]:
-    """The bars whose id or bench matches one of ``only`` (wildcards work); all without any.
-
-    Raises ArgumentError for a word that matches nothing.
-    """
-    if not only:
-        return all_bars
-    for word in only:
-        if not any(fnmatch.fnmatch(name, word) for b in all_bars for name in (b.id, b.bench)):
-            ids = ", ".join(b.id for b in all_bars)
-            raise ArgumentError(f"no bar {word!r}; there are {ids}")
-    return [
-        b for b in all_bars
-        if any(fnmatch.fnmatch(name, word) for word in only for name in (b.id, b.bench))
-    ]  # fmt: skip
 
 
 # -- the figures --------------------------------------------------------------------------------
@@ -539,7 +304,7 @@ def _judge(measured: _Measured, bar: Bar) -> Outcome:
 def _at(bar: Bar, term: Term, size: int, f: dict[str, Any], others: _Others) -> tuple[float, str]:
     """A term's figure at one size, and the figures it came from in words."""
     value = _value(f, bar.statistic, bar.quantity)
-    told = f"{bar.case} at {_quantity_text(value, bar.quantity)}"
+    told = f"{bar.case} at {quantity_text(value, bar.quantity)}"
     if not term.against:
         return value, told
     values = {}
@@ -552,8 +317,8 @@ def _at(bar: Bar, term: Term, size: int, f: dict[str, Any], others: _Others) -> 
     best = min if bar.quantity == "time" else max
     case = best(values, key=lambda c: values[c])
     if case == bar.case:  # its own median, say
-        told = f"{bar.statistic} at {_quantity_text(value, bar.quantity)}"
-        beside = f"{term.statistic} at {_quantity_text(values[case], bar.quantity)}"
+        told = f"{bar.statistic} at {quantity_text(value, bar.quantity)}"
+        beside = f"{term.statistic} at {quantity_text(values[case], bar.quantity)}"
     else:
-        beside = f"{case} at {_quantity_text(values[case], bar.quantity)}"
+        beside = f"{case} at {quantity_text(values[case], bar.quantity)}"
     return _compared(value, values[case], term, case), f"{told}, {beside}"

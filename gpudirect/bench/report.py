@@ -14,7 +14,7 @@ from typing import Any
 
 from .._words import bandwidth_text, exact_size, size_text, time_text
 from ..errors import ArgumentError
-from . import check, pages, plots
+from . import bars, check, pages, plots
 from .check import HOLDS, MISSING, Outcome
 
 PAGE, PLOTS = "index.html", "plots"
@@ -398,7 +398,7 @@ def build(found: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
         sections.append("</section>")
     links.append(_link("facts", "The machine"))
     words = "".join(f"<dt>{_text(w)}</dt><dd>{_text(means)}</dd>" for w, means in WORDS)
-    outcomes = check.judge(found, check.bars())
+    outcomes = check.judge(found, bars.load())
     body = "\n".join([
         "<p>gpudirect lets CPU code write GPU memory as if it were its own: stores go straight over the link, "
         "without a copy call. This page shows what that costs on one machine, beside what one would "

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..bench import check as targets
+from ..bench import bars
+from ..bench import check as judging
 from ..bench import report as page
 from ..bench.check import HOLDS, MISSING, SHORT, Outcome
 from ._options import JsonOption, argument, option
@@ -51,8 +52,8 @@ def check(
     """Hold a figures file against the targets that this project sets itself: ratios to other ways
     in the same run. Exit status 1 if one falls short or was not measured."""
     screen = Screen(as_json)
-    found = targets.read(file)
-    outcomes = targets.judge(found, targets.chosen(targets.bars(), only or ()))
+    found = judging.read(file)
+    outcomes = judging.judge(found, bars.chosen(bars.load(), only or ()))
     emulated = bool(found["device"].get("emulated"))
     failed = emulated or any(o.state != HOLDS for o in outcomes)
     screen.json({

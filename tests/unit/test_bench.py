@@ -9,7 +9,8 @@ import pytest
 
 import gpudirect as gd
 from gpudirect import bench
-from gpudirect.bench import check, measure
+from gpudirect.bench import bars as targets
+from gpudirect.bench import measure
 
 CASES = {
     "copylat": {"write 64: C", "write 64: Python", "flush: C", "flush: Python", "load 4: C"},
@@ -59,7 +60,7 @@ def test_every_bar_of_these_benchmarks_names_a_case_of_theirs():
           for w in ("gpudirect", "bare 16", "bare 32", "bare 64")),
         *(f"{d} threads: {w}" for d in ("write", "read") for w in ("gpudirect", "bare best")),
     }  # fmt: skip
-    text = json.loads(check.BARS.read_text())
+    text = json.loads(targets.BARS.read_text())
     for bar in text["bars"]:
         for key, value in walk(bar):
             if key == "cases" and bar_bench(bar) in known:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gpudirect.bench import bars as targets
 from gpudirect.bench import check
 from gpudirect.bench.check import HOLDS, MISSING, SHORT
 from gpudirect.cli import app
@@ -35,7 +36,7 @@ def saved(tmp_path: Path, found: object) -> Path:
 
 
 def outcome(found: dict, identity: str) -> check.Outcome:
-    (bar,) = (b for b in check.bars() if b.id == identity)
+    (bar,) = (b for b in targets.load() if b.id == identity)
     (judged,) = check.judge(found, [bar])
     return judged
 
@@ -220,7 +221,7 @@ def test_threads_reading_count_at_one_size():
     ],
 )  # fmt: skip
 def test_single_figures(identity, good, bad):
-    bench = next(b.bench for b in check.bars() if b.id == identity)
+    bench = next(b.bench for b in targets.load() if b.id == identity)
     assert outcome(file(*(fig(bench, *f) for f in good)), identity).state == HOLDS
     assert outcome(file(*(fig(bench, *f) for f in bad)), identity).state == SHORT
     assert outcome(file(*(fig(bench, *f) for f in good[1:])), identity).state == MISSING
@@ -249,10 +250,10 @@ def test_bandwidth_of_nothing_is_not_measured():
 # -- what later bars need ------------------------------------------------------------------------
 
 
-def bars_of(tmp_path: Path, *entries: dict) -> list[check.Bar]:
+def bars_of(tmp_path: Path, *entries: dict) -> list[targets.Bar]:
     path = tmp_path / "bars.json"
     path.write_text(json.dumps({"format": 1, "bars": list(entries)}))
-    return check.bars(path)
+    return targets.load(path)
 
 
 BAR = {"id": "x", "bench": "experiment", "words": "w", "asked": "a", "case": "spmv: direct",
@@ -331,7 +332,7 @@ def test_no_bars_in_the_file(tmp_path):
     for text in ("nonsense", "[]", '{"format": 2}'):
         (tmp_path / "bars.json").write_text(text)
         with pytest.raises(ArgumentError):
-            check.bars(tmp_path / "bars.json")
+            targets.load(tmp_path / "bars.json")
 
 
 # -- the file and the command --------------------------------------------------------------------
@@ -368,7 +369,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_a_figure_measured_twice_is_refused():
     with pytest.raises(ArgumentError, match="measured twice"):
-        check.judge(file(fig("b", "c", 1, 1), fig("b", "c", 1, 2)), check.bars())
+        check.judge(file(fig("b", "c", 1, 1), fig("b", "c", 1, 2)), targets.load())
 
 
 def command(tmp_path: Path, found: dict, *only: str) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 import gpudirect as gd
+from gpudirect.bench import bars as targets
 from gpudirect.bench import check
 from gpudirect.cli import app, main
 from gpudirect.cli._screen import QUIET, Screen, _Lines
@@ -222,8 +223,8 @@ def test_defaults_are_visible(invoke):
 
 def test_in_a_pipe_a_row_is_a_line():
     run = gpudirect("bench", "check", FIGURES, COLUMNS="")
-    rows = [line for line in run.stdout.splitlines() if line.startswith(("holds", "falls short"))]
-    assert len(rows) == len(check.bars()) and all("at most" in r or "at least" in r for r in rows)
+    rows = [r for r in run.stdout.splitlines() if r.startswith((check.HOLDS, check.SHORT, check.MISSING))]
+    assert len(rows) == len(targets.load()) and all("at most" in r or "at least" in r for r in rows)
     told = gpudirect("info", COLUMNS="").stdout
     rows = [line for line in told.splitlines() if line.startswith("p2pmod ")]  # one of each device
     assert rows and "memfd" in rows[-1]

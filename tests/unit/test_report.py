@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gpudirect import _words
+from gpudirect.bench import bars as targets
 from gpudirect.bench import check, plots, report
 from gpudirect.bench.measure import figure
 from gpudirect.cli import app
@@ -160,7 +161,7 @@ def test_a_note_of_the_file_is_told_and_an_unknown_bench_owns_up():
 
 def test_bars_stand_there_with_their_figures(page):
     words = read(page[0]).text
-    bars = len(check.bars())
+    bars = len(targets.load())
     assert f"1 of {bars} bars hold, 1 fall short, {bars - 2} were not measured" in words
     held, short = words.index("✓ holds"), words.index("✗ falls short")
     assert short < held, "what falls short comes first"
