@@ -18,8 +18,17 @@ ROOT = HERE.parent.parent
 
 # headers of ours, and the ABI of modules that the runtime talks to
 LANE = ROOT / "p2pmod" / "p2pmod-lane.h"
-HEADERS = (HERE / "native.h", HERE / "allocator.h", HERE / "lane.h", HERE / "relay.h")
+PUBLIC = ROOT / "gpudirect" / "include"
+PUBLIC_HEADERS = (PUBLIC / "gpudirect" / "copy.h", PUBLIC / "gpudirect" / "lane.h")
+HEADERS = (*PUBLIC_HEADERS, HERE / "native.h", HERE / "allocator.h", HERE / "lane.h", HERE / "relay.h")
 ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", LANE, ROOT / "tests" / "vm" / "standin" / "standin.h")
+# libgpudirect for C programs: the functions that the public headers declare, and what they stand on
+LIBRARY_SOURCES = ("copy", "doorbell", "engine_neon", "engine_x86", "engines", "gather", "guard", "lane",
+                   "process", "strided", "threads")  # fmt: skip
+C_OPTIONS = ["-O3", "-fno-strict-aliasing",
+             # a loop of stores to a mapping must not become a call of memcpy
+             "-fno-tree-loop-distribute-patterns",
+             "-Wall", "-Wextra", "-Wno-unused-parameter"]  # fmt: skip
 KERNEL_TYPES = """
 typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;
 typedef int32_t __s32; typedef int64_t __s64;
@@ -40,6 +49,12 @@ def declarations(header: Path) -> str:
     return "\n".join(lines)
 
 
+def exported() -> list[str]:
+    """The functions of libgpudirect: those that the public headers declare."""
+    text = "\n".join(declarations(header) for header in PUBLIC_HEADERS)
+    return sorted(re.findall(r"^\w[\w ]*[ *](gd_\w+)\(", text, re.MULTILINE))
+
+
 def builder() -> cffi.FFI:
     """The extension, ready to compile."""
     ffi = cffi.FFI()
@@ -47,7 +62,7 @@ def builder() -> cffi.FFI:
     headers = [h for h in (*ABI_HEADERS, *HEADERS) if h.exists()]
     for header in headers:
         ffi.cdef(declarations(header))
-    includes = "\n".join(f'#include "{h.name}"' for h in headers)
+    includes = "\n".join(f'#include "{h.name}"' for h in headers if h not in PUBLIC_HEADERS)
     # the resident kernel of a service is compiled from the very same text
     ffi.cdef("static char *const gd_lane_source;")
     text = LANE.read_text().translate({ord("\n"): "\\n", ord('"'): '\\"', ord("\\"): "\\\\"})
@@ -59,11 +74,7 @@ def builder() -> cffi.FFI:
                        if f.name not in ("dlpack.c", "lease.c", "mapped.c", "_cffi.c")),
         include_dirs=sorted({str(h.parent.relative_to(ROOT)) for h in headers}),
         depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), *headers)),
-        extra_compile_args=["-O3", "-fno-strict-aliasing",
-                            # a loop of stores to a mapping must not become a call of memcpy
-                            "-fno-tree-loop-distribute-patterns",
-                            "-fvisibility=hidden",  # calls inside are direct, and inlined
-                            "-Wall", "-Wextra", "-Wno-unused-parameter"],
+        extra_compile_args=[*C_OPTIONS, "-fvisibility=hidden"],  # calls inside are direct, and inlined
         libraries=["pthread"],
     )  # fmt: skip
     return ffi

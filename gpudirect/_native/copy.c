@@ -279,12 +279,3 @@ int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, siz
         gd_guard_leave(&guard);
     return 0;
 }
-
-const struct gd_api *gd_api(void)
-{
-    static struct gd_api api = {gd_write, gd_read,    gd_fence, gd_path,
-                                gd_dma_in, gd_dma_out, NULL};
-
-    api.forks = gd_forks();
-    return &api;
-}

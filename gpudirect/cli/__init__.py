@@ -41,7 +41,7 @@ def _main(
     pass
 
 
-from . import _bench, _calibrate, _demo, _doctor, _experiment, _info, _litmus  # noqa: E402 - after `app`
+from . import _bench, _calibrate, _config, _demo, _doctor, _experiment, _info, _litmus  # noqa: E402 - after `app`
 
 app.command(cls=Command, short_help="What this machine has, and why not more.")(_info.info)
 app.command(cls=Command, short_help="What is wrong or slow here, and the mend.")(_doctor.doctor)
@@ -50,6 +50,7 @@ app.command(cls=Command, short_help="Find the faster path for each size.")(_cali
 app.add_typer(_bench.app, name="bench", short_help="Measure, and judge what was measured.")
 app.command(cls=Command, short_help="Does avoiding copies pay? Ten programs.")(_experiment.experiment)
 app.command(cls=Command, short_help="Is the promised order of stores kept?")(_litmus.litmus)
+app.command(cls=Command, short_help="Flags for a C compiler.")(_config.config)
 
 
 def main() -> None:

@@ -187,7 +187,7 @@ class Service(Living):
     # -- calls of others ------------------------------------------------------------------------
 
     def lend(self, lane: int) -> Any:
-        """Hand a lane over to C code: a ``struct gd_lane *`` of cffi (_native/lane.h) to send with.
+        """Hand a lane over to C code: a ``struct gd_lane *`` of cffi (gpudirect/lane.h) to send with.
 
         The lane must be idle. The service sends nothing through it until it is started anew. The
         struct is good until ``stop()``.

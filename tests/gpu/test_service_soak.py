@@ -21,6 +21,8 @@ import pytest
 import gpudirect as gd
 from gpudirect import _native, devices
 
+HERE = Path(__file__).parent
+
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 DEVICE = os.environ.get("GPUDIRECT_DEVICE") or "cuda"
@@ -65,8 +67,8 @@ def driver(tmp_path_factory):
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     assert compiler, "the soak needs a C compiler: install gcc, or set CC"
     out = tmp_path_factory.mktemp("soak") / "soak.so"
-    subprocess.run([*compiler.split(), "-O2", "-Wall", "-fPIC", "-shared", "-o", str(out),
-                    str(Path(__file__).parent / "soak.c")], check=True)  # fmt: skip
+    subprocess.run([*compiler.split(), "-O2", "-Wall", "-fPIC", "-shared", f"-I{HERE.parents[1] / 'p2pmod'}",
+                    "-o", str(out), str(HERE / "soak.c")], check=True)  # fmt: skip
     library = ctypes.CDLL(str(out))
     library.soak_expected_size.restype = ctypes.c_size_t
     library.soak.argtypes = [ctypes.c_void_p, ctypes.c_void_p]

@@ -16,11 +16,11 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 sources=(tests/native/copy_test.c)
 for f in gpudirect/_native/*.c; do
-    grep -q '<Python.h>' "$f" || sources+=("$f") # what is Python's has tests of its own
+    grep -q '"objects.h"' "$f" || sources+=("$f") # what is Python's has tests of its own
 done
 echo "== aarch64, emulated"
 "$compiler" -g -O3 -std=gnu11 -Wall -Wextra -Werror -fno-strict-aliasing -static \
-    -fno-tree-loop-distribute-patterns -Igpudirect/_native -pthread "${sources[@]}" -o "$out/arm64"
+    -fno-tree-loop-distribute-patterns -Igpudirect/_native -Ip2pmod -pthread "${sources[@]}" -o "$out/arm64"
 
 # a device is outside the CPUs' inner shareable domain: the fences must reach the outer one
 fences=$("${compiler%gcc}objdump" -d --no-show-raw-insn "$out/arm64")

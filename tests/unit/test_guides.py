@@ -36,7 +36,7 @@ def test_the_page_on_sharing_runs_as_it_stands():
         exec(compile(code, "sharing.md", "exec"), {})
 
 
-@pytest.mark.parametrize("page", ["guides.md", "faq.md", "sharing.md"])
+@pytest.mark.parametrize("page", ["guides.md", "faq.md", "sharing.md", "c.md"])
 def test_what_it_links_to_and_names_exists(page):
     text = (ROOT / "docs" / page).read_text()
     for link in re.findall(r"\]\(([\w./-]+)\)", text):

@@ -28,7 +28,7 @@ def builder() -> cffi.FFI:
         "gpudirect.bench._native._cffi",
         "\n".join(f'#include "{h.relative_to(ROOT)}"' for h in (lane, *HEADERS)),
         sources=[str((HERE / name).relative_to(ROOT)) for name in ("bare.c", "timing.c")],
-        include_dirs=["."],
+        include_dirs=[".", "p2pmod"],
         depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), lane)),
         extra_compile_args=["-O3", "-fno-strict-aliasing", "-fno-tree-loop-distribute-patterns",
                             "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"],

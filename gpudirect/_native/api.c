@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT */
+/* What the CPython types in mapped.c, which is another shared object, call. */
+#include "native.h"
+
+const struct gd_api *gd_api(void)
+{
+    static struct gd_api api = {gd_write, gd_read,    gd_fence, gd_path,
+                                gd_dma_in, gd_dma_out, NULL};
+
+    api.forks = gd_forks();
+    return &api;
+}
