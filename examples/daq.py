@@ -7,7 +7,6 @@ import tempfile
 import threading
 
 import numpy as np
-from _cuda import address, copy_in, copy_out, download, host_traffic, pinned, upload
 
 import gpudirect as gd
 
@@ -52,7 +51,8 @@ class Work:
     """n packets, waiting in a file or sent by another thread through a socket."""
 
     def __init__(self, n: int, kind: str = "file", data: bytes | None = None) -> None:
-        self.n, self.nbytes = n, n * PACKET
+        self.n, self.nbytes, self.results = n, n * PACKET, n * SUMMARY.itemsize
+        self.sources = self.nbytes  # the system reads them once from its page cache or the socket
         if data is None:
             rng = np.random.default_rng(6)
             packets = np.zeros((n, PACKET), "u1")
@@ -127,10 +127,6 @@ class Work:
         buffer = memoryview(empty(self.nbytes, "u1"))
         return lambda: (self.start(), self.produce(buffer))
 
-    def host_traffic(self, version: str) -> int:
-        # the kernel reads the packets from the page cache or the socket's buffers once, always
-        return self.nbytes + host_traffic(version, self.nbytes, results=SUMMARY.itemsize * self.n)
-
 
 def sequential(work):
     packets = np.empty((work.n, PACKET), "u1")
@@ -153,14 +149,15 @@ def sequential(work):
 def copy(work, host=np.empty):
     packets, summaries = gd.empty(work.nbytes, "u1"), gd.empty(work.n, SUMMARY)
     buffer, result = host(work.nbytes, "u1"), host(work.n, SUMMARY)
-    summarise = gd.kernel(SOURCE, "summarise")
+    summarise, gpu = gd.kernel(SOURCE, "summarise"), gd.device()
 
     def step():
         work.start()
         work.produce(memoryview(buffer))
-        upload(packets, buffer)
+        gpu.copy_in(packets.ptr, buffer.ctypes.data, work.nbytes)
         summarise[work.n, 256](packets, summaries)
-        return work.checked(download(result, summaries))
+        gpu.copy_out(result.ctypes.data, summaries.ptr, summaries.nbytes)
+        return work.checked(result)
 
     return step
 
@@ -168,9 +165,9 @@ def copy(work, host=np.empty):
 def double_buffered(work, chunk):
     count = max(1, min(work.n, chunk // PACKET))
     packets, summaries = gd.empty(work.nbytes, "u1"), gd.empty(work.n, SUMMARY)
-    buffers = [(gd.stream(), pinned(count * PACKET, "u1")) for _ in range(2)]
-    result = pinned(work.n, SUMMARY)
-    summarise = gd.kernel(SOURCE, "summarise")
+    buffers = [(gd.stream(), gd.pinned(count * PACKET, "u1")) for _ in range(2)]
+    result = gd.pinned(work.n, SUMMARY)
+    summarise, gpu = gd.kernel(SOURCE, "summarise"), gd.device()
 
     def step():
         work.start()
@@ -180,10 +177,10 @@ def double_buffered(work, chunk):
             stream.synchronize()  # the buffer is free again
             work.produce(memoryview(buffer)[: m * PACKET])
             to = packets.ptr + start * PACKET
-            copy_in(to, address(buffer), m * PACKET, stream)
+            gpu.copy_in(to, buffer.ptr, m * PACKET, stream)
             out = start * SUMMARY.itemsize
             summarise[m, 256, stream](to, summaries.ptr + out)
-            copy_out(address(result) + out, summaries.ptr + out, m * SUMMARY.itemsize, stream)
+            gpu.copy_out(result.ptr + out, summaries.ptr + out, m * SUMMARY.itemsize, stream)
         for stream, _ in buffers:
             stream.synchronize()
         return work.checked(result)
@@ -192,13 +189,13 @@ def double_buffered(work, chunk):
 
 
 def direct(work):
-    packets, summaries = gd.empty(work.nbytes, "u1"), pinned(work.n, SUMMARY)
+    packets, summaries = gd.empty(work.nbytes, "u1"), gd.pinned(work.n, SUMMARY)
     summarise = gd.kernel(SOURCE, "summarise")
 
     def step():
         work.start()
         work.produce(packets.buffer)
-        summarise[work.n, 256](packets, address(summaries))
+        summarise[work.n, 256](packets, summaries)
         gd.synchronize()
         return work.checked(summaries)
 

@@ -1,7 +1,6 @@
 """A network run as a CUDA graph, with many small pieces of its weights changed between two runs."""
 
 import numpy as np
-from _cuda import Event, Graph, address, copy_in, pinned
 
 import gpudirect as gd
 
@@ -77,34 +76,48 @@ def sequential(work):
 def network(work, weights, stream):
     """The graph that all versions share: the answer comes back in page-locked memory."""
     layer = gd.kernel(SOURCE, "layer")
-    result = pinned(work.n)
+    result = gd.pinned(work.n)
     between = [gd.asarray(work.input), *(gd.empty(work.n) for _ in range(LAYERS - 1))]
-    between.append(address(result))
+    between.append(result)
 
     def launches(stream):
         for i in range(LAYERS):
             layer[-(-work.n // 4), 128, stream](weights[i], between[i], between[i + 1], work.n)
 
-    graph = Graph(launches, stream)
+    launch = graph(launches, stream)
 
     def run():
-        graph.launch()
+        launch()
         stream.synchronize()
         return result
 
     return run
 
 
+def graph(launches, stream):
+    """Launches captured once and replayed as one, by cuda.core; without a GPU, made one by one."""
+    if gd.device().emulated:
+        return lambda: launches(stream)
+    from cuda.core import Device, Stream
+
+    Device(gd.device().ordinal).set_current()
+    core = Stream.from_handle(stream.handle)
+    building = core.create_graph_builder().begin_building()
+    launches(stream)
+    made = building.end_building().complete()
+    return lambda: made.launch(core)
+
+
 def copy(work, host=np.empty):
     weights, stream = gd.asarray(work.weights), gd.stream()
     mirror = host(work.weights.shape, "f4").reshape(-1, PIECE)
-    size, base = 4 * PIECE, address(mirror)
+    size, base, gpu = 4 * PIECE, mirror.ctypes.data, gd.device()
 
     def update(r):
         places, new = work.changes[r]
         mirror[places] = new
         for at in (size * places).tolist():
-            copy_in(weights.ptr + at, base + at, size, stream)
+            gpu.copy_in(weights.ptr + at, base + at, size, stream)
 
     return update, network(work, weights, stream)
 
@@ -122,21 +135,21 @@ __global__ void put(const int *places, const float *pieces, float *weights, int 
 def double_buffered(work, chunk):
     weights, stream = gd.asarray(work.weights), gd.stream()
     count = chunk // (4 * PIECE + 4)
-    buffers = [(pinned((PIECE + 1) * count), gd.empty((PIECE + 1) * count), Event())
-               for _ in range(2)]  # fmt: skip
-    put = gd.kernel(PUT, "put")
+    buffers = [[make((PIECE + 1) * count) for make in (gd.pinned, gd.empty)] for _ in range(2)]
+    free = [stream.record() for _ in range(2)]
+    put, gpu = gd.kernel(PUT, "put"), gd.device()
 
     def update(r):
         places, new = work.changes[r]
         for i, start in enumerate(range(0, len(places), count)):
-            staging, packed, free = buffers[i % 2]
+            staging, packed = buffers[i % 2]
             m = min(count, len(places) - start)
-            free.synchronize()
+            free[i % 2].sync()
             staging[:m].view("i4")[:] = places[start : start + m]
             staging[m : m + m * PIECE].reshape(m, PIECE)[:] = new[start : start + m]
-            copy_in(packed.ptr, address(staging), 4 * m * (PIECE + 1), stream)
+            gpu.copy_in(packed.ptr, staging.ptr, 4 * m * (PIECE + 1), stream)
             put[m, PIECE, stream](packed.ptr, packed.ptr + 4 * m, weights, m)
-            free.record(stream)
+            free[i % 2] = stream.record(timing=False)
 
     return update, network(work, weights, stream)
 

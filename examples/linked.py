@@ -6,7 +6,6 @@ and the one in an array of pointers to the nodes that are used often.
 
 import numpy as np
 from _c import library, pointer
-from _cuda import Event, address, copy_in, pinned, upload
 
 import gpudirect as gd
 
@@ -148,7 +147,7 @@ def editor(work, tree, seen, source=ORIGINAL, declarations=DECLARATIONS):
 
 def sequential(work):
     memory = np.empty(work.size, "i8")
-    base = address(memory)
+    base = memory.ctypes.data
     memory[:] = work.words(base)
     found = np.empty(QUERIES + len(work.often), "i8")
     look_up = library(DECLARATIONS, ORIGINAL).look_up
@@ -164,12 +163,12 @@ def sequential(work):
 def walk(work, memory):
     """The launch that all versions share: what was found comes back in page-locked memory."""
     queries, m = gd.asarray(work.queries), len(work.often)
-    found = pinned(QUERIES + m, "i8")
+    found = gd.pinned(QUERIES + m, "i8")
     look_up = gd.kernel(SOURCE, "look_up")
     often = memory.ptr + 8 * work.first
 
     def run():
-        look_up[-(-(QUERIES + m) // 64), 64](memory, queries, QUERIES, often, m, address(found))
+        look_up[-(-(QUERIES + m) // 64), 64](memory, queries, QUERIES, often, m, found)
         gd.synchronize()
         return found
 
@@ -179,11 +178,11 @@ def walk(work, memory):
 def copy(work, host=np.empty):
     memory, mirror = gd.empty(work.size, "i8"), host(work.size, "i8")
     mirror[:] = work.words(memory.ptr)
-    edit = editor(work, address(mirror), memory.ptr)
+    edit, gpu = editor(work, mirror.ctypes.data, memory.ptr), gd.device()
 
     def update(r):
         edit(r)
-        upload(memory, mirror)
+        gpu.copy_in(memory.ptr, mirror.ctypes.data, mirror.nbytes)
 
     return update, walk(work, memory)
 
@@ -214,23 +213,24 @@ long long packed(void);
 
 def double_buffered(work, chunk):
     memory, count = gd.empty(work.size, "i8"), 6 * max(len(nodes) for nodes, _ in work.edits)
-    upload(memory, work.words(memory.ptr))
-    buffers = [(pinned((count, 2), "i8"), gd.empty((count, 2), "i8"), Event()) for _ in range(2)]
+    memory.write(work.words(memory.ptr))
+    buffers = [(gd.pinned((count, 2), "i8"), gd.empty((count, 2), "i8")) for _ in range(2)]
     declarations, source = PACKED_DECLARATIONS + DECLARATIONS, PACKED + ORIGINAL
     c, tree = library(declarations, source), memory.ptr
     edit = editor(work, tree, tree, source, declarations)
-    put = gd.kernel(PUT, "put")
-    stream = gd.device().default_stream  # which the look-ups run on
+    put, gpu = gd.kernel(PUT, "put"), gd.device()
+    stream = gpu.default_stream  # which the look-ups run on
+    free = [stream.record() for _ in range(2)]
 
     def update(r):
-        staging, changes, free = buffers[r % 2]
-        free.synchronize()
+        staging, changes = buffers[r % 2]
+        free[r % 2].sync()
         c.pack(pointer(staging), pointer(tree))
         edit(r)
         m = c.packed()
-        copy_in(changes.ptr, address(staging), 16 * m, stream)
+        gpu.copy_in(changes.ptr, staging.ptr, 16 * m, stream)
         put[-(-m // 128), 128](changes, m, memory)
-        free.record(stream)
+        free[r % 2] = stream.record(timing=False)
 
     return update, walk(work, memory)
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 from _c import library, pointer
-from _cuda import Event, address, copy_in, download, host_traffic, pinned, upload
 
 import gpudirect as gd
 
@@ -59,6 +58,7 @@ class Work:
         self.path[1:] = np.clip(self.path[0] + moves, 0, 64)
         self.blocks = self.width // 16, self.height // 16
         self.nbytes = FRAMES * self.width * self.height
+        self.results = 4 * (FRAMES - 1) * self.blocks[0] * self.blocks[1]
 
     def produce(self, frame: np.ndarray, t: int, top: int = 0) -> None:
         """Rows top... of frame t: what the camera sees, with noise."""
@@ -71,10 +71,6 @@ class Work:
         """One step's production by itself, into arrays that ``empty`` makes."""
         frame = empty((self.height, self.width), "u1")
         return lambda: [self.produce(frame, t) for t in range(FRAMES)]
-
-    def host_traffic(self, version: str) -> int:
-        results = 4 * (FRAMES - 1) * self.blocks[0] * self.blocks[1]
-        return host_traffic(version, self.nbytes, results)
 
 
 def new(make, work):
@@ -135,16 +131,17 @@ def copy(work, host=np.empty):
     frames = gd.empty((2, work.height, work.width), "u1")
     best, result = new(gd.empty, work), new(host, work)
     frame = host((work.height, work.width), "u1")
-    match = gd.kernel(SOURCE, "match")
+    match, gpu = gd.kernel(SOURCE, "match"), gd.device()
 
     def step():
         for t in range(FRAMES):
             work.produce(frame, t)
-            upload(frames[t % 2], frame)
+            gpu.copy_in(frames[t % 2].ptr, frame.ctypes.data, frame.nbytes)
             if t:
                 match[shape(work)](frames[(t - 1) % 2], frames[t % 2], best[t - 1],
                                    work.width, work.height, work.reach)  # fmt: skip
-        return download(result, best)
+        gpu.copy_out(result.ctypes.data, best.ptr, best.nbytes)
+        return result
 
     return step
 
@@ -152,32 +149,31 @@ def copy(work, host=np.empty):
 def double_buffered(work, chunk):
     height, width = work.height, work.width
     rows = max(1, min(height, chunk // width))
-    frames, used = gd.empty((3, height, width), "u1"), [Event() for _ in range(3)]
-    buffers = [(pinned((rows, width), "u1"), Event()) for _ in range(2)]
-    copying, computing, arrived = gd.stream(), gd.stream(), Event()
-    best, result = new(gd.empty, work), new(pinned, work)
-    match = gd.kernel(SOURCE, "match")
+    copying, computing = gd.stream(), gd.stream()
+    frames, used = gd.empty((3, height, width), "u1"), [computing.record() for _ in range(3)]
+    buffers = [gd.pinned((rows, width), "u1") for _ in range(2)]
+    free = [copying.record() for _ in range(2)]
+    best, result = new(gd.empty, work), new(gd.pinned, work)
+    match, gpu = gd.kernel(SOURCE, "match"), gd.device()
 
     def step():
         chunks = 0
         for t in range(FRAMES):
-            used[t % 3].hold(copying)
+            copying.wait(used[t % 3])
             for top in range(0, height, rows):
-                buffer, free = buffers[chunks % 2]
+                i, m = chunks % 2, min(rows, height - top)
                 chunks += 1
-                m = min(rows, height - top)
-                free.synchronize()
-                work.produce(buffer[:m], t, top)
+                free[i].sync()
+                work.produce(buffers[i][:m], t, top)
                 to = frames.ptr + (t % 3 * height + top) * width
-                copy_in(to, address(buffer), m * width, copying)
-                free.record(copying)
-            arrived.record(copying)
-            arrived.hold(computing)
+                gpu.copy_in(to, buffers[i].ptr, m * width, copying)
+                free[i] = copying.record(timing=False)
+            computing.wait(copying)
             if t:
                 match[(*shape(work), computing)](frames[(t - 1) % 3], frames[t % 3], best[t - 1],
                                                  width, height, work.reach)  # fmt: skip
-                used[(t - 1) % 3].record(computing)
-        download(result, best, computing)
+                used[(t - 1) % 3] = computing.record(timing=False)
+        gpu.copy_out(result.ptr, best.ptr, best.nbytes, computing)
         computing.synchronize()
         return result
 
@@ -186,14 +182,14 @@ def double_buffered(work, chunk):
 
 def direct(work):
     frames = gd.empty((FRAMES, work.height, work.width), "u1")
-    best = new(pinned, work)
+    best = new(gd.pinned, work)
     match = gd.kernel(SOURCE, "match")
 
     def step():
         for t in range(FRAMES):
             work.produce(frames.host[t], t)
             if t:
-                match[shape(work)](frames[t - 1], frames[t], address(best[t - 1]),
+                match[shape(work)](frames[t - 1], frames[t], best[t - 1],
                                    work.width, work.height, work.reach)  # fmt: skip
         gd.synchronize()
         return best

@@ -1,7 +1,6 @@
 """y = A x, and before each product the CPU changes scattered entries of the sparse matrix A."""
 
 import numpy as np
-from _cuda import Event, address, copy_in, pinned, upload
 
 import gpudirect as gd
 
@@ -73,11 +72,11 @@ def sequential(work):
 def product(work, values):
     """The launch that all versions share: y comes back in page-locked memory."""
     starts, columns, x = gd.asarray(work.starts), gd.asarray(work.columns), gd.asarray(work.x)
-    y = pinned(work.n)
+    y = gd.pinned(work.n)
     multiply = gd.kernel(SOURCE, "multiply")
 
     def run():
-        multiply[-(-work.n // 128), 128](starts, columns, values, x, address(y), work.n)
+        multiply[-(-work.n // 128), 128](starts, columns, values, x, y, work.n)
         gd.synchronize()
         return y
 
@@ -85,14 +84,14 @@ def product(work, values):
 
 
 def copy(work, host=np.empty):
-    values = gd.empty(len(work.values))
+    values, gpu = gd.empty(len(work.values)), gd.device()
     host_values = host(len(work.values), "f4")
     host_values[:] = work.values
 
     def update(r):
         places, new = work.changes[r]
         host_values[places] = new
-        upload(values, host_values)
+        gpu.copy_in(values.ptr, host_values.ctypes.data, values.nbytes)
 
     return update, product(work, values)
 
@@ -112,21 +111,22 @@ CHANGE = np.dtype([("place", "i4"), ("value", "f4")])
 def double_buffered(work, chunk):
     values = gd.asarray(work.values)
     count = chunk // CHANGE.itemsize
-    buffers = [(pinned(count, CHANGE), gd.empty(count, CHANGE), Event()) for _ in range(2)]
-    put = gd.kernel(PUT, "put")
-    stream = gd.device().default_stream  # which the product runs on
+    buffers = [(gd.pinned(count, CHANGE), gd.empty(count, CHANGE)) for _ in range(2)]
+    put, gpu = gd.kernel(PUT, "put"), gd.device()
+    stream = gpu.default_stream  # which the product runs on
+    free = [stream.record() for _ in range(2)]
 
     def update(r):
         places, new = work.changes[r]
         for i, start in enumerate(range(0, len(places), count)):
-            staging, changes, free = buffers[i % 2]
+            staging, changes = buffers[i % 2]
             m = min(count, len(places) - start)
-            free.synchronize()
+            free[i % 2].sync()
             staging["place"][:m] = places[start : start + m]
             staging["value"][:m] = new[start : start + m]
-            copy_in(changes.ptr, address(staging), m * CHANGE.itemsize, stream)
+            gpu.copy_in(changes.ptr, staging.ptr, m * CHANGE.itemsize, stream)
             put[-(-m // 128), 128](changes, m, values)
-            free.record(stream)
+            free[i % 2] = stream.record(timing=False)
 
     return update, product(work, values)
 

@@ -7,7 +7,6 @@ looks for a new table in each of its steps, and reports the state some steps aft
 import time
 
 import numpy as np
-from _cuda import Event, address, copy_in, pinned
 
 import gpudirect as gd
 
@@ -107,7 +106,7 @@ class Simulation:
 
     def __init__(self, work):
         self.table, self.number = gd.zeros(work.n), gd.zeros(1, "u4")
-        self.state, self.shown, self.report = gd.zeros(work.n), pinned(work.n), pinned(2, "u4")
+        self.state, self.shown, self.report = gd.zeros(work.n), gd.pinned(work.n), gd.pinned(2, "u4")
         self.report[:] = 0, 1
         self.taken_ended = memoryview(self.report)
         self.threads = min(1024, -(-work.n // 32) * 32)
@@ -120,7 +119,7 @@ class Simulation:
             if words[1]:
                 words[1] = 0
                 self.kernel[1, self.threads, self.stream](
-                    self.table, self.number, self.state, address(self.shown), address(self.report),
+                    self.table, self.number, self.state, self.shown, self.report,
                     len(self.state), STEPS, PATIENCE,
                 )  # fmt: skip
             spins += 1
@@ -142,13 +141,13 @@ def copy(work, host=np.empty):
     table, number = simulation.table, simulation.number
     host_table, host_number = host(work.n, "f4"), host(1, "u4")
     host_number[0] = 0
-    stream = gd.stream()
+    gpu, stream = gd.device(), gd.stream()
 
     def update(r):
         host_table[:] = work.tables[r]
         host_number[0] += 1
-        copy_in(table.ptr, address(host_table), 4 * work.n, stream)
-        copy_in(number.ptr, address(host_number), 4, stream)
+        gpu.copy_in(table.ptr, host_table.ctypes.data, table.nbytes, stream)
+        gpu.copy_in(number.ptr, host_number.ctypes.data, number.nbytes, stream)
 
     return update, lambda: simulation.wait(host_number[0])
 
@@ -156,20 +155,21 @@ def copy(work, host=np.empty):
 def double_buffered(work, chunk):
     simulation = Simulation(work)
     table, number = simulation.table, simulation.number
-    buffers = [(pinned(work.n), pinned(1, "u4"), Event()) for _ in range(2)]
-    stream = gd.stream()
+    buffers = [(gd.pinned(work.n), gd.pinned(1, "u4")) for _ in range(2)]
+    gpu, stream = gd.device(), gd.stream()
+    free = [stream.record() for _ in range(2)]
     count = 0
 
     def update(r):
         nonlocal count
         count += 1
-        host_table, host_number, free = buffers[count % 2]
-        free.synchronize()
+        host_table, host_number = buffers[count % 2]
+        free[count % 2].sync()
         host_table[:] = work.tables[r]
         host_number[0] = count
-        copy_in(table.ptr, address(host_table), 4 * work.n, stream)
-        copy_in(number.ptr, address(host_number), 4, stream)
-        free.record(stream)
+        gpu.copy_in(table.ptr, host_table.ptr, table.nbytes, stream)
+        gpu.copy_in(number.ptr, host_number.ptr, number.nbytes, stream)
+        free[count % 2] = stream.record(timing=False)
 
     return update, lambda: simulation.wait(count)
 

@@ -1,7 +1,6 @@
 """A 3D wave-like stencil whose source term the CPU makes anew in each time step."""
 
 import numpy as np
-from _cuda import Event, address, copy_in, download, host_traffic, pinned, upload
 
 import gpudirect as gd
 
@@ -36,7 +35,7 @@ class Work:
             raise gd.ArgumentError(f"n is {n}, the amplitude {amplitude}: give at least 3, finite")
         self.n, self.kind = n, kind
         self.cells = n**3
-        self.nbytes = STEPS * 4 * self.cells
+        self.nbytes, self.results = STEPS * 4 * self.cells, 4 * self.cells
         axis = np.linspace(-1, 1, n, dtype="f4")
         self.profile = np.exp(-4 * axis**2)
         plane = amplitude * np.multiply.outer(self.profile, self.profile)
@@ -62,9 +61,6 @@ class Work:
         """One step's production by itself, into arrays that ``empty`` makes."""
         source = empty((self.n,) * 3, "f4")
         return lambda: [self.produce(source, t) for t in range(STEPS)]
-
-    def host_traffic(self, version: str) -> int:
-        return host_traffic(version, self.nbytes, results=4 * self.cells)
 
 
 def sequential(work):
@@ -94,16 +90,17 @@ def copy(work, host=np.empty):
     start, source = gd.zeros(shape), gd.empty(shape)
     fields = gd.empty(shape), gd.empty(shape)
     host_source, result = host(shape, "f4"), host(shape, "f4")
-    advance = gd.kernel(SOURCE, "advance")
+    advance, gpu = gd.kernel(SOURCE, "advance"), gd.device()
 
     def step():
         u = start
         for t in range(STEPS):
             work.produce(host_source, t)
-            upload(source, host_source)
+            gpu.copy_in(source.ptr, host_source.ctypes.data, source.nbytes)
             advance[grid(work.n)](u, source, fields[t % 2], work.n)
             u = fields[t % 2]
-        return download(result, u)
+        gpu.copy_out(result.ctypes.data, u.ptr, u.nbytes)
+        return result
 
     return step
 
@@ -112,31 +109,29 @@ def double_buffered(work, chunk):
     n, shape = work.n, (work.n,) * 3
     planes = max(1, min(n, chunk // (4 * n * n)))
     start, fields = gd.zeros(shape), (gd.empty(shape), gd.empty(shape))
-    sources = [(gd.empty(shape), Event()) for _ in range(2)]
-    buffers = [(pinned((planes, n, n)), Event()) for _ in range(2)]
-    copying, computing, arrived = gd.stream(), gd.stream(), Event()
-    result = pinned(shape)
-    advance = gd.kernel(SOURCE, "advance")
+    copying, computing = gd.stream(), gd.stream()
+    sources, used = [gd.empty(shape) for _ in range(2)], [computing.record() for _ in range(2)]
+    buffers, free = [gd.pinned((planes, n, n)) for _ in range(2)], [copying.record() for _ in range(2)]
+    result = gd.pinned(shape)
+    advance, gpu = gd.kernel(SOURCE, "advance"), gd.device()
 
     def step():
         u, chunks = start, 0
         for t in range(STEPS):
-            source, used = sources[t % 2]
-            used.hold(copying)
+            source = sources[t % 2]
+            copying.wait(used[t % 2])
             for z in range(0, n, planes):
-                buffer, free = buffers[chunks % 2]
+                i, m = chunks % 2, min(planes, n - z)
                 chunks += 1
-                m = min(planes, n - z)
-                free.synchronize()
-                work.produce(buffer[:m], t, z)
-                copy_in(source.ptr + 4 * z * n * n, address(buffer), 4 * m * n * n, copying)
-                free.record(copying)
-            arrived.record(copying)
-            arrived.hold(computing)
+                free[i].sync()
+                work.produce(buffers[i][:m], t, z)
+                gpu.copy_in(source.ptr + 4 * z * n * n, buffers[i].ptr, 4 * m * n * n, copying)
+                free[i] = copying.record(timing=False)
+            computing.wait(copying)
             advance[(*grid(n), computing)](u, source, fields[t % 2], n)
-            used.record(computing)
+            used[t % 2] = computing.record(timing=False)
             u = fields[t % 2]
-        download(result, u, computing)
+        gpu.copy_out(result.ptr, u.ptr, u.nbytes, computing)
         computing.synchronize()
         return result
 
@@ -147,7 +142,7 @@ def direct(work):
     shape = (work.n,) * 3
     start, source = gd.zeros(shape), gd.empty((STEPS, *shape))
     fields = gd.empty(shape), gd.empty(shape)
-    result = pinned(shape)
+    result = gd.pinned(shape)
     advance = gd.kernel(SOURCE, "advance")
 
     def step():

@@ -5,7 +5,6 @@ Catalogues come as right ascension and declination; the CPU makes unit vectors o
 
 import numpy as np
 from _c import library, pointer
-from _cuda import Event, address, copy_in, download, host_traffic, pinned, upload
 
 import gpudirect as gd
 
@@ -62,7 +61,7 @@ class Work:
             raise gd.ArgumentError(f"{wrong} angles are no numbers: a NaN belongs to no bin, and "
                                    "would silently be counted in one")  # fmt: skip
         self.n, self.angles = n, angles
-        self.nbytes = SETS * 6 * n
+        self.nbytes, self.results = SETS * 6 * n, SETS * 2 * BINS * 8
         spread = np.cos(np.linspace(0, np.pi, BINS + 1)[:-1])
         self.edges = np.rint(SCALE**2 * spread).astype("i4")
 
@@ -78,9 +77,6 @@ class Work:
         """One step's production by itself, into arrays that ``empty`` makes."""
         points = empty((3, self.n), "i2")
         return lambda: [self.produce(points, s) for s in range(SETS)]
-
-    def host_traffic(self, version: str) -> int:
-        return host_traffic(version, self.nbytes, results=SETS * 2 * BINS * 8)
 
 
 ORIGINAL = """
@@ -141,14 +137,16 @@ def correlations(work, points):
 def copy(work, host=np.empty):
     points = gd.empty((SETS, 3, work.n), "i2")
     catalogue, result = host((3, work.n), "i2"), host((SETS, 2, BINS), "u8")
+    gpu = gd.device()
     correlate, counts = correlations(work, points)
 
     def step():
         for s in range(SETS):
             work.produce(catalogue, s)
-            upload(points[s], catalogue)
+            gpu.copy_in(points[s].ptr, catalogue.ctypes.data, catalogue.nbytes)
             correlate(s)
-        return download(result, counts)
+        gpu.copy_out(result.ctypes.data, counts.ptr, counts.nbytes)
+        return result
 
     return step
 
@@ -156,29 +154,28 @@ def copy(work, host=np.empty):
 def double_buffered(work, chunk):
     n, m = work.n, max(1, min(work.n, chunk // 6))
     points = gd.empty((SETS, 3, n), "i2")
-    buffers = [(pinned((3, m), "i2"), Event()) for _ in range(2)]
-    copying, computing, arrived = gd.stream(), gd.stream(), Event()
-    result = pinned((SETS, 2, BINS), "u8")
+    gpu, copying, computing = gd.device(), gd.stream(), gd.stream()
+    buffers = [gd.pinned((3, m), "i2") for _ in range(2)]
+    free = [copying.record() for _ in range(2)]
+    result = gd.pinned((SETS, 2, BINS), "u8")
     correlate, counts = correlations(work, points)
 
     def step():
         chunks = 0
         for s in range(SETS):
             for start in range(0, n, m):
-                buffer, free = buffers[chunks % 2]
+                i, length = chunks % 2, min(m, n - start)
                 chunks += 1
-                length = min(m, n - start)
-                free.synchronize()
-                work.produce(buffer[:, :length], s, start)
-                parts = [buffer] if length == n else [row[:length] for row in buffer]
+                free[i].sync()
+                work.produce(buffers[i][:, :length], s, start)
+                parts = buffers[i : i + 1] if length == n else [row[:length] for row in buffers[i]]
                 for axis, part in enumerate(parts):
                     to = points.ptr + 2 * ((3 * s + axis) * n + start)
-                    copy_in(to, address(part), part.nbytes, copying)
-                free.record(copying)
-            arrived.record(copying)
-            arrived.hold(computing)
+                    gpu.copy_in(to, part.ptr, part.nbytes, copying)
+                free[i] = copying.record(timing=False)
+            computing.wait(copying)
             correlate(s, computing)
-        download(result, counts, computing)
+        gpu.copy_out(result.ptr, counts.ptr, counts.nbytes, computing)
         computing.synchronize()
         return result
 
@@ -187,7 +184,7 @@ def double_buffered(work, chunk):
 
 def direct(work):
     points = gd.empty((SETS, 3, work.n), "i2")
-    result = pinned((SETS, 2, BINS), "u8")
+    result = gd.pinned((SETS, 2, BINS), "u8")
     correlate, counts = correlations(work, points)
 
     def step():

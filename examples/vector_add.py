@@ -1,7 +1,6 @@
 """c = a + b, the hello world: the CPU makes a and b, the GPU adds them, the CPU gets c."""
 
 import numpy as np
-from _cuda import address, copy_in, copy_out, download, host_traffic, pinned, upload
 
 import gpudirect as gd
 
@@ -27,7 +26,7 @@ class Work:
         if n < 1:
             raise gd.ArgumentError(f"n is {n}: give at least 1")
         self.n = n
-        self.nbytes = 2 * 4 * n  # to the device in one step
+        self.nbytes, self.results = 2 * 4 * n, 4 * n  # bytes to the device in one step, and back
         self.make = {"scale": lambda x, out: np.multiply(x, np.float32(3), out=out),
                      "sqrt": np.sqrt, "sine": np.sin}[kind]  # fmt: skip
         self.signal = np.random.default_rng(1).random(n, "f4") if signal is None else signal
@@ -41,9 +40,6 @@ class Work:
         """One step's production by itself, into arrays that ``empty`` makes."""
         a, b = empty(self.n, "f4"), empty(self.n, "f4")
         return lambda: self.produce(a, b)
-
-    def host_traffic(self, version: str) -> int:
-        return host_traffic(version, self.nbytes, results=4 * self.n)
 
 
 def sequential(work):
@@ -60,14 +56,15 @@ def copy(work, host=np.empty):
     n = work.n
     a, b, c = (gd.empty(n) for _ in "abc")
     host_a, host_b, host_c = (host(n, "f4") for _ in "abc")
-    add = gd.kernel(SOURCE, "add")
+    add, gpu = gd.kernel(SOURCE, "add"), gd.device()
 
     def step():
         work.produce(host_a, host_b)
-        upload(a, host_a)
-        upload(b, host_b)
+        gpu.copy_in(a.ptr, host_a.ctypes.data, a.nbytes)
+        gpu.copy_in(b.ptr, host_b.ctypes.data, b.nbytes)
         add[-(-n // 256), 256](a, b, c, n)
-        return download(host_c, c)
+        gpu.copy_out(host_c.ctypes.data, c.ptr, c.nbytes)
+        return host_c
 
     return step
 
@@ -75,21 +72,20 @@ def copy(work, host=np.empty):
 def double_buffered(work, chunk):
     n, size = work.n, min(work.n, chunk // 8)
     a, b, c = (gd.empty(n) for _ in "abc")
-    buffers = [(gd.stream(), pinned(size), pinned(size)) for _ in range(2)]
-    result = pinned(n)
-    add = gd.kernel(SOURCE, "add")
+    buffers = [(gd.stream(), gd.pinned(size), gd.pinned(size)) for _ in range(2)]
+    result = gd.pinned(n)
+    add, gpu = gd.kernel(SOURCE, "add"), gd.device()
 
     def step():
         for i, start in enumerate(range(0, n, size)):
             stream, host_a, host_b = buffers[i % 2]
-            m = min(size, n - start)
-            at = 4 * start
+            m, at = min(size, n - start), 4 * start
             stream.synchronize()  # the buffers are free again
             work.produce(host_a[:m], host_b[:m], start)
-            copy_in(a.ptr + at, address(host_a), 4 * m, stream)
-            copy_in(b.ptr + at, address(host_b), 4 * m, stream)
+            gpu.copy_in(a.ptr + at, host_a.ptr, 4 * m, stream)
+            gpu.copy_in(b.ptr + at, host_b.ptr, 4 * m, stream)
             add[-(-m // 256), 256, stream](a.ptr + at, b.ptr + at, c.ptr + at, m)
-            copy_out(address(result) + at, c.ptr + at, 4 * m, stream)
+            gpu.copy_out(result.ptr + at, c.ptr + at, 4 * m, stream)
         for stream, _, _ in buffers:
             stream.synchronize()
         return result

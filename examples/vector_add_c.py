@@ -1,8 +1,7 @@
 """vector_add in C with the driver's own calls: what is left of the differences without Python."""
 
 import numpy as np
-from _c import library, pointer
-from _cuda import calls, host_traffic, pinned
+from _c import driver_calls, library, pointer
 
 import gpudirect as gd
 
@@ -76,7 +75,7 @@ class Work:
         if n < 1:
             raise gd.ArgumentError(f"n is {n}: give at least 1")
         self.n, self.degree = n, int(kind.split()[1])
-        self.nbytes = 2 * 4 * n
+        self.nbytes, self.results = 2 * 4 * n, 4 * n
         self.signal = np.random.default_rng(9).random(n, "f4")
 
     def alone(self, empty):
@@ -84,9 +83,6 @@ class Work:
         a, b = empty(self.n, "f4"), empty(self.n, "f4")
         step = function("alone", "const void *x, void *a, void *b, long n, int degree", "")
         return lambda: step(pointer(self.signal), pointer(a), pointer(b), self.n, self.degree)
-
-    def host_traffic(self, version: str) -> int:
-        return host_traffic(version, self.nbytes, results=4 * self.n)
 
 
 def function(name, parameters, body):
@@ -146,7 +142,7 @@ def copy(work, host=np.empty):
     device = np.array([a.ptr for a in arrays], "u8")
     a, b, c = (host(work.n, "f4") for _ in "abc")
     add = function("copy", COPY_PARAMETERS, COPY)
-    gpu, kernel = calls(gd.kernel(SOURCE, "add"), TYPES)
+    gpu, kernel = driver_calls(gd.kernel(SOURCE, "add"), TYPES)
 
     def step():
         checked(add(gpu, kernel, *map(pointer, (work.signal, a, b, c, device)), work.n,
@@ -186,11 +182,11 @@ def double_buffered(work, chunk):
     device = np.array([a.ptr for a in arrays], "u8")
     streams = gd.stream(), gd.stream()
     handles = np.array([s.handle for s in streams], "u8")
-    buffers = [[pinned(size) for _ in range(2)] for _ in "ab"]
+    buffers = [[gd.pinned(size) for _ in range(2)] for _ in "ab"]
     a, b = (np.array([x.ctypes.data for x in pair], "u8") for pair in buffers)
-    c = pinned(work.n)
+    c = gd.pinned(work.n)
     add = function("double_buffered", DOUBLE_PARAMETERS, DOUBLE)
-    gpu, kernel = calls(gd.kernel(SOURCE, "add"), TYPES, streams)
+    gpu, kernel = driver_calls(gd.kernel(SOURCE, "add"), TYPES, streams)
 
     def step():
         checked(add(gpu, kernel, *map(pointer, (work.signal, a, b, c, device, handles)), work.n,
@@ -214,10 +210,10 @@ int direct(const struct calls *gpu, void *kernel, const float *x, float *a, floa
 
 
 def direct(work):
-    a, b, c = gd.empty(work.n), gd.empty(work.n), pinned(work.n)
+    a, b, c = gd.empty(work.n), gd.empty(work.n), gd.pinned(work.n)
     device = np.array([a.ptr, b.ptr, c.ctypes.data], "u8")
     add = function("direct", COPY_PARAMETERS, DIRECT)
-    gpu, kernel = calls(gd.kernel(SOURCE, "add"), TYPES)
+    gpu, kernel = driver_calls(gd.kernel(SOURCE, "add"), TYPES)
 
     def step():
         checked(add(gpu, kernel, *map(pointer, (work.signal, a.host, b.host, c, device)), work.n,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ ROUNDS = 4  # different updates, taken in turn
 
 UPDATE, STEP, PRODUCTION, LINK, CALLS = "update", "step", "production", "link", "calls"
 MEMORIES: dict[str, Callable[..., Any]] = {
-    "pinned": lambda shape, dtype: sys.modules["_cuda"].pinned(shape, dtype),
+    "pinned": gd.pinned,
     "mapped": lambda shape, dtype: gd.empty(shape, dtype).host,
 }
 """Where a producer may put its data: a name -> what makes an array there."""
@@ -186,16 +185,15 @@ def link(device: Device) -> list[Figure]:
     """What one core's stores and the DMA engine bring to the device, beside ordinary memory."""
     size = (1 << 20) if device.emulated else (64 << 20)
     data = np.ones(size, np.uint8)
-    cuda = sys.modules["_cuda"]
-    page_locked = cuda.pinned(size, "u1")
+    page_locked = gd.pinned(size, "u1", device=device)
     page_locked[:] = data
     with gd.empty(size, "u1", device=device) as a:
         host = a.host
         cases: dict[str, Callable[[], Any]] = {
             "stores of one core through the mapping": lambda: np.copyto(host, data),
             "stores of one core to page-locked memory": lambda: np.copyto(page_locked, data),
-            "DMA from page-locked memory": lambda: cuda.upload(a, page_locked),
-            "DMA from pageable memory": lambda: cuda.upload(a, data),
+            "DMA from page-locked memory": lambda: a.write(page_locked, via="dma"),
+            "DMA from pageable memory": lambda: a.write(data, via="dma"),
         }
         taken = interleaved(cases, samples=LEAST, warmup=1)
     return [figure(LINK, name, size, t, group="link") for name, t in taken.items()] + _calls(device)
@@ -203,10 +201,9 @@ def link(device: Device) -> list[Figure]:
 
 def _calls(device: Device) -> list[Figure]:
     """What the calls cost that the versions differ in, on next to no data."""
-    cuda = sys.modules["_cuda"]
     source = '__global__ void nothing(int *p) {}'
     nothing = gd.kernel(source, "nothing", device=device)
-    page_locked, data = cuda.pinned(64, "u1"), bytes(64)
+    page_locked, data = gd.pinned(64, "u1", device=device), bytes(64)
     with gd.empty(64, "u1", device=device) as a:
 
         def waited_for() -> None:
@@ -215,11 +212,27 @@ def _calls(device: Device) -> list[Figure]:
 
         cases: dict[str, Callable[[], Any]] = {
             "a launch, waited for": waited_for,
-            "cuMemcpyHtoD of 64 bytes": lambda: cuda.upload(a, page_locked),
+            "cuMemcpyHtoD of 64 bytes": lambda: a.write(page_locked, via="dma"),
             "write of 64 bytes, fenced": lambda: a.write(data),
         }
         taken = interleaved(cases, samples=MOST, warmup=LEAST)
     return [figure(CALLS, name, 0, t, group="calls") for name, t in taken.items()]
+
+
+def host_traffic(work: Any, version: str) -> int:
+    """Bytes that a version moves through host memory in a step, computed.
+
+    Counted once for each time a byte is written to host memory or read from it, caches aside: the
+    producer writes it, the DMA engine reads it; from pageable memory the driver first reads it and
+    writes it to a page-locked buffer. Stores through the mapping touch no host memory. A Work whose
+    versions send other things has a ``host_traffic(version)`` of its own; else ``nbytes`` go to the
+    device, ``results`` come back, and ``sources`` are read by the system before.
+    """
+    if hasattr(work, "host_traffic"):
+        return int(work.host_traffic(version))
+    each = {"copy, pageable": 4, "copy, pinned": 2, "double-buffered": 2, "direct": 0}[version]
+    back = {"copy, pageable": 3}.get(version, 1)
+    return int(each * work.nbytes + back * work.results + getattr(work, "sources", 0))
 
 
 def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Configuration]:
@@ -267,6 +280,6 @@ def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Co
     if not port.update:
         figures += _production(port, work, group, seconds)
     best_chunk = tried[sweep.index(best)]
-    traffic = {v: int(work.host_traffic(v)) for v in ("copy, pageable", "copy, pinned",
-                                                      "double-buffered", "direct")}  # fmt: skip
+    traffic = {v: host_traffic(work, v) for v in ("copy, pageable", "copy, pinned",
+                                                  "double-buffered", "direct")}  # fmt: skip
     return figures, Configuration(port.name, kind, n, work.nbytes, best_chunk, traffic)

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+import gpudirect as gd
+
 from .._words import exact_size
 from ..errors import ArgumentError
 
@@ -85,20 +87,16 @@ class Port:
 
     def versions(self, chunks: tuple[int, ...]) -> dict[str, Callable[[Any], Any]]:
         """Name of each version -> what makes it from a Work."""
-        m, pinned = self.module, self._pinned
+        m = self.module
         made: dict[str, Callable[[Any], Any]] = {
             "sequential": m.sequential,
             "copy, pageable": m.copy,
-            "copy, pinned": partial(m.copy, host=pinned),
+            "copy, pinned": partial(m.copy, host=gd.pinned),
             "direct": m.direct,
         }
         for c in chunks:
             made[chunked(c)] = partial(m.double_buffered, chunk=c)
         return made
-
-    @property
-    def _pinned(self) -> Any:
-        return sys.modules["_cuda"].pinned
 
 
 def chunked(chunk: int) -> str:
@@ -117,7 +115,6 @@ def load(name: str, folder: Path | None = None) -> Port:
         )
     if str(where) not in sys.path:
         sys.path.insert(0, str(where))
-    importlib.import_module("_cuda")
     return Port(name, importlib.import_module(name))
 
 

@@ -11,6 +11,7 @@ import pytest
 import gpudirect as gd
 from gpudirect._native import Mapped, ffi, lib
 from gpudirect._transfer import copies, paths
+from gpudirect.devices.cuda import CudaDevice
 from gpudirect.limits import DIRECTIONS, NEVER, Limits
 
 SIZE, DEVICE, CONTEXT = 1 << 20, 0x7000_0000_0000, 77
@@ -153,6 +154,22 @@ def test_pageable_sources_are_waited_for_and_page_locked_ones_need_not_be(engine
     p.write(source, via="dma")
     assert "settle" not in engine.calls and "in" in engine.calls
     assert engine.current == 0  # the caller's context is as it was
+
+
+def test_copies_of_the_device_itself_are_one_call_and_their_errors_are_told(engine):
+    gpu = object.__new__(CudaDevice)
+    gpu.forked, gpu._dma = False, engine.struct
+    gpu.error = lambda code, doing: gd.DeviceError(f"{doing}: {code}", code)
+    source, back = np.arange(100, dtype="u1"), np.zeros(100, "u1")
+    gpu.copy_in(DEVICE + 7, int(source.ctypes.data), 100)
+    gpu.copy_out(int(back.ctypes.data), DEVICE + 7, 100)
+    assert (back == source).all()
+    assert [c for c in engine.calls if c not in ("push", "pop")] == ["in", "settle", "out"]
+    engine.code = 1
+    with pytest.raises(gd.DeviceError, match="copying 100 bytes to .*: 1"):
+        gpu.copy_in(DEVICE, int(source.ctypes.data), 100)
+    with pytest.raises(gd.DeviceError, match="copying 100 bytes from .*: 1"):
+        gpu.copy_out(int(back.ctypes.data), DEVICE, 100)
 
 
 def test_an_old_answer_about_memory_is_asked_for_again(engine):

@@ -94,6 +94,7 @@ class CudaDevice(Device):
             scope=scopes.get(self.attribute(RDMA_WRITES_ORDERING) or 0, "none"),
         )
         self._functions = self._find_functions()
+        self._dma = _native.ffi.new("struct gd_paths *", {"driver": self._functions})
         queue = CudaQueue(self, 0)
         self.queues.add(queue)
         self.default_stream = Stream(queue, owned=False)
@@ -291,30 +292,27 @@ class CudaDevice(Device):
 
     def copy_in(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
         self.ensure_usable()
-        d = driver()
-        with self.current():
-            if stream is None:
-                result = d.cuMemcpyHtoD(dst, src, size)
-                if not int(result[0]):
-                    # from pageable memory the driver returns once it has staged the data (CUDA
-                    # driver API, "API synchronization behavior"): a load through the mapping
-                    # could still see what was there before
-                    result = d.cuStreamSynchronize(0)
-            else:
-                with counted(stream):
-                    result = d.cuMemcpyHtoDAsync(dst, src, size, stream.handle)
-        check(result, f"copying {size} bytes to {dst:#x}")
+        doing = f"copying {size} bytes to {dst:#x}"
+        if stream is None:
+            code = _native.lib.gd_dma_in(self._dma, dst, _native.ffi.cast("char *", src), size)
+            if code:
+                raise self.error(code, doing)
+            return
+        with self.current(), counted(stream):
+            result = driver().cuMemcpyHtoDAsync(dst, src, size, stream.handle)
+        check(result, doing)
 
     def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
         self.ensure_usable()
-        d = driver()
-        with self.current():
-            if stream is None:
-                result = d.cuMemcpyDtoH(dst, src, size)
-            else:
-                with counted(stream):
-                    result = d.cuMemcpyDtoHAsync(dst, src, size, stream.handle)
-        check(result, f"copying {size} bytes from {src:#x}")
+        doing = f"copying {size} bytes from {src:#x}"
+        if stream is None:
+            code = _native.lib.gd_dma_out(self._dma, _native.ffi.cast("char *", dst), src, size)
+            if code:
+                raise self.error(code, doing)
+            return
+        with self.current(), counted(stream):
+            result = driver().cuMemcpyDtoHAsync(dst, src, size, stream.handle)
+        check(result, doing)
 
     def driver_functions(self) -> Any:
         return self._functions
