@@ -4,12 +4,16 @@
  * knows their types (CUDA driver API: cuMemcpyHtoD, cuMemcpyDtoH, cuStreamSynchronize,
  * cuPointerGetAttribute, cuLaunchKernel, cuLaunchCooperativeKernel, cuStreamQuery, cuEventCreate,
  * cuMemCreate, cuMemRelease, cuMemAddressReserve, cuMemAddressFree, cuMemMap, cuMemUnmap, cuMemSetAccess,
- * cuEventDestroy, cuEventRecord, cuStreamWaitEvent, cuStreamWaitValue32, cuCtxGetCurrent, cuCtxPushCurrent,
- * cuCtxPopCurrent, cuThreadExchangeStreamCaptureMode) and nothing else of CUDA.
+ * cuEventDestroy, cuEventRecord, cuEventQuery, cuStreamWaitEvent, cuStreamWaitValue32,
+ * cuStreamIsCapturing, cuCtxGetCurrent, cuCtxPushCurrent, cuCtxPopCurrent,
+ * cuThreadExchangeStreamCaptureMode) and nothing else of CUDA.
  */
 #include <errno.h>
+#include <sched.h>
+#include <time.h>
 
 #include "native.h"
+#include "relax.h"
 
 typedef int copy_in_function(uint64_t to, const void *from, size_t n);
 typedef int copy_out_function(void *to, uint64_t from, size_t n);
@@ -25,6 +29,8 @@ typedef int query_function(void *stream);
 typedef int event_new_function(void **event, unsigned flags);
 typedef int event_free_function(void *event);
 typedef int event_record_function(void *event, void *stream);
+typedef int event_query_function(void *event);
+typedef int capturing_function(void *stream, int *status);
 typedef int stream_wait_function(void *stream, void *event, unsigned flags);
 typedef int stream_wait_word_function(void *stream, uint64_t address, uint32_t value, unsigned flags);
 typedef int capture_mode_function(int *mode);
@@ -98,19 +104,74 @@ int gd_driver_copy_out(const struct gd_driver *driver, char *to, uint64_t from, 
     WITHIN(CALL(copy_out)(to, from, n));
 }
 
-static int settle(const struct gd_driver *driver, uint64_t stream)
+int gd_driver_settle(const struct gd_driver *driver, uint64_t stream)
 {
     WITHIN(CALL(settle)(POINTER(stream)));
+}
+
+/*
+ * Waits. The driver's own (cuStreamSynchronize, cuEventSynchronize) see no signal until they are over,
+ * so these ask again and again instead, and come back with -EAGAIN now and then, for Python to look at
+ * its signals. The pause between two questions is a small part of what was waited for already: short
+ * waits lose nothing by it, other threads get at the driver, and long ones sleep.
+ */
+#define BRIEF 200000    /* ns: so long a stream itself is asked; then an event in it is waited for */
+#define AWAKE 10000000  /* ns waited for: from then on the processor is given up */
+#define PATIENT 100000  /* ns waited for: from then on it is offered to others */
+#define PART 64         /* a pause is this part of what was waited for */
+#define LONGEST 1000000 /* ns: no pause is longer */
+
+/* A pause after so many ns of waiting; whether a signal ended it. */
+static int pause_after(uint64_t waited)
+{
+    uint64_t pause = waited / PART, now = gd_now(), until = now + pause;
+
+    if (waited >= AWAKE) {
+        struct timespec sleep = {0, (long)(pause < LONGEST ? pause : LONGEST)};
+
+        return nanosleep(&sleep, NULL) && errno == EINTR;
+    }
+    if (waited >= PATIENT)
+        sched_yield();
+    do
+        gd_relax();
+    while (gd_now() < until);
+    return 0;
+}
+
+/* Until the stream or event is done, or `most` ns more have passed, or a signal came: -EAGAIN. */
+static int ask(const struct gd_driver *driver, uint64_t of, int event, uint64_t waited, uint64_t most)
+{
+    uint64_t start = gd_now(), spent;
+    int code;
+
+    for (;;) {
+        code = event ? CALL(event_query)(POINTER(of)) : CALL(query)(POINTER(of));
+        if (code != NOT_READY)
+            return code;
+        spent = gd_now() - start;
+        if (spent >= most || pause_after(waited + spent))
+            return -EAGAIN;
+    }
 }
 
 int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream, struct gd_work *work)
 {
     uint64_t mark = work ? gd_work_mark(work) : 0;
-    int code = settle(driver, stream);
+    int entered, code = enter(driver, &entered);
 
-    if (work) /* after an error too: what failed has been told, and runs no more */
+    if (!code) {
+        code = ask(driver, stream, 0, 0, BRIEF);
+        leave(driver, entered);
+    }
+    if (work && code != -EAGAIN) /* after an error too: what failed has been told, and runs no more */
         gd_work_settle(work, mark);
     return code;
+}
+
+int gd_driver_wait_event(const struct gd_driver *driver, uint64_t event, uint64_t waited)
+{
+    WITHIN(ask(driver, event, 1, waited, GD_WAIT_PIECE));
 }
 
 static int memory_type(const struct gd_driver *driver, const void *ordinary, unsigned *type)
@@ -183,6 +244,19 @@ int gd_driver_query(const struct gd_driver *driver, uint64_t stream)
     return code == NOT_READY ? -EAGAIN : code;
 }
 
+int gd_driver_ready(const struct gd_driver *driver, uint64_t stream)
+{
+    int status = 0, entered, code = enter(driver, &entered);
+
+    if (code)
+        return code;
+    code = CALL(capturing)(POINTER(stream), &status); /* to ask further would end the capture */
+    if (!code)
+        code = status ? -EBUSY : CALL(query)(POINTER(stream));
+    leave(driver, entered);
+    return code == NOT_READY ? -EAGAIN : code;
+}
+
 int gd_driver_event_new(const struct gd_driver *driver, uint64_t *event)
 {
     void *made = NULL;
@@ -215,11 +289,6 @@ int gd_driver_stream_wait_word(const struct gd_driver *driver, uint64_t stream, 
                                uint32_t value)
 {
     WITHIN(CALL(stream_wait_word)(POINTER(stream), address, value, AT_LEAST));
-}
-
-int gd_driver_settle(const struct gd_driver *driver, uint64_t stream)
-{
-    return settle(driver, stream);
 }
 
 /* What of memory was made, taken apart again in reverse order; 0 stands for what was not made. */

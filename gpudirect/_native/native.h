@@ -28,8 +28,8 @@ void gd_work_settle(struct gd_work *work, uint64_t mark);
 /* Their addresses, and the context they want to be current; their types are in driver.c. */
 struct gd_driver {
     uint64_t copy_in, copy_out, settle, attribute, launch, launch_cooperative, query;
-    uint64_t event_new, event_free, event_record, stream_wait, stream_wait_word;
-    uint64_t current, push, pop, capture_mode, context;
+    uint64_t event_new, event_free, event_record, event_query, stream_wait, stream_wait_word;
+    uint64_t current, push, pop, capture_mode, capturing, context;
     uint64_t memory_create, memory_release, memory_reserve, memory_unreserve, memory_map, memory_unmap,
         memory_access;
     unsigned char memory_properties[64]; /* a CUmemAllocationProp */
@@ -38,13 +38,24 @@ struct gd_driver {
 /* Each returns 0 or the driver's own error (> 0). The caller's context stays as it was. */
 int gd_driver_copy_in(const struct gd_driver *driver, uint64_t to, const char *from, size_t n);
 int gd_driver_copy_out(const struct gd_driver *driver, char *to, uint64_t from, size_t n);
-/* Wait for a stream, and settle what was queued on it. work: NULL where that is not counted. */
+/* Wait for a stream, however long that takes, and whatever signals come. */
+int gd_driver_settle(const struct gd_driver *driver, uint64_t stream);
+/*
+ * Wait for a stream, and settle what was queued on it. -EAGAIN if that takes long (0.2 ms): record an
+ * event then and wait for that, since a stream on which others go on queueing may never be idle.
+ * work: NULL where that is not counted.
+ */
 int gd_driver_synchronize(const struct gd_driver *driver, uint64_t stream, struct gd_work *work);
-int gd_driver_settle(const struct gd_driver *driver, uint64_t stream); /* the same, uncounted */
 /* A block of device memory at an address of its own, as memory_properties have it; its handle. */
 int gd_driver_memory_new(const struct gd_driver *driver, size_t size, size_t granularity,
                          uint64_t *address, uint64_t *handle);
 int gd_driver_memory_free(const struct gd_driver *driver, uint64_t address, size_t size, uint64_t handle);
+/*
+ * Wait for an event; -EAGAIN after GD_WAIT_PIECE ns or on a signal: look at the signals and call again.
+ * waited: ns of the calls before, by which the pauses between two questions grow.
+ */
+#define GD_WAIT_PIECE 10000000
+int gd_driver_wait_event(const struct gd_driver *driver, uint64_t event, uint64_t waited);
 /* 1 if the memory is page-locked and the driver knows it. */
 int gd_driver_pinned(const struct gd_driver *driver, const void *ordinary);
 /* Fence, and queue a kernel whose argument block is n bytes at `arguments`; counted in `work`. */
@@ -62,6 +73,8 @@ int gd_driver_launch_cooperative(const struct gd_driver *driver, uint64_t functi
 int gd_driver_thread(const struct gd_driver *driver);
 /* 0: all work of the stream is done; -EAGAIN: not yet. */
 int gd_driver_query(const struct gd_driver *driver, uint64_t stream);
+/* The same; -EBUSY: the stream is being captured, and does nothing now. */
+int gd_driver_ready(const struct gd_driver *driver, uint64_t stream);
 int gd_driver_event_new(const struct gd_driver *driver, uint64_t *event);
 int gd_driver_event_free(const struct gd_driver *driver, uint64_t event);
 int gd_driver_event_record(const struct gd_driver *driver, uint64_t event, uint64_t stream);

@@ -68,7 +68,7 @@ int gd_dma_in(const struct gd_paths *p, uint64_t to, const char *from, size_t n)
      * synchronization behavior"): a load through the mapping could still see what was there.
      */
     if (!code && !gd_driver_pinned(p->driver, from))
-        code = gd_driver_synchronize(p->driver, 0, NULL);
+        code = gd_driver_settle(p->driver, 0);
     return code;
 }
 

@@ -36,6 +36,7 @@ class CopyEngine:
             "copy_in": self._c(self._in, ctypes.c_uint64, p, n),
             "copy_out": self._c(self._out, p, ctypes.c_uint64, n),
             "settle": self._c(lambda stream: self._note("settle"), p),
+            "query": self._c(lambda stream: self._note("query"), p),
             "current": self._c(self._current, ctypes.POINTER(ctypes.c_uint64)),
             "push": self._c(self._push, ctypes.c_uint64),
             "pop": self._c(self._pop, p),

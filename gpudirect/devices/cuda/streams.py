@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ... import _native
 from ..._keeper import keeper
-from ...errors import ArgumentError
+from ...errors import ArgumentError, DeviceError
 from ..streams import Event, Queue
 from ._driver import NOT_READY, check, driver
 
 if TYPE_CHECKING:
     from .device import CudaDevice
 
+WAIT_PIECE = int(_native.lib.GD_WAIT_PIECE)
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: another name of handle 0
 MOST_ADOPTED = 64
 """Streams of others that are remembered without looking which of them are done."""
@@ -44,8 +46,12 @@ class CudaEvent(Event):
 
     def wait(self) -> None:
         self.device.ensure_usable()
-        with self.device.current():
-            check(driver().cuEventSynchronize(self._event), "waiting for an event")
+        functions, handle, waited = self.device.driver_functions(), self.handle, 0
+        # in pieces, between which Python looks at its signals
+        while (code := _native.lib.gd_driver_wait_event(functions, handle, waited)) == -errno.EAGAIN:
+            waited += WAIT_PIECE
+        if code:
+            raise self.device.error(code, "waiting for an event")
 
     def since(self, earlier: Any) -> float:
         with self.device.current():
@@ -65,14 +71,22 @@ class CudaQueue(Queue):
 
     def synchronize(self) -> None:
         self.device.ensure_usable()
-        code = _native.lib.gd_driver_synchronize(self.device.driver_functions(), self.handle, self.work)
-        if code:
-            check((driver().CUresult(code),), "waiting for a stream")
+        lib = _native.lib
+        code = lib.gd_driver_synchronize(self.device.driver_functions(), self.handle, self.work)
+        if code == -errno.EAGAIN:
+            mark = lib.gd_work_mark(self.work)
+            try:
+                self.record(False).wait()
+            except DeviceError:
+                lib.gd_work_settle(self.work, mark)  # it has been told, and runs no more
+                raise
+            lib.gd_work_settle(self.work, mark)
+        elif code:
+            raise self.device.error(code, "waiting for a stream")
 
     def idle(self) -> bool:
-        with self.device.current():
-            (code,) = driver().cuStreamQuery(self.handle)
-        return int(code) != NOT_READY
+        functions = self.device.driver_functions()
+        return bool(_native.lib.gd_driver_query(functions, self.handle) != -errno.EAGAIN)
 
     def record(self, timing: bool) -> CudaEvent:
         self.device.ensure_usable()
