@@ -85,17 +85,23 @@ class PinnedArray(np.ndarray[Any, Any]):
         return self.copy().__reduce__()
 
 
-def piece_of(array: PinnedArray) -> Piece:
-    """The memory under an array. Raises ArgumentError where it is ordinary memory."""
+def locked_piece(array: np.ndarray[Any, Any]) -> Piece | None:
+    """The memory under an array that ``pinned`` made, or a view of one; None for any other."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    if not isinstance(base, _Locked):
+    return base.piece if isinstance(base, _Locked) else None
+
+
+def piece_of(array: PinnedArray) -> Piece:
+    """The memory under an array. Raises ArgumentError where it is ordinary memory."""
+    piece = locked_piece(array)
+    if piece is None:
         raise ArgumentError(
             "this array was computed from a pinned one, and is ordinary memory: copy it into one "
             "that gpudirect.pinned made"
         )
-    return base.piece
+    return piece
 
 
 _heaps: dict[tuple[Device, bool], PinnedHeap] = {}

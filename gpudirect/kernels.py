@@ -138,13 +138,8 @@ class Launcher:
         self._grid = _dim(grid, "grid")
         self._block = _dim(block, "block")
         device = kernel.device
-        self._stream: Stream | None = None  # the current one when it is called
-        if isinstance(stream, Stream):
-            if stream.device is not device:
-                raise ArgumentError(f"{stream!r} is no stream of {device.id}")
-            self._stream = stream
-        elif stream is not None:
-            self._stream = device.adopt_stream(stream)
+        # None: the current one when it is called
+        self._stream: Stream | None = None if stream is None else device.as_stream(stream)
         try:
             self._shared = operator.index(shared)
         except TypeError:

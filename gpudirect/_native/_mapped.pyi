@@ -17,7 +17,15 @@ class Mapped:
     def ptr(self) -> int: ...
     @property
     def buffer(self) -> memoryview: ...
-    def write(self, data: ArrayLike | Buffer, start: int = 0, /, *, via: str | None = None) -> None: ...
+    def write(
+        self,
+        data: ArrayLike | Buffer,
+        start: int = 0,
+        /,
+        *,
+        via: str | None = None,
+        stream: Any = None,
+    ) -> None: ...
     @overload
     def read(
         self,
@@ -28,6 +36,7 @@ class Mapped:
         count: int | None = None,
         via: str | None = None,
         synchronize: bool = True,
+        stream: Any = None,
     ) -> np.ndarray[Any, Any]: ...
     @overload
     def read(
@@ -39,6 +48,7 @@ class Mapped:
         count: int | None = None,
         via: str | None = None,
         synchronize: bool = True,
+        stream: Any = None,
     ) -> _Out: ...
     def flush(self) -> None: ...
     def _attach(

@@ -375,21 +375,29 @@ static PyMethodDef Mapped_methods[] = {
      "gd_work that lives on, or 0; while some of it is open, reads go the slow way."},
     {"_detach", (PyCFunction)Mapped_detach, METH_NOARGS, "_detach(): let go of the mapping."},
     {"write", (PyCFunction)(void (*)(void))Mapped_write, METH_FASTCALL | METH_KEYWORDS,
-     "write(data, start=0, /, *, via=None)\n--\n\n"
+     "write(data, start=0, /, *, via=None, stream=None)\n--\n\n"
      "Store ``data`` from element ``start`` of the flattened array on, and fence.\n\n"
      "Returns when the stores have left for the device. data: of the array's dtype (in either byte\n"
      "order), numbers, or bytes-like without a dtype that holds whole elements. Other dtypes are\n"
      "refused, never reinterpreted; ``a.view(\"u1\")`` takes bytes wherever they shall go.\n"
      "via: \"map\" (CPU stores), \"dma\", or None for the faster one.\n"
-     "Raises RangeError, DTypeError, ClosedError, RevokedError."},
+     "stream: None stores at once, whatever is queued anywhere. With a stream (of gpudirect, or any\n"
+     "with ``__cuda_stream__``, or a handle) the data gets there after what was queued on it and\n"
+     "before what is queued next, perhaps later than this returns: a busy stream takes a copy along\n"
+     "(of up to 4 MiB; it waits for more), and reads page-locked data itself, which must stay as it is\n"
+     "until then.\n"
+     "Raises RangeError, DTypeError, ClosedError, RevokedError, ArgumentError (no stream)."},
     {"read", (PyCFunction)(void (*)(void))Mapped_read, METH_FASTCALL | METH_KEYWORDS,
-     "read(out=None, /, *, start=0, count=None, via=None, synchronize=True)\n--\n\n"
+     "read(out=None, /, *, start=0, count=None, via=None, synchronize=True, stream=None)\n--\n\n"
      "A copy in ordinary memory, after everything queued on the device is done.\n\n"
      "out: where to put it: an array of the same shape (or a flat one) and dtype, or a writable\n"
      "buffer of bytes. Without it a new array.\n"
      "start, count: read only these elements of the flattened array, in one dimension.\n"
      "via: \"map\" (loads from the mapping), \"dma\", or None for the faster one.\n"
      "synchronize: False reads at once, whatever kernels are doing.\n"
+     "stream: waits for what is queued on it, and for nothing else. With synchronize=False it does not\n"
+     "wait: the device fills ``out``, page-locked memory (``gpudirect.pinned``; new where out is None),\n"
+     "when the stream gets there.\n"
      "Raises RangeError, DTypeError, ClosedError, RevokedError, ArgumentError."},
     {"flush", (PyCFunction)Mapped_flush, METH_NOARGS,
      "flush()\n--\n\nMake all stores of this thread leave for the device (a store fence)."},

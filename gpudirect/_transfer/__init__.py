@@ -4,6 +4,7 @@
     copies     the copy itself, of an extent that is mapped whole
     parts      parts of an extent, mapped by themselves
     ondemand   windows mapped on demand, for an extent that is not
+    ordered    copies in the order of a stream
     scatter    many small pieces at once
     gather     single elements, wherever they are
     writer     an extent as a file, written from start to end

@@ -13,7 +13,7 @@ from ..limits import PATHS
 from . import paths
 
 
-def _check_via(via: str | None) -> None:
+def check_via(via: str | None) -> None:
     if via not in (None, *PATHS):
         raise ArgumentError(f"via={via!r}: give 'map', 'dma' or None for the faster one")
 
@@ -40,7 +40,7 @@ def address_of(array: np.ndarray[Any, Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _choose(extent: Extent, other: np.ndarray[Any, Any], write: bool) -> str:
+def choose(extent: Extent, other: np.ndarray[Any, Any], write: bool) -> str:
     """The faster path for a contiguous extent that is mapped whole."""
     memory = extent.usable().memory
     if not memory.host:
@@ -52,10 +52,10 @@ def _choose(extent: Extent, other: np.ndarray[Any, Any], write: bool) -> str:
 
 def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | None) -> None:
     """Copy ``source`` to bytes of a contiguous extent. The range was checked."""
-    _check_via(via)
+    check_via(via)
     memory = extent.usable().memory
     if via is None:
-        via = _choose(extent, source, write=True)
+        via = choose(extent, source, write=True)
     if via == "map":
         if not memory.host:
             raise ApertureError("this array is not mapped, so via='map' cannot work; use 'dma'")
@@ -79,10 +79,10 @@ def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | 
 
 def read(extent: Extent, out: np.ndarray[Any, Any], offset: int, via: str | None) -> None:
     """Copy bytes of a contiguous extent to ``out``. The range was checked."""
-    _check_via(via)
+    check_via(via)
     memory = extent.usable().memory
     if via is None:
-        via = _choose(extent, out, write=False)
+        via = choose(extent, out, write=False)
     if via == "map":
         if not memory.host:
             raise ApertureError("this array is not mapped, so via='map' cannot work; use 'dma'")

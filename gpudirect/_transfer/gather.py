@@ -73,7 +73,7 @@ def picked(given: Any, size: int) -> Picked:
 
 def gather(extent: Extent, chosen: Picked, out: np.ndarray[Any, Any], via: str | None) -> None:
     """``Array.gather``: the elements go to ``out``, which is contiguous and of the extent's dtype."""
-    copies._check_via(via)
+    copies.check_via(via)
     piece = extent.usable().memory
     check_mapped(piece)
     if not extent.contiguous:

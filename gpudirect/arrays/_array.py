@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _native, _transfer
 from .._host import HostView, Span
-from .._transfer import paths
+from .._pinned import pinned
+from .._transfer import copies, ordered, paths
 from .._transfer.gather import checked_out, gather, picked
 from .._transfer.scatter import scatter
 from .._transfer.writer import Writer
@@ -24,7 +26,7 @@ from ..arguments import (
     refuse_keywords,
 )
 from ..bridges import PageRun
-from ..devices import Device
+from ..devices import Device, Now, Stream
 from ..dtypes import as_dtype, letter, refuse, same_values
 from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
 from ..extent import GUARDED, Backing, Extent, Shape, check_mapped, distinct, packed, span
@@ -33,6 +35,9 @@ from ..sharing import Token
 from . import _export, _share
 from ._operators import Operators
 from ._window import Window
+
+BY_DEVICE = 64 << 10
+"""Bytes: copying less than this within the device takes longer than to read and to write it."""
 
 
 class Array(Operators, _native.Mapped):
@@ -302,13 +307,30 @@ class Array(Operators, _native.Mapped):
         except (TypeError, ValueError) as e:
             raise DTypeError(f"{e}") from None
 
-    def copy(self) -> Array:
-        """A new array with the same elements, in device memory of its own, in C order."""
+    def copy(self, *, stream: Any = None) -> Array:
+        """A new array with the same elements, in device memory of its own, in C order.
+
+        It is there when this returns. stream: copied by the device in that stream's order, and
+        perhaps later than this returns; a strided array waits for the stream instead.
+        Raises OutOfMemoryError, ClosedError, RevokedError, ArgumentError (no stream).
+        """
         piece = self._open()
-        fresh = heap(piece.device, piece.bridge.name).take(max(self.nbytes, 1), mapped=None)
+        check_mapped(piece)
+        device = piece.device
+        on = None if stream is None else device.as_stream(stream)
+        fresh = heap(device, piece.bridge.name).take(max(self.nbytes, 1), mapped=None)
         twin = Array._make(fresh, fresh.ptr, self.shape, None, self.dtype)
-        if self.nbytes:
-            twin.write(self.read())
+        if not self.nbytes:
+            return twin
+        if self.contiguous and (on or self.nbytes >= BY_DEVICE):
+            if on is None and device.pending:
+                device.synchronize()
+            queued = on or device.current_stream
+            ordered.copy(twin._extent(), self._extent(), queued)
+            if on is None:
+                queued.synchronize()
+        else:
+            twin.write(self.read(stream=on))
         return twin
 
     def __copy__(self) -> Array:
@@ -322,14 +344,23 @@ class Array(Operators, _native.Mapped):
     # write(data, start=0) itself is in C (native.Mapped): contiguous data of the array's own kind
     # that fits is stored and fenced there; everything else comes here.
 
-    def _write_slow(self, data: Any, start: int = 0, *, via: str | None = None,
+    def _write_slow(self, data: Any, start: int = 0, *, via: str | None = None, stream: Any = None,
                     **others: Any) -> None:
         if others:
             refuse_keywords("write", others)
         piece = self._open()
+        on = None
+        if stream is not None:
+            on = piece.device.as_stream(stream)
+            if via is None and getattr(data, "nbytes", 0) < BY_DEVICE and on.queue.now() is Now.IDLE:
+                self.write(data, start)
+                return
         check_mapped(piece)
-        source = as_source(data, self.dtype)
         start = index(start, "start")
+        if on is not None and isinstance(data, Array) and via != "map" and \
+                self._write_array(data, start, on):  # fmt: skip
+            return
+        source = as_source(data, self.dtype)
         if not self.contiguous:
             if start or source.shape != self.shape:
                 raise ArgumentError(
@@ -338,8 +369,10 @@ class Array(Operators, _native.Mapped):
                 )
             if dense := self._in_memory_order():
                 found, axes = dense
-                found._write_slow(np.ascontiguousarray(source.transpose(axes)), via=via)
+                found._write_slow(np.ascontiguousarray(source.transpose(axes)), via=via, stream=on)
             else:
+                if on is not None:
+                    ordered.waited(on, "writing to a strided array")
                 _transfer.write_nd(self._extent(), source)
             return
         if start < 0 or start + source.size > self.size:
@@ -348,8 +381,26 @@ class Array(Operators, _native.Mapped):
             )
         if source.nbytes:
             if piece.host and overlap(source, piece.host, piece.nbytes):
+                if on is not None:
+                    ordered.waited(on, "writing an array to itself")
                 source = source.view(HostView).fetch()
-            _transfer.write(self._extent(), source, start * self.itemsize, via)
+            extent, offset = self._extent(), start * self.itemsize
+            if on is None or not ordered.write(extent, source, offset, via, on):
+                _transfer.write(extent, source, offset, via)
+
+    def _write_array(self, other: Array, start: int, on: Stream) -> bool:
+        """Another array's elements, copied within the device; False where that cannot be done."""
+        if not (self.contiguous and other.contiguous and other.dtype == self.dtype
+                and other.device is on.device):  # fmt: skip
+            return False
+        if start < 0 or start + other.size > self.size:
+            return False  # told by who goes on
+        to = replace(self._extent(), address=self.ptr + start * self.itemsize, shape=other.shape)
+        (low, high), (first, last) = to.span(), other._extent().span()
+        if other.nbytes == 0 or (low < last and first < high):
+            return False
+        ordered.copy(to, other._extent(), on)
+        return True
 
     def _flush_slow(self) -> None:
         self._open()  # raises when closed
@@ -364,20 +415,32 @@ class Array(Operators, _native.Mapped):
             "budget had no room); use window() or write()"
         )
 
-    def fill(self, value: Any) -> None:
-        """Set every element to ``value``, on the device. Raises DTypeError."""
+    def fill(self, value: Any, *, stream: Any = None) -> None:
+        """Set every element to ``value``.
+
+        It is done when this returns. stream: queued there, and done by the device in that stream's
+        order; only a strided array waits for the stream instead.
+        Raises DTypeError, ArgumentError (no stream), ClosedError, RevokedError.
+        """
         piece = self._open()
         element = as_element(value, self.dtype)
         raw = element.tobytes()
-        if self.contiguous and len(set(raw)) == 1:
+        if stream is not None:
+            on = piece.device.as_stream(stream)
+            dense = self if self.contiguous else (self._in_memory_order() or (None,))[0]
+            if dense is None:
+                self._write_slow(np.broadcast_to(element, self.shape), stream=on)
+            elif self.nbytes:
+                ordered.fill(dense._extent(), raw, on)
+        elif self.contiguous and len(set(raw)) == 1:
             if self.nbytes:
                 _native.lib.gd_fence()  # earlier stores first
-                piece.device.fill(self.ptr, raw[0], self.nbytes)
+                piece.device.fill(self.ptr, raw[0], self.nbytes, piece.device.current_stream)
                 piece.device.synchronize()
         elif self.nbytes:
             self._write_slow(np.broadcast_to(element, self.shape))
 
-    def scatter(self, places: Any, items: Any = None) -> None:
+    def scatter(self, places: Any, items: Any = None, *, stream: Any = None) -> None:
         """Store many small pieces at once, without a staging copy, and fence.
 
         scatter(indices, items): ``items[i]`` is stored from element ``indices[i]`` of the flattened
@@ -385,9 +448,12 @@ class Array(Operators, _native.Mapped):
             each index along its first dimension; or one value for all.
         scatter(pieces): pieces is a list of (index, data); lengths may differ.
         Pieces that overlap are stored in the order given.
+        stream: what is queued there is waited for first, and the stores come before what is queued next.
         Raises RangeError if one does not lie in the array (nothing is stored then), DTypeError,
         ArgumentError, RevokedError, ClosedError.
         """
+        if stream is not None:
+            ordered.waited(self._open().device.as_stream(stream), "scattering")
         scatter(self._extent(), places, items)
 
     # -- other processes ---------------------------------------------------------------------
@@ -447,11 +513,13 @@ class Array(Operators, _native.Mapped):
         count: int | None = None,
         via: str | None = None,
         synchronize: bool = True,
+        stream: Any = None,
         **others: Any,
     ) -> Any:
         if others:
             refuse_keywords("read", others)
         piece = self._open()
+        on = None if stream is None else piece.device.as_stream(stream)
         part = start != 0 or count is not None
         if part:
             start = index(start, "start")
@@ -463,8 +531,12 @@ class Array(Operators, _native.Mapped):
                     f"{count} elements from {start} on are not inside an array of {self.size}"
                 )
         shape = (count,) if count is not None else self.shape
+        if on is not None and not synchronize:
+            return self._read_later(out, shape, start, via, on)
         target = _target(out, shape, self.dtype)
-        if synchronize and piece.device.pending:
+        if on is not None:
+            ordered.waited(on, f"reading from {self}")
+        elif synchronize and piece.device.pending:
             piece.device.synchronize()
         if target.nbytes:
             if self.contiguous:
@@ -483,8 +555,24 @@ class Array(Operators, _native.Mapped):
             out[...] = target.reshape(out.shape)
         return out
 
+    def _read_later(self, out: Any, shape: Shape, start: int, via: str | None, on: Stream) -> Any:
+        """``read(stream=..., synchronize=False)``: the device fills page-locked memory."""
+        if via == "map" or not self.contiguous:
+            raise ArgumentError(
+                "read(stream=..., synchronize=False) is a copy that the device makes later: of a "
+                "contiguous array, and not via='map'"
+            )
+        copies.check_via(via)
+        target = pinned(shape, self.dtype, device=on.device) if out is None else \
+            _target(out, shape, self.dtype)  # fmt: skip
+        if out is not None and not np.may_share_memory(target, np.asarray(out)):
+            raise ArgumentError("out is filled by the device itself: give a contiguous array of this dtype")
+        if target.nbytes:
+            ordered.read(self._extent(), target, start * self.itemsize, on)
+        return target if out is None else out
+
     def gather(self, indices: Any, out: Any = None, *, via: str | None = None,
-               synchronize: bool = True) -> Any:
+               synchronize: bool = True, stream: Any = None) -> Any:
         """Single elements of the flattened array: what NumPy's ``flat[indices]`` is for one array of
         whole numbers, in its shape.
 
@@ -494,14 +582,18 @@ class Array(Operators, _native.Mapped):
         via: "map" (a load for each, up to 1 us), "dma" (all from the first to the last, then NumPy), or
             None for the faster one.
         synchronize: as for ``read``, which this is ordered like.
+        stream: waits for what is queued on it, and for nothing else.
         Raises RangeError where an index is outside (nothing was read then), DTypeError, ArgumentError,
         RevokedError, ClosedError.
         """
         extent = self._extent()
+        on = None if stream is None else extent.memory.device.as_stream(stream)
         chosen = picked(indices, self.size)
         checked_out(out)
         target = _target(out, chosen.shape, self.dtype)
-        if synchronize and extent.memory.device.pending:
+        if on is not None:
+            ordered.waited(on, f"gathering from {self}")
+        elif synchronize and extent.memory.device.pending:
             extent.memory.device.synchronize()
         gather(extent, chosen, target, via)
         if out is None:

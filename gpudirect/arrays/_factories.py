@@ -77,8 +77,9 @@ def zeros(
     array = empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped, pool=pool,
                   shareable=shareable)  # fmt: skip
     if array.nbytes:
-        array.device.fill(array.ptr, 0, array.nbytes)
-        array.device.synchronize()
+        stream = array.device.default_stream
+        array.device.fill(array.ptr, 0, array.nbytes, stream)
+        stream.synchronize()  # and no other: kernels elsewhere do not use this memory
     return array
 
 

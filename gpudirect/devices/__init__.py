@@ -20,7 +20,7 @@ from .base import (
     Parameter,
 )
 from .relayed import Launch, Relayed
-from .streams import Event, Marker, Stream
+from .streams import Event, Marker, Now, Queue, Stream
 
 _opened: dict[str, Device] = {}
 _lock = threading.RLock()
@@ -121,8 +121,10 @@ __all__ = [
     "HostMemory",
     "Launch",
     "Marker",
+    "Now",
     "Ordering",
     "Parameter",
+    "Queue",
     "Relayed",
     "Stream",
     "available",

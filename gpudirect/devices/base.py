@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _native
 from .._keeper import keeper, patient
-from ..errors import ForkError
+from ..errors import ArgumentError, ForkError
 from .streams import Queue, Stream
 
 if TYPE_CHECKING:
@@ -251,6 +251,18 @@ class Device(ABC):
     def adopt_stream(self, handle: object) -> Stream:
         """A stream that another library made: an object with ``__cuda_stream__`` or a handle."""
 
+    def as_stream(self, given: object) -> Stream:
+        """A stream of this device, as somebody gave it: one of ours, or what ``adopt_stream`` takes.
+
+        Raises ArgumentError, ClosedError.
+        """
+        if not isinstance(given, Stream):
+            return self.adopt_stream(given)
+        if given.device is not self:
+            raise ArgumentError(f"{given!r} is no stream of {self.id}")
+        given.queue  # noqa: B018 - raises when closed
+        return given
+
     @abstractmethod
     def copy_in(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
         """DMA: host memory to device memory. Without a stream, returns when it is done."""
@@ -258,6 +270,10 @@ class Device(ABC):
     @abstractmethod
     def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
         """DMA: device memory to host memory. Without a stream, returns when it is done."""
+
+    @abstractmethod
+    def copy_within(self, dst: int, src: int, size: int, stream: Stream) -> None:
+        """Queue a copy from device memory to other device memory."""
 
     def driver_functions(self) -> Any:
         """Functions of the driver that C may call: a ``struct gd_driver *`` of _native/native.h;
@@ -274,8 +290,10 @@ class Device(ABC):
         return []
 
     @abstractmethod
-    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None) -> None:
-        """Set ``size`` bytes of device memory to the byte ``value``."""
+    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None,
+             width: int = 1) -> None:
+        """Queue the filling of ``size`` bytes of device memory with the ``width`` bytes (1, 2 or 4) of
+        ``value``. dst, size: multiples of the width."""
 
     @abstractmethod
     def flush_writes(self) -> None:

@@ -20,7 +20,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import _native
@@ -304,12 +304,22 @@ class EmulatedDevice(Device):
             "(gpudirect.Stream)"
         )
 
+    def _block(self, ptr: int, size: int) -> tuple[EmulatedMemory, int]:
+        """``find``, for what moves bytes. Raises DeviceError, as the driver does."""
+        try:
+            return self.find(ptr, size)
+        except NotMappableError as e:
+            raise DeviceError(f"moving {size} bytes: {e}", 1) from None
+
+    def _queue(self, job: Callable[[], object], stream: Stream) -> None:
+        queue = stream.queue
+        assert isinstance(queue, EmulatedQueue)
+        with counted(stream):
+            queue.submit(job)
+
     def _dma(self, device: int, host: int, size: int, inward: bool, stream: Stream | None) -> None:
         self.ensure_usable()
-        try:
-            block, offset = self.find(device, size)
-        except NotMappableError as e:
-            raise DeviceError(f"copying {size} bytes: {e}", 1) from None
+        block, offset = self._block(device, size)
 
         def copy() -> None:
             there = block.dma_view() + offset
@@ -319,9 +329,7 @@ class EmulatedDevice(Device):
                 ctypes.memmove(host, there, size)
 
         target = stream or self.default_stream
-        assert isinstance(target.queue, EmulatedQueue)
-        with counted(target):
-            target.queue.submit(copy)
+        self._queue(copy, target)
         if stream is None:
             target.synchronize()
 
@@ -331,17 +339,27 @@ class EmulatedDevice(Device):
     def copy_out(self, dst: int, src: int, size: int, stream: Stream | None = None) -> None:
         self._dma(src, dst, size, False, stream)
 
-    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None) -> None:
+    def copy_within(self, dst: int, src: int, size: int, stream: Stream) -> None:
         self.ensure_usable()
-        block, offset = self.find(dst, size)
-        target = stream or self.default_stream
-        assert isinstance(target.queue, EmulatedQueue)
+        into, to = self._block(dst, size)
+        out_of, at = self._block(src, size)
+        self._queue(lambda: ctypes.memmove(into.dma_view() + to, out_of.dma_view() + at, size), stream)
+
+    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None,
+             width: int = 1) -> None:
+        self.ensure_usable()
+        block, offset = self._block(dst, size)
+        if dst % width or size % width:  # as cuMemsetD16Async and cuMemsetD32Async
+            raise DeviceError(f"filling {size} bytes at {dst:#x} by {width}: not a multiple of it", 1)
 
         def set_bytes() -> None:
-            ctypes.memset(block.dma_view() + offset, value, size)
+            there = block.dma_view() + offset
+            if width == 1:
+                ctypes.memset(there, value, size)
+            else:
+                ctypes.memmove(there, value.to_bytes(width, "little") * (size // width), size)
 
-        with counted(target):
-            target.queue.submit(set_bytes)
+        self._queue(set_bytes, stream or self.default_stream)
 
     def flush_writes(self) -> None:
         _native.lib.gd_fence()

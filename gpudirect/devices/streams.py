@@ -1,7 +1,7 @@
 """Streams: queues of work on a device, and points in them.
 
     stream = gd.stream()
-    with stream:                       launches name no stream: they go to this one
+    with stream:                       launches that name no stream go to this one
         start = stream.record()
         kernel[grid, block](a, n)
         end = stream.record()
@@ -14,6 +14,7 @@ stream while work is queued on it.
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,15 @@ class Event(ABC):
 Marker = Event
 
 
+class Now(enum.Enum):
+    """What a queue is doing."""
+
+    IDLE = 0
+    BUSY = 1
+    CAPTURED = 2
+    """What is queued becomes part of a CUDA graph, and nothing is done."""
+
+
 class Queue(ABC):
     """The device's side of a stream."""
 
@@ -93,6 +103,7 @@ class Queue(ABC):
         self.work = _native.ffi.new("struct gd_work *", {"device": device.work})
         self.retired = False
         """Its stream is gone: it is destroyed as soon as it is idle."""
+        self._kept: dict[Event, tuple[object, ...]] = {}
 
     @property
     def pending(self) -> bool:
@@ -108,12 +119,28 @@ class Queue(ABC):
         """Whether nothing queued is left to do. Never blocks, and raises nothing."""
 
     @abstractmethod
+    def now(self) -> Now:
+        """What it is doing. Where it is idle, what was queued counts as waited for, and what went
+        wrong in it is raised. Never blocks."""
+
+    @abstractmethod
     def record(self, timing: bool) -> Event:
         """A point after everything queued so far."""
 
     @abstractmethod
     def hold(self, event: Event) -> None:
         """Have what is queued from now on wait for an event."""
+
+    def keep(self, *objects: object) -> None:
+        """Refer to objects until what is queued now is done and somebody looks: a wait does."""
+        self.let_go()
+        self._kept[self.record(False)] = objects
+
+    def let_go(self) -> None:
+        """Forget what was kept for work that is done."""
+        for event in tuple(self._kept):
+            if event.done():
+                self._kept.pop(event, None)
 
     def destroy(self) -> None:  # noqa: B027 - a driver's stream goes with the last reference
         """Its stream is gone, and it is idle. Somebody may still be about to wait for it."""
@@ -124,6 +151,7 @@ class Queue(ABC):
         if not self.idle():
             return False
         _native.lib.gd_work_settle(self.work, mark)
+        self.let_go()
         return not self.pending
 
 
@@ -143,9 +171,10 @@ def counted(stream: Stream) -> Iterator[None]:
 class Stream:
     """A queue of work on a device, run in order. Made by ``gpudirect.stream``.
 
-    In a ``with`` block it is the current stream of its thread (or task): launches that name none
-    go there. Leaving the block neither waits nor closes. A stream that nobody refers to any more
-    goes back to the driver once its work is done.
+    In a ``with`` block it is the current stream of its thread (or task): what the device does (launches,
+    ``fill``, ``copy``) and names none goes there. What the CPU does (``write``, ``read``, ``scatter``)
+    is in a stream's order where it says ``stream=``. Leaving the block neither waits nor closes.
+    A stream that nobody refers to any more goes back to the driver once its work is done.
     """
 
     __slots__ = ("__weakref__", "_lease", "_queue", "_work", "device", "handle")

@@ -420,3 +420,40 @@ def stores_after_dma(device: Device, rounds: int) -> int:
             a.read(out, via="dma")
             wrong += int((out[8:24] != v).any() or (out[:8] == v).any() or (out[24:] == v).any())
     return wrong
+
+
+@_litmus(PROMISED, "write(stream=s) lies between the kernel queued on s before it and the one queued after")
+def write_in_a_stream(device: Device, rounds: int) -> int:
+    n = 33
+    spoil, check = _kernel("stamp", device), _kernel("check", device)
+    stream, source = device.stream(), np.empty(n, np.uint32)
+    with gd.zeros((RING, 64), "u4", device=device, mapped=True) as a, \
+            gd.zeros(1, "u4", device=device) as wrong:  # fmt: skip
+        rows = [a[i, :n] for i in range(RING)]
+        for v in range(1, rounds + 1):
+            row = rows[v % RING]
+            spoil[1, 32, stream](row, n, ~v & 0xFFFFFFFF)
+            source[:] = v
+            row.write(source, stream=stream)
+            source[:] = 0  # a source is the caller's again
+            check[1, 32, stream](row, n, v, wrong)
+            if v % RING == 0:
+                stream.synchronize()
+        stream.synchronize()
+        found = int(wrong.read()[0])
+    stream.close()
+    return found
+
+
+@_litmus(PROMISED, "a launch on s, then read(stream=s): by loads and by DMA it shows what the kernel stored")
+def read_in_a_stream(device: Device, rounds: int) -> int:
+    n, wrong, stream = 32, 0, device.stream()
+    stamp = _kernel("stamp", device)[1, 32, stream]
+    with gd.zeros(n, "u4", device=device, mapped=True) as a:
+        out = np.empty(n, np.uint32)
+        for v in range(1, rounds + 1):
+            stamp(a, n, v)
+            a.read(out, via=("map", "dma")[v & 1], stream=stream)
+            wrong += int(out.min() != v or out.max() != v)
+    stream.close()
+    return wrong

@@ -50,7 +50,8 @@ def test_a_broken_promise_is_noticed(name, monkeypatch):
     assert outcome.violations > 0 and not outcome.fine
 
 
-LOSES_WRITES = ["dma-after-stores", "load-after-dma", "stores-after-dma", "message-passing-flushed"]
+LOSES_WRITES = ["dma-after-stores", "load-after-dma", "stores-after-dma", "message-passing-flushed",
+                "write-in-a-stream"]
 
 
 @pytest.mark.parametrize("name", LOSES_WRITES)
@@ -79,12 +80,21 @@ def test_a_lost_store_before_a_launch_is_noticed(monkeypatch):
 
 def test_a_read_that_does_not_wait_is_noticed(monkeypatch):
     read = gd.Array.read
-    monkeypatch.setattr(gd.Array, "read", lambda a, out=None, **k: read(a, out, synchronize=False, **k))
-    assert litmus.ALL["read-after-launch"].run(ROUNDS).violations > 0
+    monkeypatch.setattr(gd.Array, "read",
+                        lambda a, out=None, stream=None, **k: read(a, out, synchronize=False, **k))  # fmt: skip
+    for name in ("read-after-launch", "read-in-a-stream"):
+        assert litmus.ALL[name].run(ROUNDS).violations > 0
+
+
+def test_a_write_that_is_in_no_stream_is_noticed(monkeypatch):
+    write = gd.Array.write
+    monkeypatch.setattr(gd.Array, "write", lambda a, data, stream=None: write(a, data), raising=False)
+    assert litmus.ALL["write-in-a-stream"].run(ROUNDS).violations > 0
 
 
 def test_every_promise_is_seen_to_fail_somewhere():
-    here = {*SABOTAGED, *LOSES_WRITES, "launch-after-stores", "read-after-launch"}
+    here = {*SABOTAGED, *LOSES_WRITES, "launch-after-stores", "read-after-launch",
+            "read-in-a-stream"}  # fmt: skip
     assert here == set(KEPT)
 
 

@@ -372,12 +372,20 @@ class CudaDevice(Device):
     def near_cpus(self) -> list[int]:
         return near_cpus(self.pci_address)
 
-    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None) -> None:
+    def copy_within(self, dst: int, src: int, size: int, stream: Stream) -> None:
+        self.ensure_usable()
+        with self.current(), counted(stream):
+            result = driver().cuMemcpyDtoDAsync(dst, src, size, stream.handle)
+        check(result, f"copying {size} bytes from {src:#x} to {dst:#x}")
+
+    def fill(self, dst: int, value: int, size: int, stream: Stream | None = None,
+             width: int = 1) -> None:  # fmt: skip
         self.ensure_usable()
         d = driver()
         target = stream or self.default_stream
+        fill = {1: d.cuMemsetD8Async, 2: d.cuMemsetD16Async, 4: d.cuMemsetD32Async}[width]
         with self.current(), counted(target):
-            check(d.cuMemsetD8Async(dst, value, size, target.handle), f"filling {size} bytes")
+            check(fill(dst, value, size // width, target.handle), f"filling {size} bytes")
 
     def flush_writes(self) -> None:
         if not self.ordering.flush_by_host:

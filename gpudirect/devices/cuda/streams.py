@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ... import _native
 from ..._keeper import keeper
 from ...errors import ArgumentError, DeviceError
-from ..streams import Event, Queue
+from ..streams import Event, Now, Queue
 from ._driver import NOT_READY, check, driver
 
 if TYPE_CHECKING:
@@ -83,6 +84,21 @@ class CudaQueue(Queue):
             lib.gd_work_settle(self.work, mark)
         elif code:
             raise self.device.error(code, "waiting for a stream")
+        if self._kept:
+            self.let_go()
+
+    def now(self) -> Now:
+        self.device.ensure_usable()
+        mark = _native.lib.gd_work_mark(self.work)
+        code = _native.lib.gd_driver_ready(self.device.driver_functions(), self.handle)
+        if code == -errno.EAGAIN:
+            return Now.BUSY
+        if code == -errno.EBUSY:
+            return Now.CAPTURED
+        _native.lib.gd_work_settle(self.work, mark)
+        if code:
+            raise self.device.error(code, "asking a stream")
+        return Now.IDLE
 
     def idle(self) -> bool:
         functions = self.device.driver_functions()
@@ -127,20 +143,24 @@ def number_of(handle: object) -> int:
 
     Raises ArgumentError for what is no stream.
     """
-    number = handle
-    if hasattr(number, "__cuda_stream__"):
-        number = number.__cuda_stream__()[1]
-    elif hasattr(number, "cuda_stream"):  # torch.cuda.Stream
-        number = number.cuda_stream
-    elif hasattr(number, "ptr"):  # cupy.cuda.Stream
-        number = number.ptr
+    number: Any = handle
     try:
-        number = int(number)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+        if hasattr(number, "__cuda_stream__"):
+            number = number.__cuda_stream__()[1]
+        elif hasattr(number, "cuda_stream"):  # torch.cuda.Stream
+            number = number.cuda_stream
+        elif hasattr(number, "ptr"):  # cupy.cuda.Stream
+            number = number.ptr
+        # the bindings' CUstream is a number by int() only
+        number = int(number) if type(number).__name__ == "CUstream" else operator.index(number)
+        wrong = isinstance(handle, bool) or not 0 <= number < 1 << 64
+    except Exception:  # somebody else's code
+        wrong = True
+    if wrong:
         raise ArgumentError(
             f"{handle!r} is no stream: give gpudirect's own, an object with __cuda_stream__, "
             "or a CUstream handle as an integer"
-        ) from None
+        )
     return 0 if number == LEGACY_STREAM else number
 
 

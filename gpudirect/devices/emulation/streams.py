@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ... import _native
 from ..._keeper import keeper
 from ...errors import DeviceError
-from ..streams import Event, Queue
+from ..streams import Event, Now, Queue
 from .client import StreamConnection
 
 if TYPE_CHECKING:
@@ -59,14 +59,14 @@ class EmulatedQueue(Queue):
 
     def __init__(self, device: EmulatedDevice, number: int) -> None:
         super().__init__(device, number)
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._failure: BaseException | None = None
         self._ended = False
         self._connection: StreamConnection | None = None
         self._thread: threading.Thread | None = None
         self._all = _native.ffi.new("struct gd_work *")  # markers too, settled by the worker
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], object]) -> None:
         """Queue something to do. It is done after everything queued before it."""
         self.device.ensure_usable()
         if self._thread is None:
@@ -127,9 +127,19 @@ class EmulatedQueue(Queue):
         if self._thread is not None:
             EmulatedEvent(self, False).wait()
         _native.lib.gd_work_settle(self.work, mark)
+        self.let_go()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def now(self) -> Now:
+        mark = _native.lib.gd_work_mark(self.work)
+        if not self.idle():
+            return Now.BUSY
+        if self._failure is not None:
+            self.synchronize()  # raises it
+        _native.lib.gd_work_settle(self.work, mark)
+        return Now.IDLE
 
     def idle(self) -> bool:
         return not _native.lib.gd_work_open(self._all)
