@@ -42,7 +42,8 @@
 #define P2PMOD_TOLD_OVER 1          /* not 0: no lane is served any more */
 #define P2PMOD_TOLD_NAPPED 2        /* the last round that ended for want of calls */
 #define P2PMOD_TOLD_BEGUN 3         /* the last round that has begun */
-#define P2PMOD_TOLD_WORDS 4
+#define P2PMOD_TOLD_CALLED 4        /* the last round that had calls */
+#define P2PMOD_TOLD_WORDS 5
 
 struct p2pmod_packet {
 	unsigned int sequence;

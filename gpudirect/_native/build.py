@@ -23,8 +23,8 @@ PUBLIC_HEADERS = (PUBLIC / "gpudirect" / "copy.h", PUBLIC / "gpudirect" / "lane.
 HEADERS = (*PUBLIC_HEADERS, HERE / "native.h", HERE / "allocator.h", HERE / "lane.h", HERE / "relay.h")
 ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", LANE, ROOT / "tests" / "vm" / "standin" / "standin.h")
 # libgpudirect for C programs: the functions that the public headers declare, and what they stand on
-LIBRARY_SOURCES = ("copy", "doorbell", "engine_neon", "engine_x86", "engines", "gather", "guard", "lane",
-                   "process", "strided", "threads")  # fmt: skip
+LIBRARY_SOURCES = ("bell", "copy", "doorbell", "engine_neon", "engine_x86", "engines", "gather", "guard",
+                   "lane", "process", "strided", "threads")  # fmt: skip
 C_OPTIONS = ["-O3", "-fno-strict-aliasing",
              # a loop of stores to a mapping must not become a call of memcpy
              "-fno-tree-loop-distribute-patterns",

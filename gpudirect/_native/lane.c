@@ -99,11 +99,25 @@ static inline uint32_t none_seen(const struct gd_lane *lane)
     return lane->told ? told(lane, P2PMOD_TOLD_ENDED) - 1 : 0;
 }
 
+void gd_park_ask(struct gd_park *park)
+{
+    uint32_t parked = GD_PARK_PARKED;
+
+    if (!__atomic_compare_exchange_n(&park->state, &parked, GD_PARK_ASKED, 0, __ATOMIC_SEQ_CST,
+                                     __ATOMIC_RELAXED))
+        return;
+    if (park->bell)
+        gd_ring_bell((uint32_t *)park->bell);
+}
+
 /* If a round has ended since the last look, and nobody was left: start the next. */
 static inline void wake_napping(const struct gd_lane *lane, uint32_t *seen)
 {
+    struct gd_park *park = (struct gd_park *)lane->park;
     uint32_t ended;
 
+    if (park && __atomic_load_n(&park->state, __ATOMIC_ACQUIRE) == GD_PARK_PARKED)
+        gd_park_ask(park);
     if (!lane->told || (ended = told(lane, P2PMOD_TOLD_ENDED)) == *seen)
         return;
     *seen = ended;

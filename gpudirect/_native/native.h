@@ -11,6 +11,17 @@
 
 #include "../include/gpudirect/copy.h"
 
+/* ---- bell.c ---- */
+/* Count a word up and wake who waits for it; wait until it is no longer what was heard, so long at most. */
+void gd_ring_bell(uint32_t *bell);
+void gd_await_bell(uint32_t *bell, uint32_t heard, uint64_t ns);
+/*
+ * A full fence in every thread of the process: each has either made its stores from before visible, or will
+ * see this thread's. Works when gd_fence_all_ready() has returned 0 once. 0, or -errno.
+ */
+int gd_fence_all_ready(void);
+int gd_fence_all(void);
+
 /* ---- work.c: what was queued on a device and not waited for since ---- */
 /* Of one stream, or (device: NULL) the sum over the streams of a device. Counted by any thread. */
 struct gd_work {

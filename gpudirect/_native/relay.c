@@ -15,6 +15,7 @@
 #define LOOKS_WHEN_QUICK 20  /* and while naps and wakes end them sooner than slices do */
 #define PART_ALONE 4         /* a launch is alone for a slice divided by this, at least */
 #define SHORTEST_NAP 20000   /* ns between looks */
+#define FOREVER 3600000000000 /* ns between looks where there is nothing to look at */
 #define SUSPECT 50000000     /* ns without an end after which the driver is asked for a fault */
 
 /* Who needs both locks takes `lock` first. */
@@ -23,8 +24,9 @@ struct gd_relay {
     int no_naps;                /* no waker, or a driver that knows no waits for a word */
     uintptr_t wake;             /* the wake word of those that run; 0: no naps */
     uint64_t wake_device;
+    int no_parking;             /* threads cannot be made to fence */
     pthread_mutex_t lock;       /* held while launches are queued, however long the driver takes */
-    pthread_cond_t changed;
+    uint32_t bell;              /* rung when there is something to do */
     pthread_mutex_t list;       /* held for moments: the residents, for the waker */
     pthread_cond_t listed;
     struct gd_resident *first;
@@ -49,6 +51,12 @@ static int runs(const struct gd_resident *r)
     return !r->failure && !told(r, P2PMOD_TOLD_OVER);
 }
 
+/* Whether it is launched once a round. */
+static int rides(const struct gd_resident *r)
+{
+    return runs(r) && __atomic_load_n(&r->away, __ATOMIC_ACQUIRE) < GD_LAST;
+}
+
 /* Rounds that were queued since the last one that it ended. */
 static uint32_t queued(const struct gd_resident *r)
 {
@@ -66,7 +74,7 @@ static uint64_t shortest(const struct gd_relay *relay)
     uint64_t slice = UINT64_MAX;
 
     for (const struct gd_resident *r = relay->first; r; r = r->next)
-        if (runs(r) && r->slice < slice)
+        if (rides(r) && r->slice < slice)
             slice = r->slice;
     return slice;
 }
@@ -79,7 +87,7 @@ static uint64_t running_for(struct gd_relay *relay)
     for (const struct gd_resident *r = relay->first; r; r = r->next) {
         uint32_t begun = told(r, P2PMOD_TOLD_BEGUN);
 
-        if (!runs(r) || !r->joined || begun == told(r, P2PMOD_TOLD_ENDED))
+        if (!rides(r) || !r->joined || begun == told(r, P2PMOD_TOLD_ENDED))
             continue;
         any = 1;
         if ((int32_t)(begun - relay->begun) > 0) {
@@ -102,7 +110,7 @@ static int due(struct gd_relay *relay, uint64_t slice)
     for (const struct gd_resident *r = relay->first; r; r = r->next) {
         uint32_t now;
 
-        if (!runs(r))
+        if (!rides(r))
             continue;
         now = queued(r);
         if (now >= GD_RELAY_AHEAD || (now && early))
@@ -155,8 +163,8 @@ static int launch(const struct gd_relay *relay, struct gd_resident *r, uint64_t 
                                 r->arguments_size, NULL);
     if (code)
         return code;
-    r->joined = 1;
     r->round = relay->round;
+    __atomic_store_n(&r->joined, 1, __ATOMIC_RELEASE);
     __atomic_store_n(&r->turns, turn, __ATOMIC_RELEASE);
     return 0;
 }
@@ -168,17 +176,20 @@ static void round_of_all(struct gd_relay *relay)
 
     relay->round++;
     for (const struct gd_resident *r = relay->first; r; r = r->next)
-        joining |= !r->joined;
+        joining |= rides(r) && !r->joined;
     for (struct gd_resident *r = relay->first; r; r = r->next)
-        if (runs(r))
+        if (rides(r))
             r->failure = gate(relay, r);
     for (struct gd_resident *r = relay->first; r; r = r->next)
-        if (runs(r))
+        if (rides(r))
             r->failure = launch(relay, r, slice);
     /* by one that is alone as well: who joins later waits for it */
     for (struct gd_resident *r = relay->first; r; r = r->next)
-        if (runs(r))
+        if (rides(r))
             r->failure = gd_driver_event_record(relay->driver, r->event, r->stream);
+    for (struct gd_resident *r = relay->first; r; r = r->next)
+        if (r->away == GD_LEAVING)
+            __atomic_store_n(&r->away, GD_LAST, __ATOMIC_RELEASE);
     if (joining)
         set_wake(relay, relay->round);
     relay->progress = gd_now();
@@ -207,6 +218,84 @@ static struct timespec after(uint64_t ns)
     return then;
 }
 
+/* Whether nothing of it is resident, and why it left the last time. */
+static int naps(const struct gd_relay *relay, const struct gd_resident *r)
+{
+    uint32_t ended = told(r, P2PMOD_TOLD_ENDED);
+
+    return relay->wake && r->joined && told(r, P2PMOD_TOLD_NAPPED) == ended &&
+           told(r, P2PMOD_TOLD_BEGUN) == ended;
+}
+
+/* It is launched again from the next round on. */
+static void ride_again(struct gd_relay *relay, struct gd_resident *r)
+{
+    if (r->away >= GD_LAST)
+        r->joined = 0;
+    __atomic_store_n(&r->away, GD_RIDES, __ATOMIC_RELEASE);
+    __atomic_store_n(&r->park.state, GD_PARK_NO, __ATOMIC_SEQ_CST);
+    r->called_at = gd_now();
+    set_wake(relay, relay->round); /* others that nap shall not keep it waiting */
+    pthread_mutex_lock(&relay->list);
+    pthread_cond_signal(&relay->listed);
+    pthread_mutex_unlock(&relay->list);
+}
+
+/* The last launch has ended: has it found what it was for? */
+static void see_off(struct gd_relay *relay, struct gd_resident *r, int asked)
+{
+    set_wake(relay, relay->round); /* what is queued still waits for its round */
+    if (queued(r) || told(r, P2PMOD_TOLD_BEGUN) != r->round)
+        return;
+    if (asked || told(r, P2PMOD_TOLD_CALLED) != r->called) {
+        ride_again(relay, r);
+        return;
+    }
+    r->park.times++;
+    __atomic_store_n(&r->away, GD_PARKED, __ATOMIC_RELEASE);
+}
+
+/* Park those without calls, call back those with. Whether one is on its way there or back. */
+static int park(struct gd_relay *relay)
+{
+    int moves = 0;
+
+    for (struct gd_resident *r = relay->first; r; r = r->next) {
+        uint32_t called = told(r, P2PMOD_TOLD_CALLED);
+        uint64_t now = gd_now();
+        int asked = __atomic_load_n(&r->stays, __ATOMIC_ACQUIRE) ||
+                    __atomic_load_n(&r->park.state, __ATOMIC_ACQUIRE) == GD_PARK_ASKED;
+
+        if (!runs(r))
+            continue;
+        if (r->away < GD_LAST && r->called != called) {
+            r->called = called;
+            r->called_at = now;
+        }
+        if (r->away != GD_PARKED && naps(relay, r))
+            r->napped += now - r->looked;
+        r->looked = now;
+        if (r->away == GD_RIDES && !asked && r->park_after && !relay->no_parking && naps(relay, r) &&
+            now - r->called_at > r->park_after) {
+            __atomic_store_n(&r->park.state, GD_PARK_PARKED, __ATOMIC_SEQ_CST);
+            if (gd_fence_all()) {
+                relay->no_parking = 1;
+                ride_again(relay, r);
+                continue;
+            }
+            __atomic_store_n(&r->away, GD_LEAVING, __ATOMIC_RELEASE);
+        } else if (r->away == GD_LEAVING && (asked || r->called_at == now)) {
+            ride_again(relay, r);
+        } else if (r->away == GD_LAST) {
+            see_off(relay, r, asked);
+        } else if (r->away == GD_PARKED && asked) {
+            ride_again(relay, r);
+        }
+        moves |= r->away == GD_LEAVING || r->away == GD_LAST || (r->away == GD_RIDES && !r->joined);
+    }
+    return moves;
+}
+
 static void *launcher(void *argument)
 {
     struct gd_relay *relay = argument;
@@ -215,25 +304,24 @@ static void *launcher(void *argument)
     gd_driver_thread(relay->driver);
     pthread_mutex_lock(&relay->lock);
     for (;;) {
-        struct timespec until;
+        uint32_t heard = __atomic_load_n(&relay->bell, __ATOMIC_SEQ_CST);
         uint64_t nap, slice, last = relay->progress;
+        int moves = park(relay);
 
-        if (!relay->first) {
-            pthread_cond_wait(&relay->changed, &relay->lock);
-            continue;
-        }
         slice = shortest(relay);
         while (due(relay, slice))
             round_of_all(relay);
         if (relay->progress != last && relay->progress - last < slice / 2)
             quick_until = relay->progress + slice;
-        if (gd_now() - relay->progress > SUSPECT)
+        if (relay->first && gd_now() - relay->progress > SUSPECT)
             look_for_faults(relay);
         nap = slice == UINT64_MAX               ? SUSPECT
               : relay->progress < quick_until   ? slice / LOOKS_WHEN_QUICK
                                                 : slice / LOOKS_A_SLICE;
-        until = after(nap < SHORTEST_NAP ? SHORTEST_NAP : nap);
-        pthread_cond_timedwait(&relay->changed, &relay->lock, &until);
+        nap = moves || nap < SHORTEST_NAP ? SHORTEST_NAP : relay->first ? nap : FOREVER;
+        pthread_mutex_unlock(&relay->lock);
+        gd_await_bell(&relay->bell, heard, nap);
+        pthread_mutex_lock(&relay->lock);
     }
     return NULL;
 }
@@ -246,9 +334,10 @@ static int nobody(const struct gd_relay *relay, uint32_t *ended)
     for (const struct gd_resident *r = relay->first; r; r = r->next) {
         uint32_t now = told(r, P2PMOD_TOLD_ENDED);
 
-        if (!runs(r))
+        /* one that waits for its first round waits, perhaps, for those that nap */
+        if (!rides(r) || !__atomic_load_n(&r->joined, __ATOMIC_ACQUIRE))
             continue;
-        if (!r->joined || told(r, P2PMOD_TOLD_BEGUN) != now)
+        if (told(r, P2PMOD_TOLD_BEGUN) != now)
             return 0;
         if (!any || (int32_t)(now - *ended) > 0)
             *ended = now;
@@ -310,9 +399,9 @@ struct gd_relay *gd_relay_new(const struct gd_driver *driver)
     pthread_mutex_init(&relay->list, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&relay->changed, &monotonic);
     pthread_cond_init(&relay->listed, &monotonic);
     pthread_condattr_destroy(&monotonic);
+    relay->no_parking = gd_fence_all_ready() != 0;
     if (start(launcher, relay)) {
         free(relay);
         return NULL;
@@ -340,14 +429,19 @@ int gd_relay_add(struct gd_relay *relay, struct gd_resident *resident)
     }
     resident->failure = 0;
     resident->joined = 0;
+    resident->away = GD_RIDES;
+    resident->park.state = GD_PARK_NO;
+    resident->park.bell = (uintptr_t)&relay->bell;
+    resident->called = told(resident, P2PMOD_TOLD_CALLED);
+    resident->called_at = resident->looked = gd_now();
     resident->next = relay->first;
     relay->first = resident;
     relay->progress = gd_now();
     set_wake(relay, relay->round); /* who naps shall not keep it waiting */
     pthread_cond_signal(&relay->listed);
     pthread_mutex_unlock(&relay->list);
-    pthread_cond_signal(&relay->changed);
     pthread_mutex_unlock(&relay->lock);
+    gd_ring_bell(&relay->bell);
     return 0;
 }
 
@@ -361,12 +455,19 @@ void gd_relay_remove(struct gd_relay *relay, struct gd_resident *resident)
         ;
     if (*at) {
         *at = resident->next;
+        __atomic_store_n(&resident->park.state, GD_PARK_NO, __ATOMIC_SEQ_CST);
         /* the driver frees it when what was recorded has been reached, and keeps waits on it */
         gd_driver_event_free(relay->driver, resident->event);
     }
     pthread_mutex_unlock(&relay->list);
     pthread_mutex_unlock(&relay->lock);
     gd_relay_wake(relay);
+}
+
+void gd_relay_stay(struct gd_relay *relay, struct gd_resident *resident)
+{
+    __atomic_store_n(&resident->stays, 1, __ATOMIC_SEQ_CST);
+    gd_ring_bell(&relay->bell);
 }
 
 void gd_relay_wake(struct gd_relay *relay)

@@ -17,14 +17,24 @@
  * a caller (lane.c), or the waker, a second thread, once a slice. For a stream that waits makes
  * whoever waits for the device wait, too. The waker makes no call of the driver: the launching thread
  * can be stuck in one, behind somebody who waits for the very nap that it would have to end.
+ *
+ * Parking: a resident that napped for long is launched no more, and nothing of it is queued. Whoever sends
+ * sees that (struct gd_park) and asks for it. So that no call is lost in between, it is said to be parked
+ * first, then every thread fences, then it is launched a last time: a call whose sender had seen nothing of
+ * parking is there by then. If that launch finds calls, or somebody has asked, it goes on in the rounds.
  */
 #ifndef GPUDIRECT_RELAY_H
 #define GPUDIRECT_RELAY_H
 
 #include <stdint.h>
 
+#include "lane.h"
 #include "native.h"
 
+#define GD_RIDES 0   /* it is launched once a round */
+#define GD_LEAVING 1 /* once more */
+#define GD_LAST 2    /* no more; what is queued has not ended yet */
+#define GD_PARKED 3
 #define GD_RELAY_AHEAD 2 /* launches queued at most: the one that runs, and its successor */
 
 struct gd_resident {
@@ -43,14 +53,21 @@ struct gd_resident {
     uintptr_t wake;              /* the wake word of the device, for the CPU; 0: no naps */
     uint64_t wake_device;        /* the same for the device; one word for all that run at once */
     uintptr_t told;              /* P2PMOD_TOLD_WORDS page-locked words, written by the kernel */
+    uint64_t park_after;         /* ns without calls after which it is parked; 0: never */
+    struct gd_park park;         /* for its callers */
     /* what became of it, written by the relay */
     uint32_t turns;              /* launches queued so far */
     uint32_t round;              /* of the last one */
     uint32_t late;               /* launches that were queued after all before had ended */
     int32_t failure;             /* the driver's error that ended it, 0 */
+    uint64_t napped;             /* ns that it napped, to within a slice each time */
     /* the relay's own */
     uint64_t event;
-    uint32_t joined;             /* it was launched since it was added */
+    uint32_t joined;             /* it was launched since it was added, or since it was parked */
+    uint32_t stays;              /* it is parked no more */
+    uint32_t away;               /* how far it is on the way to be parked: */
+    uint32_t called;             /* the last round with calls, as it was seen last */
+    uint64_t called_at, looked;  /* when that was, and when it was looked at */
     struct gd_resident *next;
 };
 
@@ -64,6 +81,8 @@ int gd_relay_naps(const struct gd_relay *relay);
 int gd_relay_add(struct gd_relay *relay, struct gd_resident *resident);
 /* Launch it no more. When this returns, the relay has forgotten it; what is queued still runs. */
 void gd_relay_remove(struct gd_relay *relay, struct gd_resident *resident);
+/* Have it parked no more: others than this process's threads may send calls from now on. */
+void gd_relay_stay(struct gd_relay *relay, struct gd_resident *resident);
 /* Let every launch that is queued begin. */
 void gd_relay_wake(struct gd_relay *relay);
 

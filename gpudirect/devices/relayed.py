@@ -48,6 +48,8 @@ class Launch:
     """CPU address of the words in which the kernel tells what it has done (p2pmod-lane.h)."""
     wake: tuple[int, int]
     """The device's wake word, for the CPU and for the device; (0, 0): no naps."""
+    park_after: float
+    """Seconds without calls after which it is launched no more until the next; 0: never."""
 
 
 class Relayed(ABC):
@@ -67,6 +69,30 @@ class Relayed(ABC):
     @abstractmethod
     def naps(self) -> bool:
         """Whether it leaves the device when it has no calls, and is woken by the wake word."""
+
+    @property
+    @abstractmethod
+    def parked(self) -> bool:
+        """Whether nothing of it is queued, until somebody calls."""
+
+    @property
+    @abstractmethod
+    def parks(self) -> int:
+        """How often it was parked."""
+
+    @property
+    @abstractmethod
+    def napped(self) -> float:
+        """Seconds that it napped, to within a slice for each time."""
+
+    @property
+    @abstractmethod
+    def park(self) -> int:
+        """Address of the ``struct gd_park`` (_native/lane.h) for those who send calls."""
+
+    @abstractmethod
+    def stay(self) -> None:
+        """It is parked no more: others than threads of this process may send calls."""
 
     @abstractmethod
     def failure(self) -> Error | None:
@@ -104,6 +130,7 @@ class CudaRelayed(Relayed):
             "round_at": launch.round_at, "slice_at": launch.slice_at,
             "slice": int(launch.slice * 1e9), "told": launch.told,
             "wake": launch.wake[0], "wake_device": launch.wake[1],
+            "park_after": int(launch.park_after * 1e9),
         })  # fmt: skip
         self._thread = device.relay_thread()
         self._launch = launch  # keeps the function and the stream
@@ -135,6 +162,25 @@ class CudaRelayed(Relayed):
     def naps(self) -> bool:
         return bool(_native.lib.gd_relay_naps(self._thread))
 
+    @property
+    def parked(self) -> bool:
+        return bool(self._state.away == _native.lib.GD_PARKED)
+
+    @property
+    def parks(self) -> int:
+        return int(self._state.park.times)
+
+    @property
+    def napped(self) -> float:
+        return float(self._state.napped * 1e-9)
+
+    @property
+    def park(self) -> int:
+        return int(_native.ffi.cast("uintptr_t", _native.ffi.addressof(self._state, "park")))
+
+    def stay(self) -> None:
+        _native.lib.gd_relay_stay(self._thread, self._state)
+
 
 AHEAD = 2  # launches queued at most, as relay.h has it
 
@@ -150,6 +196,19 @@ class EmulatedRelayed(Relayed):
         self.round = 0
         self.joined = False
         self.error: Error | None = None
+        self.state = _native.ffi.new("struct gd_park *")
+        self.away: int = _native.lib.GD_RIDES
+        self.stays = False
+        self.slept = 0.0
+        self.begin(0)
+
+    def begin(self, called: int) -> None:
+        """It is added to the relay."""
+        self.joined, self.error = False, None
+        self.away = _native.lib.GD_RIDES
+        self.state.state = _native.lib.GD_PARK_NO
+        self.called = called
+        self.called_at = self.looked = time.monotonic()
 
     def told(self, which: int) -> int:
         """One of the words that the kernel writes."""
@@ -176,6 +235,77 @@ class EmulatedRelayed(Relayed):
     @property
     def late(self) -> int:
         return self.delayed
+
+    @property
+    def parked(self) -> bool:
+        return self.away == _native.lib.GD_PARKED
+
+    @property
+    def parks(self) -> int:
+        return int(self.state.times)
+
+    @property
+    def napped(self) -> float:
+        return self.slept
+
+    @property
+    def park(self) -> int:
+        return int(_native.ffi.cast("uintptr_t", self.state))
+
+    def stay(self) -> None:
+        self.stays = True
+
+    @property
+    def rides(self) -> bool:
+        """Whether it is launched once a round."""
+        return self.away < _native.lib.GD_LAST
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing of it is resident, for want of calls."""
+        lib = _native.lib
+        ended = self.told(lib.P2PMOD_TOLD_ENDED)
+        return (self.naps and self.joined and ended == self.told(lib.P2PMOD_TOLD_NAPPED)
+                == self.told(lib.P2PMOD_TOLD_BEGUN))  # fmt: skip
+
+    def look_for_calls(self) -> None:
+        """Park it if it has had none for long; call it back if there are any. As park() of relay.c."""
+        lib, now = _native.lib, time.monotonic()
+        called = self.told(lib.P2PMOD_TOLD_CALLED)
+        asked = self.stays or self.state.state == lib.GD_PARK_ASKED
+        if self.rides and called != self.called:
+            self.called, self.called_at = called, now
+        if not self.parked and self.rests:
+            self.slept += now - self.looked
+        self.looked = now
+        if self.away == lib.GD_RIDES:
+            after = self.launch.park_after
+            if after and not asked and self.rests and now - self.called_at > after:
+                self.state.state = lib.GD_PARK_PARKED
+                if lib.gd_fence_all():
+                    self._ride_again()
+                else:
+                    self.away = lib.GD_LEAVING
+        elif self.away == lib.GD_LEAVING:
+            if asked or self.called_at == now:
+                self._ride_again()
+        elif self.away == lib.GD_LAST:
+            if self.open == 0:
+                if asked or called != self.called:
+                    self._ride_again()
+                else:
+                    self.state.times += 1
+                    self.away = lib.GD_PARKED
+        elif asked:
+            self._ride_again()
+
+    def _ride_again(self) -> None:
+        lib = _native.lib
+        if not self.rides:
+            self.joined = False
+        self.away = lib.GD_RIDES
+        self.state.state = lib.GD_PARK_NO
+        self.called_at = time.monotonic()
 
     def failure(self) -> Error | None:
         if self.error is None:
@@ -231,6 +361,7 @@ class EmulatedRelayThread:
         self._members: list[EmulatedRelayed] = []
         self._round = 0
         self._thread: threading.Thread | None = None
+        _native.lib.gd_fence_all_ready()
 
     def add(self, member: EmulatedRelayed) -> None:
         with self._changed:
@@ -238,7 +369,7 @@ class EmulatedRelayThread:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
-            member.joined, member.error = False, None
+            member.begin(member.told(_native.lib.P2PMOD_TOLD_CALLED))
             self._members.append(member)
             self._changed.notify()
 
@@ -246,6 +377,7 @@ class EmulatedRelayThread:
         with self._changed:
             if member in self._members:
                 self._members.remove(member)
+                member.state.state = _native.lib.GD_PARK_NO
 
     def _run(self) -> None:
         woken = time.monotonic()
@@ -254,6 +386,12 @@ class EmulatedRelayThread:
                 running = [m for m in self._members if m.runs]
                 if not running:
                     self._changed.wait()
+                    continue
+                for member in running:
+                    member.look_for_calls()
+                running = [m for m in running if m.rides]
+                if not running:  # nobody rings a bell here
+                    self._changed.wait(1e-3)
                     continue
                 slice = min(m.launch.slice for m in running)
                 ahead = AHEAD if len(running) == 1 and not running[0].naps else 1
@@ -267,6 +405,8 @@ class EmulatedRelayThread:
                         self._round += 1
                         for member in running:
                             member.queue(self._round, slice)
+                            if member.away == _native.lib.GD_LEAVING:
+                                member.away = _native.lib.GD_LAST
                         continue
                 self._changed.wait(max(slice / 8, 1e-4))
 

@@ -50,8 +50,14 @@ class ServiceInfo:
     """Launches since the service was started."""
     nap_after: float | None
     """Seconds without a call after which it leaves the device until the next one; None: never."""
+    park_after: float | None
+    """Seconds without a call after which nothing of it is queued until the next one; None: never."""
     state: str
-    """"awake", "napping", "paused" or "stopped"."""
+    """"awake", "napping", "parked", "paused" or "stopped"."""
+    napped: float
+    """Seconds that it napped since it was started, to within a slice for each nap."""
+    parks: int
+    """How often it was parked since it was started."""
     late: int
     """Of these, queued too late to follow the one before at once: calls waited a launch's time."""
 

@@ -36,6 +36,8 @@ class Ring(NamedTuple):
     """Of the words that tell whether the kernel naps; 0: it never does."""
     wake: int
     """Of the wake word, for the CPU."""
+    park: int
+    """Of a ``struct gd_park``; 0: the kernel is never parked."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,17 @@ class Layout:
         """In the host memory: P2PMOD_TOLD_WORDS words of p2pmod-lane.h."""
         return self.lanes * self.slots * REPLY
 
-    def ring(self, lane: int, packets: int, host: int, mapped: int, device: int, wake: int) -> Ring:
+    def ring(
+        self, lane: int, packets: int, host: int, mapped: int, device: int, wake: int, park: int
+    ) -> Ring:
         """The addresses of a lane: of ``packets``, where the CPU stores them; of the ``host`` memory;
         of the device memory as ``mapped`` and as the ``device`` has it; of the ``wake`` word, 0 where
-        the kernel does not nap."""
+        the kernel does not nap; of what tells that it is parked."""
         before = lane * self.slots
         arguments = self.arguments + before * self.stride
         return Ring(
             packets + before * PACKET, host + before * REPLY, mapped + arguments, device + arguments,
-            self.stride, host + self.told if wake else 0, wake,
+            self.stride, host + self.told if wake else 0, wake, park,
         )  # fmt: skip
 
 

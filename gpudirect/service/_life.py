@@ -240,7 +240,7 @@ class Living(Telling):
                     f"{self!r} did not end within {self._options.stop_timeout} s. Do it before the "
                     "service is started, or stop the service."
                 )
-            resident.park()
+            resident.make_way()
 
     def _resume(self) -> None:
         """Launch the kernel again where it was."""

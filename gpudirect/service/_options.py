@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ LONGEST_SLEEP = 1e-3  # seconds: CUDA's __nanosleep
 WARP = 32  # threads
 SHORTEST_SLICE = 1e-4  # seconds
 SHORTEST_NAP_AFTER = 2e-5
+SHORTEST_PARK_AFTER = 1e-3
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Options:
     """None: one launch for ever."""
     nap_after: float | None
     """None: it never naps."""
+    park_after: float | None
+    """None: it is never parked."""
 
     @property
     def all_blocks(self) -> int:
@@ -57,6 +60,7 @@ def checked(
     stop_timeout: Any,
     slice: Any,
     nap_after: Any,
+    park_after: Any,
 ) -> Options:
     """The options, with what was left open chosen by the teams that run functions.
 
@@ -79,7 +83,10 @@ def checked(
         stop_timeout=_seconds(stop_timeout, "stop_timeout"),
         slice=None if slice is None else _seconds(slice, "slice"),
         nap_after=None if nap_after is None or slice is None else _seconds(nap_after, "nap_after"),
+        park_after=None if park_after is None else _seconds(park_after, "park_after"),
     )
+    if found.nap_after is None:
+        found = replace(found, park_after=None)  # who never naps is always there
     if found.slots & (found.slots - 1):
         raise ArgumentError(f"slots is {slots}: give a power of two")
     if found.threads % WARP:
@@ -97,6 +104,11 @@ def checked(
         raise ArgumentError(
             f"nap_after is {nap_after!r}: give at least {SHORTEST_NAP_AFTER} seconds, since a call that wakes "
             "takes 7 to 9 us, or None for a kernel that never naps"
+        )
+    if found.park_after is not None and found.park_after < SHORTEST_PARK_AFTER:
+        raise ArgumentError(
+            f"park_after is {park_after!r}: give at least {SHORTEST_PARK_AFTER} seconds, since a call that "
+            "finds the service parked takes tens of us, or None for one that is never parked"
         )
     if found.slice and found.lifetime and found.slice > found.lifetime:
         raise ArgumentError(

@@ -70,7 +70,7 @@ class Resident:
             threads=options.threads, cooperative=options.blocks > 1,
             arguments=self._kernel.pack(self._arguments(0, slice)), turn_at=turn.offset,
             round_at=round.offset, slice_at=length.offset, slice=slice,
-            told=self.host.ptr + self.layout.told, wake=self._wake,
+            told=self.host.ptr + self.layout.told, wake=self._wake, park_after=options.park_after or 0,
         ))  # fmt: skip
 
     def packets(self) -> tuple[int, int]:
@@ -81,8 +81,9 @@ class Resident:
     def ring(self, lane: int) -> Ring:
         """The addresses of a lane, for the CPU."""
         return self.layout.ring(
-            lane, self.packets()[1], self.host.ptr, self.memory.host_ptr, self.memory.ptr, self._wake[0]
-        )
+            lane, self.packets()[1], self.host.ptr, self.memory.host_ptr, self.memory.ptr, self._wake[0],
+            self._relayed.park if self._relayed else 0,
+        )  # fmt: skip
 
     @property
     def slices(self) -> int:
@@ -100,13 +101,30 @@ class Resident:
 
     @property
     def state(self) -> str:
-        """"awake", "napping" or "paused"."""
+        """"awake", "napping", "parked" or "paused"."""
         lib = _native.lib
         if not self._up:
             return "paused"
+        if self._relayed and self._relayed.parked:
+            return "parked"
         ended = self._told(lib.P2PMOD_TOLD_ENDED)
         naps = ended == self._told(lib.P2PMOD_TOLD_NAPPED) == self._told(lib.P2PMOD_TOLD_BEGUN)
         return "napping" if self._relayed and self._relayed.naps and naps else "awake"
+
+    @property
+    def napped(self) -> float:
+        """Seconds that it napped."""
+        return self._relayed.napped if self._relayed else 0.0
+
+    @property
+    def parks(self) -> int:
+        """How often it was parked."""
+        return self._relayed.parks if self._relayed else 0
+
+    def stay(self) -> None:
+        """It is parked no more."""
+        if self._relayed:
+            self._relayed.stay()
 
     def launch(self) -> None:
         """Start the kernel; it goes on behind the last call that was answered."""
@@ -144,7 +162,7 @@ class Resident:
 
     @property
     def launched(self) -> bool:
-        """Whether it was launched, and not parked since."""
+        """Whether it was launched, and has not made way since."""
         return self._up
 
     def ended(self) -> bool:
@@ -175,7 +193,7 @@ class Resident:
             time.sleep(_LOOK)
         return True
 
-    def park(self) -> None:
+    def make_way(self) -> None:
         """It has ended, and will be launched again: whoever checks meanwhile sees no end."""
         self._up = False
 

@@ -23,6 +23,7 @@ from ._source import declared
 
 DEFAULT_SLICE = 1e-3  # seconds
 DEFAULT_NAP_AFTER = 5e-3
+DEFAULT_PARK_AFTER = 1.0
 
 
 class Service(Living):
@@ -51,6 +52,9 @@ class Service(Living):
         them waiting as long.
     nap_after: seconds without a call after which the kernel leaves the device, so that others have all
         of it. The next call's own store wakes it: 7 to 9 us instead of 2. None: it never naps.
+    park_after: seconds without a call after which nothing of it is queued on the device, either, and nobody
+        waits for anything of it. The next call has it launched, by a thread that must be woken first: tens of
+        us. Not before it naps. None: never, as without naps, and as long as a lane is lent.
 
     It runs from ``start()`` (or ``with``) to ``stop()``; then it can be started again. Meanwhile it
     holds ``info.blocks`` blocks of the device. Other launches go on beside it; ``gd.synchronize()``
@@ -75,6 +79,7 @@ class Service(Living):
         stop_timeout: float = 5.0,
         slice: float | None = DEFAULT_SLICE,
         nap_after: float | None = DEFAULT_NAP_AFTER,
+        park_after: float | None = DEFAULT_PARK_AFTER,
         device: Device | str | int | None = None,
         bridge: str | None = None,
         options: Sequence[str] = (),
@@ -85,7 +90,7 @@ class Service(Living):
         self._options = checked(
             teams.values(), lanes=lanes, slots=slots, threads=threads, blocks=blocks,
             idle_after=idle_after, idle_sleep=idle_sleep, lifetime=lifetime, stop_timeout=stop_timeout,
-            slice=slice, nap_after=nap_after,
+            slice=slice, nap_after=nap_after, park_after=park_after,
         )  # fmt: skip
         self._bridge = bridge
         self._poller = Poller(self)
@@ -151,9 +156,12 @@ class Service(Living):
             lifetime=options.lifetime,
             slice=options.slice,
             nap_after=options.nap_after,
+            park_after=options.park_after,
             state=resident.state if resident else "stopped",
             slices=resident.slices if resident else 0,
             late=resident.late if resident else 0,
+            napped=resident.napped if resident else 0.0,
+            parks=resident.parks if resident else 0,
         )
 
     def __repr__(self) -> str:
@@ -190,11 +198,12 @@ class Service(Living):
         """Hand a lane over to C code: a ``struct gd_lane *`` of cffi (gpudirect/lane.h) to send with.
 
         The lane must be idle. The service sends nothing through it until it is started anew. The
-        struct is good until ``stop()``.
+        struct is good until ``stop()``. From now until then the service is not parked.
         """
         sent = self._lend(lane)
         lent = _native.ffi.new("struct gd_lane *")
         assert self._resident is not None
+        self._resident.stay()
         ring = self._resident.ring(lane)
         lent.packets, lent.replies, lent.stride = ring.packets, ring.replies, ring.stride
         lent.arguments, lent.arguments_device = ring.arguments, ring.arguments_device

@@ -15,6 +15,7 @@ struct gd_ends {
     unsigned over;              /* lanes that have ended for good */
     unsigned idle;              /* lanes that have had no call for a while */
     unsigned active;            /* lanes that have ended this launch and were not idle */
+    unsigned called;            /* lanes that have ended it and had calls in it */
 };
 __shared__ gd_ends *ending;
 __shared__ unsigned lanes;      /* of the service */
@@ -64,21 +65,26 @@ __device__ inline bool later(unsigned round, unsigned than)
  * By a lane's last act. The last one of the launch tells whoever queues the next one, and lets that
  * begin, unless no lane has had calls: then nothing is resident until somebody sets the wake word.
  */
-__device__ inline void tell_end(bool active, volatile unsigned *told)
+__device__ inline void tell_end(bool active, bool called, volatile unsigned *told)
 {
     if (active)
         atomicAdd(&ending->active, 1u);
+    if (called)
+        atomicAdd(&ending->called, 1u);
     __threadfence();
     if (atomicAdd(&ending->ended, 1u) != lanes - 1)
         return;
     __threadfence();
     unsigned all = lanes, over = look(&ending->over);
     active = look(&ending->active);
-    ending->ended = ending->ready = ending->idle = ending->active = 0;
+    called = look(&ending->called);
+    ending->ended = ending->ready = ending->idle = ending->active = ending->called = 0;
     if (over == all)
         told[P2PMOD_TOLD_OVER] = 1;
     if (!active)
         told[P2PMOD_TOLD_NAPPED] = rounds;
+    if (called)
+        told[P2PMOD_TOLD_CALLED] = rounds;
     release();
     told[P2PMOD_TOLD_ENDED] = rounds;
     if (active && wake && !later(look(wake), rounds))

@@ -378,7 +378,8 @@ __device__ inline void gd_reside(
         l.orders = look(&shared_board->ordered[turn % 2]);
         l.arrivals = look(&shared_board->arrived);
     }
-    l.go_to(look(&shared_board->answered) + 1);
+    unsigned first = look(&shared_board->answered) + 1;
+    l.go_to(first);
     unsigned long long start = now();
     l.cut = ~0ull;
     if (slice) {
@@ -412,7 +413,7 @@ __device__ inline void gd_reside(
         order_grid(l.orders + 1, (const unsigned *)rows, P2PMOD_FUNCTION_STOP);
     __syncthreads();
     if (threadIdx.x == 0)
-        tell_end(why != STOP && !l.rests(now(), idle.nap_after), told);
+        tell_end(why != STOP && !l.rests(now(), idle.nap_after), l.next != first, told);
 }
 
 }  // namespace gd_service

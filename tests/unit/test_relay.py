@@ -43,7 +43,8 @@ SLICE = 2e-3
 
 @pytest.fixture
 def svc():
-    with gd.Service(SOURCE, QUICK, lanes=2, slots=16, slice=SLICE, lifetime=300) as service:
+    with gd.Service(SOURCE, QUICK, lanes=2, slots=16, slice=SLICE, park_after=None,
+                    lifetime=300) as service:  # fmt: skip
         yield service
 
 
@@ -209,7 +210,8 @@ def napping(service):
 
 @pytest.fixture
 def sleepy():
-    with gd.Service(SOURCE, QUICK, lanes=2, slots=16, slice=SLICE, nap_after=SLICE, lifetime=300) as service:
+    with gd.Service(SOURCE, QUICK, lanes=2, slots=16, slice=SLICE, nap_after=SLICE, park_after=None,
+                    lifetime=300) as service:  # fmt: skip
         yield service
 
 

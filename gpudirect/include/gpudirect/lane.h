@@ -27,6 +27,7 @@ struct gd_lane {
     uint32_t store;             /* how packets are stored; gd_lane_init() finds it */
     uintptr_t told;             /* P2PMOD_TOLD_WORDS words of host memory; 0: the kernel never naps */
     uintptr_t wake;             /* CPU address of the wake word */
+    uintptr_t park;             /* the runtime's own; 0 in a lane that is lent, whose kernel is never parked */
 };
 
 #define GD_LANE_LINE 1  /* MOVDIR64B: a packet is one store */

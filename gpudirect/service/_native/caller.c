@@ -225,11 +225,11 @@ static PyObject *Caller_open(Caller *self, PyObject *args)
     if (!rings)
         return NULL;
     for (int i = 0; i < rings->lane_count; i++) {
-        unsigned long long packets, replies, arguments, arguments_device, told, wake;
+        unsigned long long packets, replies, arguments, arguments_device, told, wake, park;
         struct gd_lane *ring = &rings->lanes[i].ring;
 
-        if (!PyArg_ParseTuple(PyTuple_GetItem(lanes, i), "KKKKIKK", &packets, &replies,
-                              &arguments, &arguments_device, &ring->stride, &told, &wake))
+        if (!PyArg_ParseTuple(PyTuple_GetItem(lanes, i), "KKKKIKKK", &packets, &replies,
+                              &arguments, &arguments_device, &ring->stride, &told, &wake, &park))
             goto failed;
         ring->packets = (uintptr_t)packets;
         ring->replies = (uintptr_t)replies;
@@ -237,6 +237,7 @@ static PyObject *Caller_open(Caller *self, PyObject *args)
         ring->arguments_device = arguments_device;
         ring->told = (uintptr_t)told;
         ring->wake = (uintptr_t)wake;
+        ring->park = (uintptr_t)park;
         ring->slots = slots;
         ring->flags = flags;
         ring->store = store;
