@@ -114,14 +114,17 @@ __device__ inline void second(unsigned turn)
     }
 }
 
-/* By the polling warp's first thread: until so many have arrived, ever. */
+/*
+ * By the polling warp's first thread: until so many have arrived, ever. No fence stands behind it, as none
+ * stands behind the packet: what is loaded next comes from where the others' stores have arrived, and their
+ * fences reach the CPU that will see the reply.
+ */
 __device__ inline void await_grid(unsigned arrivals)
 {
     unsigned looks = 0;
 
     while (look(&shared_board->arrived) != arrivals)
         between_looks(looks);
-    agree();
 }
 
 /* By the same, behind that: what failed in another block, if nothing did in this one. */
