@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import devices
 from ._host import HostView
+from ._inputs import Inputs
 from ._pinned import PinnedArray, pinned
 from .arrays import (
     Array,
@@ -150,6 +151,7 @@ __all__ = [
     "FrameworkError",
     "Future",
     "HostView",
+    "Inputs",
     "Kernel",
     "KernelError",
     "KernelNotFoundError",

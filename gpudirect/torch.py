@@ -5,19 +5,30 @@
     gd.host(x)[17] = 3.5                       # a plain store, straight to the GPU
 
 Tensors made elsewhere go in by ``gd.register(x)``, our arrays go out by ``torch.from_dlpack(a)``.
+
+    inputs = gd.torch.Inputs({"ids": (64, torch.int32), "tables": ((64, 128), torch.int32)}, ahead=1)
+    with torch.cuda.graph(graph):
+        inputs.take()
+        logits = model(**inputs.tensors)
+    inputs["ids"][:n] = ids
+    inputs.replay(graph)
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from . import _allocator, _native, bridges, devices
+import numpy as np
+
+from . import _allocator, _inputs, _native, bridges, devices
 from ._frameworks import load
-from .devices import Device
-from .errors import ArgumentError
+from .devices import Device, Stream
+from .errors import ArgumentError, DTypeError
 
 NEEDS = ("cuda.MemPool", "cuda.use_mem_pool", "cuda.memory.CUDAPluggableAllocator")
 
@@ -89,6 +100,71 @@ def mapped(device: object = None) -> Iterator[Any]:
         yield found
 
 
+class Inputs(_inputs.Inputs):
+    """``gd.Inputs`` for graphs of PyTorch: named inputs of a captured step, written by the CPU.
+
+    fields: {name: (shape, dtype)} with dtypes of NumPy or PyTorch, or a tensor for a value. They start as 0.
+    ahead: how many steps may be queued behind the one that runs before ``replay`` waits.
+    device: as PyTorch takes it; None is its current one.
+
+    ``inputs[name]`` is a NumPy array in ordinary memory: the values of the next step. ``tensors[name]`` is
+    what the graph reads. ``take()`` comes first in what is captured; ``replay(graph)`` gives the step its
+    values and replays it, on PyTorch's current stream.
+    Raises FrameworkError, and what ``gd.Inputs`` raises.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], *, ahead: int = 0, device: object = None,
+                 bridge: str | None = None) -> None:
+        torch = load("torch", "torch", "from_dlpack", since="2.0")
+        there = device if isinstance(device, Device) else _device(_index(torch, device))
+        named = {name: _field(field) for name, field in fields.items()} if isinstance(fields, Mapping) \
+            else fields  # fmt: skip
+        self._raw = None if there.emulated else _raw_stream(torch, there.ordinal)
+        self._current: tuple[int, Stream] = 0, there.default_stream
+        super().__init__(named, ahead=ahead, device=there, bridge=bridge)
+        self.tensors: Mapping[str, Any] = MappingProxyType(
+            {name: torch.from_dlpack(array) for name, array in self.arrays.items()}
+        )
+        """What the graph reads, by name: at the same addresses always."""
+
+    def _stream(self, stream: Any) -> Stream:
+        if stream is not None or self._raw is None:
+            return super()._stream(stream)
+        number = self._raw()
+        if number != self._current[0]:
+            self._current = number, self.device.adopt_stream(number)
+        return self._current[1]
+
+    def close(self) -> None:
+        """Give the memory back, once what was replayed is done and ``tensors`` are gone. Safe twice."""
+        self.tensors = MappingProxyType({})
+        super().close()
+
+
+def _raw_stream(torch: Any, index: int) -> Any:
+    """A function that gives the number of PyTorch's current stream."""
+    quick = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return (lambda: quick(index)) if quick else (lambda: torch.cuda.current_stream(index).cuda_stream)
+
+
+def _field(field: Any) -> Any:
+    """An input's shape and dtype in NumPy's words."""
+    if hasattr(field, "shape") and hasattr(field, "dtype"):
+        field = tuple(field.shape), field.dtype
+    if isinstance(field, tuple) and len(field) == 2 and str(field[1]).startswith("torch."):
+        return field[0], _dtype(str(field[1]).removeprefix("torch."))
+    return field
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    with contextlib.suppress(TypeError):
+        return np.dtype(name)
+    try:
+        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+    except (ImportError, AttributeError):
+        raise DTypeError(f"torch.{name} is no dtype of NumPy's: install ml_dtypes, which has more") from None
+
+
 def _after_fork_in_child() -> None:
     # what they are belongs to the parent: neither used nor destroyed here
     _left.extend([dict(_pools), dict(_allocators)])
@@ -99,4 +175,4 @@ def _after_fork_in_child() -> None:
 _left: list[Any] = []
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
-__all__ = ["mapped", "pool"]
+__all__ = ["Inputs", "mapped", "pool"]

@@ -20,7 +20,8 @@ ROOT = HERE.parent.parent
 LANE = ROOT / "p2pmod" / "p2pmod-lane.h"
 PUBLIC = ROOT / "gpudirect" / "include"
 PUBLIC_HEADERS = (PUBLIC / "gpudirect" / "copy.h", PUBLIC / "gpudirect" / "lane.h")
-HEADERS = (*PUBLIC_HEADERS, HERE / "native.h", HERE / "allocator.h", HERE / "lane.h", HERE / "relay.h")
+HEADERS = (*PUBLIC_HEADERS, HERE / "native.h", HERE / "allocator.h", HERE / "inputs.h", HERE / "lane.h",
+           HERE / "relay.h")  # fmt: skip
 ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", LANE, ROOT / "tests" / "vm" / "standin" / "standin.h")
 # libgpudirect for C programs: the functions that the public headers declare, and what they stand on
 LIBRARY_SOURCES = ("bell", "copy", "doorbell", "engine_neon", "engine_x86", "engines", "gather", "guard",

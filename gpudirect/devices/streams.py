@@ -142,6 +142,10 @@ class Queue(ABC):
             if event.done():
                 self._kept.pop(event, None)
 
+    def capturing(self) -> bool:
+        """Whether what is queued becomes part of a graph that is captured."""
+        return False
+
     def destroy(self) -> None:  # noqa: B027 - a driver's stream goes with the last reference
         """Its stream is gone, and it is idle. Somebody may still be about to wait for it."""
 

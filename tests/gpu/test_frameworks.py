@@ -6,12 +6,14 @@ Each test is a row of docs/frameworks.md. A library that is not installed is ski
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ import gpudirect as gd
 from gpudirect import _allocator, aperture, devices
 
 pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).resolve().parents[2]
 
 TWICE = "__global__ void twice(float *x, int n) { int i = threadIdx.x; if (i < n) x[i] *= 2; }"
 SLOW = """
@@ -193,3 +196,91 @@ def test_expandable_segments_do_not_mind(torch):
         print(x.sum().item(), y.sum().item())
         """, PYTORCH_ALLOC_CONF="expandable_segments:True")  # fmt: skip
     assert (run.returncode, run.stdout.strip()) == (0, "3000.0 40.0"), run.stderr
+
+
+# -- the inputs of a replayed step --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+@pytest.mark.parametrize("waiting", [True, False])
+def test_each_replay_of_a_graph_reads_the_values_of_its_step(torch, ahead, waiting):
+    inputs = gd.torch.Inputs({"ids": (64, torch.int32), "scale": (1, torch.float32),
+                              "tables": ((64, 128), torch.int32)}, ahead=ahead)  # fmt: skip
+    out = torch.zeros(64, device="cuda", dtype=torch.float64)
+    heavy = torch.randn(2048, 2048, device="cuda")
+    assert inputs.tensors["ids"].is_cuda
+    torch.mm(heavy, heavy)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        inputs.take()
+        for _ in range(4):
+            torch.mm(heavy, heavy)  # a step that takes a while, and then reads
+        out.copy_(inputs.tensors["ids"].double() * inputs.tensors["scale"] + inputs.tensors["tables"].sum(1))
+    history, want = [], []
+    draw = np.random.default_rng(ahead)
+    for i in range(300):
+        inputs["ids"][: i % 64] += i
+        inputs["scale"] = i % 7
+        inputs["tables"][i % 64, draw.integers(0, 128, 5)] = draw.integers(0, 1000, 5)
+        want.append(inputs["ids"].astype("f8") * (i % 7) + inputs["tables"].sum(1))
+        inputs.replay(graph)
+        history.append(out.clone())
+        if waiting:
+            torch.cuda.synchronize()
+    assert np.array_equal(torch.stack(history).cpu().numpy(), np.stack(want))
+
+
+def test_a_graph_without_take_is_found_out(torch):
+    inputs = gd.torch.Inputs({"ids": (64, torch.int32)}, ahead=1)
+    out = torch.zeros(64, device="cuda", dtype=torch.int32)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out.copy_(inputs.tensors["ids"] + 1)
+    inputs.replay(graph)
+    with pytest.raises(gd.Error, match="take"):
+        inputs.replay(graph)
+
+
+def test_several_graphs_share_their_inputs(torch):
+    inputs = gd.torch.Inputs({"ids": (64, torch.int32)}, ahead=2)
+    out = torch.zeros(64, device="cuda", dtype=torch.int32)
+    graphs = []
+    torch.cuda.synchronize()
+    for size in (8, 16, 64):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            inputs.take()
+            out[:size] = inputs.tensors["ids"][:size] * size
+        graphs.append((size, graph))
+    for i in range(100):
+        size, graph = graphs[i % 3]
+        inputs["ids"] = i
+        inputs.replay(graph)
+        found = out.clone()
+        if i % 10 == 0:
+            graph.replay()  # nobody gave it values: those of the step before
+        assert found[:size].tolist() == [i * size] * size
+
+
+def test_inputs_take_bfloat16(torch):
+    pytest.importorskip("ml_dtypes")
+    with gd.torch.Inputs({"x": (8, torch.bfloat16)}) as inputs:
+        inputs["x"] = 1.5
+        inputs.replay(lambda: None)
+        assert inputs.tensors["x"].tolist() == [1.5] * 8
+
+
+def test_the_decoder_has_the_same_results_whichever_way_its_inputs_come(tmp_path, torch):
+    figures = tmp_path / "figures.json"
+    run = subprocess.run(
+        [sys.executable, "examples/decode_inputs.py", "--json", str(figures), "--measured", "60"],
+        capture_output=True, text=True, timeout=600, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    ways = json.loads(figures.read_text())["ways"]
+    assert len(ways) == 7 and all(w["equal"] and w["equal ahead"] for w in ways.values())
+    pinned, ours = (ways[n]["waiting"]["update_us"] for n in ("six copy_, pinned", "gpudirect, slots"))
+    assert 8 * ours <= pinned, run.stdout

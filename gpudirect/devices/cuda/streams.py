@@ -108,6 +108,11 @@ class CudaQueue(Queue):
         self.device.ensure_usable()
         return CudaEvent(self, timing)
 
+    def capturing(self) -> bool:
+        with self.device.current():
+            code, status = driver().cuStreamIsCapturing(self.handle)
+        return not int(code) and int(status) != 0
+
     def hold(self, event: Event) -> None:
         assert isinstance(event, CudaEvent)
         self.device.ensure_usable()

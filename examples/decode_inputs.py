@@ -1,0 +1,438 @@
+"""The inputs of a decode step: what a server of a language model writes to the GPU for every token.
+
+A decoder (12 layers of width 768, pages of keys and values, a batch of 64) is captured as a CUDA graph.
+Before each replay the CPU updates six small tensors: token ids, positions, where to store keys and values,
+lengths, adapters, page tables. Ways to do that, side by side, each with the same results bit for bit:
+
+    six copy_, pageable or pinned    a copy for each tensor, as it is written first
+    one packed copy                  all of them in one pinned buffer, copied asynchronously
+    captured copy                    the same copy as a node of the graph
+    page-locked                      the kernels read page-locked host memory
+    gpudirect, direct                gd.torch.Inputs(ahead=0): the graph reads what the CPU stores to
+    gpudirect, slots                 gd.torch.Inputs(ahead=1): the graph takes its step's slot
+
+Each is timed with a wait for every step, and with one step queued ahead. Needs PyTorch and a GPU.
+
+    python examples/decode_inputs.py [--json FIGURES]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpudirect as gd
+
+BATCH, PAGES, PAGE = 64, 128, 16  # sequences; entries of a page table; tokens a page
+SHAPES = {"ids": (BATCH,), "positions": (BATCH,), "stores": (BATCH,), "lengths": (BATCH,),
+          "adapters": (BATCH,), "tables": (BATCH, PAGES)}  # fmt: skip
+Step = dict[str, np.ndarray]
+
+
+# -- the model --------------------------------------------------------------------------------
+
+
+class Decoder:
+    """A transformer's decoder with a paged cache, random weights, no training."""
+
+    def __init__(self, torch: Any, device: str, layers: int = 12, width: int = 768, heads: int = 12,
+                 words: int = 8192, context: int = 128) -> None:
+        self.torch, self.heads, self.context = torch, heads, context
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        draw = torch.Generator(device=device).manual_seed(1)
+
+        def weights(*shape: int) -> Any:
+            return torch.randn(*shape, generator=draw, device=device).mul_(shape[0] ** -0.5).to(dtype)
+
+        self.words, self.places = weights(words, width), weights(context, width)
+        self.adapters = weights(16, width)
+        self.layers = [{"qkv": weights(width, 3 * width), "out": weights(width, width),
+                        "up": weights(width, 4 * width), "down": weights(4 * width, width)}
+                       for _ in range(layers)]  # fmt: skip
+        pages = BATCH * context // PAGE
+        self.cache = torch.zeros(layers, 2, pages * PAGE, width, dtype=dtype, device=device)
+        self.within = torch.arange(context, device=device)
+
+    def __call__(self, ids: Any, positions: Any, stores: Any, lengths: Any, adapters: Any, tables: Any) -> Any:
+        """The logits of the next token of each sequence: (BATCH, words)."""
+        torch, width = self.torch, self.words.shape[1]
+        normed = torch.nn.functional.layer_norm
+        x = self.words[ids] + self.places[positions] + self.adapters[adapters]
+        where = tables[:, : self.context // PAGE].long()[:, :, None] * PAGE
+        where = (where + torch.arange(PAGE, device=ids.device)).flatten(1)  # tokens of each sequence
+        seen = (self.within < lengths[:, None])[:, None, None, :]
+        for weights, cache in zip(self.layers, self.cache, strict=True):
+            q, k, v = (normed(x, (width,)) @ weights["qkv"]).chunk(3, -1)
+            cache[0].index_copy_(0, stores.long(), k)
+            cache[1].index_copy_(0, stores.long(), v)
+            k, v = (c[where].view(BATCH, self.context, self.heads, -1).transpose(1, 2) for c in cache)
+            q = q.view(BATCH, 1, self.heads, -1).transpose(1, 2)
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            x = x + mixed.transpose(1, 2).reshape(BATCH, width) @ weights["out"]
+            x = x + torch.nn.functional.gelu(normed(x, (width,)) @ weights["up"]) @ weights["down"]
+        return normed(x, (width,)) @ self.words.t()
+
+
+def schedule(steps: int, context: int = 128, words: int = 8192) -> list[Step]:
+    """What a scheduler hands out for each step: sequences grow, end, and others begin in their place."""
+    draw = np.random.default_rng(7)
+    pages = context // PAGE
+    lengths = draw.integers(0, context - 1, BATCH)
+    tables = np.zeros((BATCH, PAGES), "i4")
+    tables[:, :pages] = draw.permutation(BATCH * pages).reshape(BATCH, pages)
+    found = []
+    for _ in range(steps):
+        ended = lengths >= context - 1
+        lengths[ended] = 0
+        for row in np.flatnonzero(ended):
+            tables[row, :pages] = draw.permutation(tables[row, :pages])
+        at = tables[np.arange(BATCH), lengths // PAGE] * PAGE + lengths % PAGE
+        found.append({
+            "ids": draw.integers(0, words, BATCH).astype("i4"), "positions": lengths.astype("i4"),
+            "stores": at.astype("i4"), "lengths": (lengths + 1).astype("i4"),
+            "adapters": draw.integers(0, 16, BATCH).astype("i4"), "tables": tables.copy(),
+        })  # fmt: skip
+        lengths = lengths + 1
+    return found
+
+
+# -- ways to update ---------------------------------------------------------------------------
+
+
+class Way:
+    """One way: tensors that the graph reads, and how they get a step's values."""
+
+    name = ""
+
+    def __init__(self, torch: Any, model: Decoder) -> None:
+        self.torch, self.model = torch, model
+        self.sides = 1
+        self.prepare()
+        # capturing runs nothing, but what it needs must have run once
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                model(**self.tensors(0))
+        torch.cuda.current_stream().wait_stream(side)
+        self.graphs, self.logits = [], []
+        for number in range(self.sides):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.begin(number)
+                self.logits.append(model(**self.tensors(number)))
+            self.graphs.append(graph)
+        self.ends = [torch.cuda.Event() for _ in range(2)]
+        self.number = 0
+
+    def prepare(self) -> None: ...
+
+    def begin(self, side: int) -> None:
+        """Captured before the model."""
+
+    def tensors(self, side: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def update(self, step: Step, side: int) -> None:
+        raise NotImplementedError
+
+    def step(self, step: Step) -> float:
+        """Update and replay; the seconds that the update took."""
+        self.number += 1
+        side = self.number % 2
+        # what this side's buffers were used for must be over: two steps ago
+        self.ends[side].synchronize()
+        start = time.perf_counter()
+        self.update(step, side % self.sides)
+        taken = time.perf_counter() - start
+        self.graphs[side % self.sides].replay()
+        self.ends[side].record()
+        return taken
+
+    @property
+    def last(self) -> Any:
+        """The logits of the last step."""
+        return self.logits[self.number % 2 % self.sides]
+
+    def previous(self) -> Any:
+        """Reached when the step before the last is over."""
+        return self.ends[(self.number + 1) % 2]
+
+
+class Copies(Way):
+    """A copy for each tensor."""
+
+    name = "six copy_, pageable"
+
+    def prepare(self) -> None:
+        self.there = {n: self.torch.zeros(s, dtype=self.torch.int32, device="cuda") for n, s in SHAPES.items()}
+
+    def tensors(self, side: int) -> dict[str, Any]:
+        return self.there
+
+    def update(self, step: Step, side: int) -> None:
+        for name, value in step.items():
+            self.there[name].copy_(self.torch.from_numpy(value))
+
+
+class PinnedCopies(Copies):
+    """A copy for each tensor, from pinned memory: two sets of it, since copies are still on their way."""
+
+    name = "six copy_, pinned"
+
+    def prepare(self) -> None:
+        super().prepare()
+        zeros, kind = self.torch.zeros, self.torch.int32
+        self.staged = [{n: zeros(s, dtype=kind, pin_memory=True) for n, s in SHAPES.items()}
+                       for _ in range(2)]  # fmt: skip
+        self.seen = [{n: t.numpy() for n, t in staged.items()} for staged in self.staged]
+
+    def update(self, step: Step, side: int) -> None:
+        side = self.number % 2
+        for name, value in step.items():
+            self.seen[side][name][...] = value
+            self.there[name].copy_(self.staged[side][name], non_blocking=True)
+
+
+def packed(buffer: Any) -> dict[str, Any]:
+    """The six, one after the other, in one flat buffer of int32."""
+    found, at = {}, 0
+    for name, shape in SHAPES.items():
+        found[name] = buffer[at : at + math.prod(shape)].reshape(shape)
+        at += math.prod(shape)
+    return found
+
+
+TOTAL = sum(math.prod(s) for s in SHAPES.values())
+
+
+class PackedCopy(Way):
+    """All in one pinned buffer, one asynchronous copy."""
+
+    name = "one packed copy"
+
+    def prepare(self) -> None:
+        torch = self.torch
+        self.all = torch.zeros(TOTAL, dtype=torch.int32, device="cuda")
+        self.there = packed(self.all)
+        self.staged = [torch.zeros(TOTAL, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        self.seen = [packed(s.numpy()) for s in self.staged]
+
+    def tensors(self, side: int) -> dict[str, Any]:
+        return self.there
+
+    def fill(self, step: Step, side: int) -> None:
+        seen = self.seen[side]
+        for name, value in step.items():
+            seen[name][...] = value
+
+    def update(self, step: Step, side: int) -> None:
+        side = self.number % 2
+        self.fill(step, side)
+        self.all.copy_(self.staged[side], non_blocking=True)
+
+
+class CapturedCopy(PackedCopy):
+    """The copy is a node of the graph: a graph for each of two pinned buffers."""
+
+    name = "captured copy"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.sides = 2
+
+    def begin(self, side: int) -> None:
+        self.all.copy_(self.staged[side], non_blocking=True)
+
+    def update(self, step: Step, side: int) -> None:
+        self.fill(step, side)
+
+
+class PageLocked(PackedCopy):
+    """The kernels read page-locked host memory: a graph for each of two buffers."""
+
+    name = "page-locked"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.sides = 2
+        self.read = [packed(self.torch.as_tensor(OnTheDevice(s), device="cuda")) for s in self.staged]
+
+    def tensors(self, side: int) -> dict[str, Any]:
+        return self.read[side]
+
+    def update(self, step: Step, side: int) -> None:
+        self.fill(step, side)
+
+
+class OnTheDevice:
+    """Page-locked memory as the device sees it: at the same address."""
+
+    def __init__(self, staged: Any) -> None:
+        self.__cuda_array_interface__ = {"shape": tuple(staged.shape), "typestr": "<i4", "version": 2,
+                                         "data": (staged.data_ptr(), False)}  # fmt: skip
+
+
+class Direct(Way):
+    """The graph reads the memory that the CPU stores to."""
+
+    name, ahead = "gpudirect, direct", 0
+
+    def prepare(self) -> None:
+        fields = {n: (s, self.torch.int32) for n, s in SHAPES.items()}
+        self.inputs = gd.torch.Inputs(fields, ahead=self.ahead)
+
+    def begin(self, side: int) -> None:
+        self.inputs.take()
+
+    def tensors(self, side: int) -> dict[str, Any]:
+        return dict(self.inputs.tensors)
+
+    def step(self, step: Step) -> float:
+        self.number += 1
+        inputs = self.inputs
+        start = time.perf_counter()
+        for name, value in step.items():
+            inputs[name][...] = value
+        inputs.commit()  # with replay() it is one call; here the update is timed by itself
+        taken = time.perf_counter() - start
+        self.graphs[0].replay()
+        self.ends[self.number % 2].record()
+        return taken
+
+
+class Slots(Direct):
+    """The graph takes its step's slot."""
+
+    name, ahead = "gpudirect, slots", 1
+
+
+WAYS: tuple[type[Way], ...] = (Copies, PinnedCopies, PackedCopy, CapturedCopy, PageLocked, Direct, Slots)
+
+
+# -- what is measured -------------------------------------------------------------------------
+
+
+def results(torch: Any, way: Way, steps: list[Step], ahead: bool) -> Any:
+    """The logits of every step: (steps, BATCH, words)."""
+    way.model.cache.zero_()
+    torch.cuda.synchronize()
+    found = []
+    for step in steps:
+        way.step(step)
+        found.append(way.last.clone())
+        if not ahead:
+            torch.cuda.synchronize()
+    torch.cuda.synchronize()
+    return torch.stack(found)
+
+
+def timed(torch: Any, way: Way, steps: list[Step], ahead: bool) -> dict[str, float]:
+    """Medians in microseconds: of an update, and of a whole step."""
+    updates, wholes = [], []
+    torch.cuda.synchronize()
+    for step in steps:
+        start = time.perf_counter()
+        updates.append(way.step(step))
+        if ahead:
+            way.previous().synchronize()
+        else:
+            torch.cuda.current_stream().synchronize()
+        wholes.append(time.perf_counter() - start)
+    torch.cuda.synchronize()
+    skip = len(steps) // 10
+    return {name: 1e6 * statistics.median(found[skip:])
+            for name, found in (("update_us", updates), ("step_us", wholes))}  # fmt: skip
+
+
+def replay_alone(torch: Any, way: Way, count: int) -> float:
+    """Microseconds of replay and wait, with nothing updated."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        way.graphs[0].replay()
+        torch.cuda.current_stream().synchronize()
+        times.append(time.perf_counter() - start)
+    return 1e6 * statistics.median(times)
+
+
+def compare(torch: Any, layers: int, checked: int, measured: int) -> dict[str, Any]:
+    """Every way, checked against the first and timed in turns, so that all meet the same machine."""
+    model = Decoder(torch, "cuda", layers)
+    ways = [make(torch, model) for make in WAYS]
+    steps = schedule(max(checked, measured))
+    expected = results(torch, ways[0], steps[:checked], ahead=False)
+    figures: dict[str, Any] = {"ways": {w.name: {} for w in ways}}
+    for way in ways:
+        for ahead in (False, True):
+            same = torch.equal(results(torch, way, steps[:checked], ahead), expected)
+            figures["ways"][way.name]["equal" + (" ahead" if ahead else "")] = same
+            if not same:
+                raise SystemExit(f"{way.name}, {'one ahead' if ahead else 'waiting'}: another result")
+    rounds: dict[tuple[str, bool], list[dict[str, float]]] = {}
+    for _ in range(5):
+        for way in ways:
+            for ahead in (False, True):
+                rounds.setdefault((way.name, ahead), []).append(timed(torch, way, steps[:measured], ahead))
+    for (name, ahead), found in rounds.items():
+        key = "ahead" if ahead else "waiting"
+        figures["ways"][name][key] = {k: statistics.median(f[k] for f in found) for k in found[0]}
+    figures["replay_alone_us"] = replay_alone(torch, ways[0], measured)
+    return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """For people: microseconds, and what a step saves beside six copies from pinned memory."""
+    base = figures["ways"]["six copy_, pinned"]
+    lines = [f"{'':22} {'waiting for each step':>36}   {'one step ahead':>36}",
+             f"{'us':22}" + f"{'update':>9} {'step':>9} {'saved':>9} {'share':>7}  " * 2]  # fmt: skip
+    for name, way in figures["ways"].items():
+        cells = ""
+        for key in ("waiting", "ahead"):
+            saved = base[key]["step_us"] - way[key]["step_us"]
+            share = saved / base[key]["step_us"]
+            cells += f"{way[key]['update_us']:9.2f} {way[key]['step_us']:9.2f} {saved:9.2f} {share:7.1%}  "
+        lines.append(f"{name:22}{cells}")
+    lines.append(f"{'replay and wait alone':22}{'':>9} {figures['replay_alone_us']:9.2f}")
+    ratio = base["waiting"]["update_us"] / figures["ways"]["gpudirect, slots"]["waiting"]["update_us"]
+    lines.append(f"updates: gpudirect, slots is {ratio:.1f} times faster than six copy_ from pinned memory")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--checked", type=int, default=48, help="steps whose results are compared")
+    parser.add_argument("--measured", type=int, default=300, help="steps of each of five rounds")
+    options = parser.parse_args()
+    try:
+        import torch
+    except ImportError:
+        print("decode_inputs needs PyTorch: pip install torch", file=sys.stderr)
+        return 1
+    if not torch.cuda.is_available():
+        print("decode_inputs needs a GPU: PyTorch sees none", file=sys.stderr)
+        return 1
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    with torch.inference_mode():
+        figures = compare(torch, options.layers, options.checked, options.measured)
+    figures["about"] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
+                        "layers": options.layers, "width": 768, "batch": BATCH,
+                        "bytes": 4 * TOTAL, "bridge": gd.zeros(1).bridge}  # fmt: skip
+    print(table(figures))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
