@@ -49,8 +49,9 @@ from .base import (
 from .emulation.client import MOST_RESIDENT, MOST_RESIDENT_THREADS, GpuProcess
 from .emulation.compiler import compile_kernel
 from .emulation.memory import BorrowedMemory, EmulatedMemory, Room, StandIn
+from .emulation.relayed import EmulatedRelayed, EmulatedRelayThread
 from .emulation.streams import EmulatedQueue
-from .relayed import EmulatedRelayed, EmulatedRelayThread, Launch
+from .relayed import Launch
 from .streams import Stream, counted
 
 GRANULARITY = 2 << 20  # as NVIDIA's cuMemCreate

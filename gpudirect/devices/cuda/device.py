@@ -15,11 +15,12 @@ from ...errors import DeviceError, DeviceNotFoundError, Error, NotMappableError
 from .. import _nvrtc
 from .._shared import SharedPages
 from ..base import Aperture, Device, DeviceMemory, HostMemory, Ordering
-from ..relayed import CudaRelayed, Launch
+from ..relayed import Launch
 from ..streams import Stream, counted
 from ._driver import STICKY, check, count, driver, nvml
 from .function import CudaFunction
 from .memory import CudaMemory
+from .relayed import CudaRelayed
 from .streams import Adopted, CudaQueue, Events, number_of
 
 # Device attributes by number: some are newer than the oldest header we run with.

@@ -8,6 +8,6 @@ all threads of all resident blocks make progress, whatever they wait for.
 - ``compiler.py`` compiles a kernel with the host's C++ compiler against ``cuda_shim.h``
 - ``runtime.cpp`` runs a launch: blocks, threads, barriers, warps, faults
 - ``gpu_process.py`` is the process, ``client.py`` the program's end of it
-- ``memory.py`` and ``streams.py`` are what the device ``emulated`` hands out of it
+- ``memory.py``, ``streams.py`` and ``relayed.py`` are what the device ``emulated`` hands out of it
 - ``signature.py`` and ``signature.h`` tell a kernel's parameters, on this device and on CUDA
 """
