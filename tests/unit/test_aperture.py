@@ -24,6 +24,7 @@ from gpudirect import _native, aperture
 from gpudirect._keeper import keeper
 from gpudirect._transfer import ondemand
 from gpudirect.bridges.emulated import EmulatedBridge, EmulatedMapping
+from gpudirect.devices import _shared
 from gpudirect.devices.emulation.memory import StandIn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -451,6 +452,7 @@ class Revoker:
             gd.use(device="emulated", bridge="p2pmod")
         else:  # cutting the file behind the memory makes an access SIGBUS too
             monkeypatch.setattr(EmulatedMapping, "revocable", True)
+            monkeypatch.setattr(_shared, "_SEALS", (fcntl.F_ADD_SEALS, 0))  # its size is to change
 
     def revoke(self, a):
         fd = a._piece.block.memory._fd

@@ -380,6 +380,22 @@ def test_a_finalizer_of_the_users_may_use_everything(heap):
     """)
 
 
+def test_launches_while_somebody_looks_at_all_objects():
+    """gc.get_objects() (profilers call it) refers to tuples that another thread has not finished."""
+    program("""
+        over = threading.Event()
+        looking = threading.Thread(target=lambda: [gc.get_objects() for _ in iter(over.is_set, True)])
+        looking.start()
+        b, streams = gd.zeros(4, "u4"), [gd.stream() for _ in range(3)]
+        for n in range(100):
+            kernel[1, 1, streams[n % 3]](b, n)
+        gd.synchronize()
+        over.set()
+        looking.join()
+        print("fine")
+    """)
+
+
 def test_dropped_things_are_freed(heap):
     device = gd.device()
     gd.stream().record().sync()  # everything has been started

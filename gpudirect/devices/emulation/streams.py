@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -72,8 +73,9 @@ class EmulatedQueue(Queue):
         if self._thread is None:
             keeper.run(self._begin)
         # both in one call of C: between two of Python's a signal's handler may raise, and work that was
-        # counted and not queued would keep the stream busy for ever
-        tuple(map(_call, (partial(_native.lib.gd_work_begin, self._all), partial(self._jobs.put, job))))
+        # counted and not queued would keep the stream busy for ever. (Not of tuple(): one that is being made
+        # can be seen by gc.get_objects() on another thread, and fails then.)
+        deque(map(_call, (partial(_native.lib.gd_work_begin, self._all), partial(self._jobs.put, job))), 0)
         if self._ended:  # whoever waits for a stream that has just gone finds nothing left to do
             self._finish()
 
