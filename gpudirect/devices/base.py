@@ -351,11 +351,9 @@ class Device(ABC):
         Resident kernels are left out: they wait for calls, and end when their service is stopped.
         """
         self.ensure_usable()
-        left = False
         for queue in self.pending_queues():
             queue.synchronize()
-            left = left or queue.retired
-        if left:
+        if any([q.retired for q in tuple(self.queues)]):  # of those that had work left, or still had before
             keeper.post(self.sweep)
 
     @contextmanager

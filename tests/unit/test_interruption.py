@@ -398,17 +398,25 @@ def test_launches_while_somebody_looks_at_all_objects():
 
 def test_dropped_things_are_freed(heap):
     device = gd.device()
+
+    def held():
+        """When nothing is on its way home any more: device memory, descriptors, queues."""
+        end = time.monotonic() + HANG
+        while True:
+            gc.collect()
+            gd.synchronize()
+            gd.trim()
+            keeper.settle()
+            patient.settle()
+            if not any(q.retired for q in device.queues):
+                return device.memory()[0], len(os.listdir("/proc/self/fd")), len(device.queues)
+            assert time.monotonic() < end, device.queues
+            time.sleep(0.01)
+
     gd.stream().record().sync()  # everything has been started
     gd.zeros(10).close()
     device.host_allocate(100).free()
-    gc.collect()
-    gd.trim()
-    keeper.settle()
-    patient.settle()
-    gd.synchronize()
-    gd.stream().close()  # queues of earlier tests that were left are swept
-    patient.settle()
-    before = device.memory()[0], len(os.listdir("/proc/self/fd")), len(device.queues)
+    before = held()
     for _ in range(20):
         device.host_allocate(100)
         gd.Doorbell()
@@ -417,17 +425,28 @@ def test_dropped_things_are_freed(heap):
         gd.empty(100, pool=False)
         gd.register(gd.empty(5000, "u1").ptr, 100)
     end = time.monotonic() + HANG
-    while True:
-        gc.collect()
-        gd.trim()
-        gd.stream().close()
-        patient.settle()
-        now = device.memory()[0], len(os.listdir("/proc/self/fd")), len(device.queues)
-        # a queue that was idle when it was counted may have been swept since
-        if now[:2] == before[:2] and now[2] <= before[2]:
-            return
+    while (now := held()) != before:
         assert time.monotonic() < end, (before, now)
         time.sleep(0.01)
+
+
+def test_a_stream_whose_work_ends_while_it_is_dropped_goes_back(heap):
+    """The queue was waited for before it was known that nobody refers to its stream."""
+    device = gd.device()
+    gate = threading.Event()
+    stream = gd.stream()
+    queue = stream.queue
+    queue.submit(lambda: gate.wait(HANG))  # a worker that is not done with the work that was waited for
+    del stream
+    keeper.settle()
+    assert queue.retired and queue in device.queues and not device.pending
+    gd.synchronize()
+    gate.set()
+    end = time.monotonic() + HANG
+    while queue in device.queues:
+        assert time.monotonic() < end
+        gd.synchronize()
+        keeper.settle()
 
 
 def test_small_pieces_without_a_mapping_share_a_block(heap):
