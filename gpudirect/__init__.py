@@ -27,7 +27,7 @@ if not TYPE_CHECKING:  # a type checker would take every name for there
 
     def __getattr__(name: str) -> Any:
         if name == "attach":
-            return importlib.import_module(".sharing", __name__).attach
+            return importlib.import_module("._attach", __name__).attach
         if importlib.util.find_spec(f"{__name__}.{name}"):  # a part: it and what it needs, no more
             return importlib.import_module(f".{name}", __name__)
         if name == "__all__" or not name.startswith("_"):

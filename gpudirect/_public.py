@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import devices
+from ._attach import attach
 from ._host import HostView
 from ._inputs import Inputs
 from ._pinned import PinnedArray, pinned
@@ -57,7 +58,6 @@ from .kernels import Kernel, kernel
 from .limits import Limits
 from .memory import statistics
 from .service import Doorbell, Future, Service, ServiceInfo
-from .sharing import attach
 
 
 def use(*, device: str | None = None, bridge: str | None = None) -> None:

@@ -12,8 +12,7 @@ from .._heap import Piece
 from ..dtypes import letter
 from ..errors import ArgumentError
 from ..sharing import Token
-from ..sharing._owner import Share, server
-from ..sharing._token import MODES
+from ..sharing._owner import Share, read_only, server
 
 if TYPE_CHECKING:
     from ._array import Array
@@ -24,7 +23,7 @@ _shares: weakref.WeakKeyDictionary[Any, list[Share]] = weakref.WeakKeyDictionary
 def share(array: Array, mode: str, uses: int | None) -> Token:
     """``Array.share``."""
     piece = array._open()
-    if mode not in MODES:
+    if mode not in ("r", "rw"):
         raise ArgumentError(f"mode is {mode!r}: give 'r' or 'rw'")
     if uses is not None and (type(uses) is not int or uses < 1):
         raise ArgumentError(f"uses is {uses!r}: give how many processes may attach with the token, 1 or more, "
@@ -37,8 +36,8 @@ def share(array: Array, mode: str, uses: int | None) -> Token:
     memory = piece.block.memory
     descriptor = memory.export_fd()
     if array.device.emulated and mode == "r":
-        descriptor = _read_only(descriptor)
-    one = Share(descriptor, mode, uses, {
+        descriptor = read_only(descriptor)
+    one = Share((descriptor,), mode, uses, {
         "bridge": "emulated" if array.device.emulated else "rm",
         "mode": mode, "pid": os.getpid(), "nbytes": array.nbytes, "shape": array.shape,
         "dtype": array.dtype.str, "descr": np.lib.format.dtype_to_descr(array.dtype),
@@ -61,10 +60,3 @@ def peers(array: Array) -> tuple[int, ...]:
     shares = tuple(_shares.get(array._open(), ()))
     return tuple(pid for one in shares for pid in tuple(one.peers.values()))
 
-
-def _read_only(descriptor: int) -> int:
-    """The same file, opened for reading; the descriptor given is closed."""
-    try:
-        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(descriptor)

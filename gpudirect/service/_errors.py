@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .. import _native, kernels
-from ..arrays import Array
-from ..devices import Device
+from .. import _native
 from ..errors import (
     ArgumentError,
     CallError,
@@ -23,43 +19,22 @@ from ..errors import (
     ServiceError,
 )
 from ._native import Caller
-from ._options import Options
-from ._source import Signature
 
-_VALUES = (int, float, bytes, np.generic, type(None))  # which stand for no memory
+if TYPE_CHECKING:
+    from ..devices import Device
+    from ._options import Options
+    from ._source import Signature
 
 
 class Telling(Caller):
-    """A Caller that says what went wrong: the base of Service."""
+    """A Caller that says what went wrong: the base of Service, and of those attached to one."""
 
     device: Device
     functions: dict[str, Signature]
     _options: Options
-    _packers: dict[str, list[Any]]
     _stopping = False
     _end: str | None = "it was not started: call start(), or use it in a with statement"
     """Why it takes no calls."""
-
-    def _pack(self, name: str, arguments: tuple[Any, ...]) -> tuple[bytes, tuple[object, ...]]:
-        """The long way to an argument block; and what holds the memory that it points to.
-
-        Raises what is wrong with the arguments.
-        """
-        packers, signature = self._packers.get(name, []), self.functions.get(name)
-        if len(arguments) != len(packers):
-            wanted = ", ".join(kernels._describe(p) for p in signature.parameters) if signature else ""
-            raise ArgumentError(
-                f"{name} takes {len(packers)} argument(s) ({wanted or 'nothing'}); "
-                f"{len(arguments)} given"
-            )
-        block, owners = bytearray(signature.size if signature else 0), []
-        for pack, value in zip(packers, arguments, strict=True):
-            if isinstance(value, Array):
-                owners.append(value._open())  # the memory: the array may be closed meanwhile
-            elif not isinstance(value, _VALUES):
-                owners.append(value)
-            pack(block, value, self.device)
-        return bytes(block), tuple(owners)
 
     def _refuse(self) -> None:
         self.device.ensure_usable()

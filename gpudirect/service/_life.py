@@ -16,11 +16,11 @@ from ..arrays import Array
 from ..devices import Device
 from ..errors import CallTimeoutError, Error, ServiceError
 from ..kernels import Kernel
-from ._errors import Telling
 from ._future import Future
 from ._info import packet_store
 from ._layout import Layout
 from ._native import Function
+from ._packing import Packing
 from ._poller import Poller
 from ._resident import PAUSE, STOP, Resident
 
@@ -32,7 +32,7 @@ NOTHING = ""
 """Under this name every service answers, and does nothing."""
 
 
-class Living(Telling):
+class Living(Packing):
     """A service's life: it runs from ``start()`` to ``stop()``, then it can be started again."""
 
     _kind: type[Resident] = Resident

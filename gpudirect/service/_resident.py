@@ -11,6 +11,7 @@ from ..arrays import Array, empty
 from ..devices import Launch, Marker, Relayed
 from ..errors import Error, RevokedError
 from ..kernels import Kernel
+from ..sharing._owner import Share
 from ._layout import WORD, Layout, Ring
 from ._options import Options
 from ._wake import wake_word
@@ -31,7 +32,8 @@ class Resident:
         self._kernel, self.layout, self._options = kernel, layout, options
         device = kernel.device
         with contextlib.ExitStack() as undo:
-            self.memory = empty(layout.device_bytes, "u1", device=device, bridge=bridge, mapped=True)
+            self.memory = empty(layout.device_bytes, "u1", device=device, bridge=bridge, mapped=True,
+                                shareable=True)  # with a process that a lane is shared with
             undo.callback(self.memory.close)
             self.host = device.host_allocate(layout.host_bytes, shared=True)
             undo.callback(self.host.free)
@@ -45,6 +47,8 @@ class Resident:
         self._marker: Marker | None = None
         self._relayed: Relayed | None = None
         self._up = False
+        self.shared: dict[int, Share] = {}
+        """Lanes that another process may call through."""
         self._word: Array | None = None
         self._wake = 0, 0
         if options.slice is not None:
@@ -72,6 +76,11 @@ class Resident:
             round_at=round.offset, slice_at=length.offset, slice=slice,
             told=self.host.ptr + self.layout.told, wake=self._wake, park_after=options.park_after or 0,
         ))  # fmt: skip
+
+    @property
+    def wake_word(self) -> Array | None:
+        """Which callers store to; None where it never naps."""
+        return self._word
 
     def packets(self) -> tuple[int, int]:
         """Where the rings of packets are: for the device, and for the CPU."""

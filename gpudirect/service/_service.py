@@ -11,6 +11,7 @@ from .. import _native, devices, kernels
 from ..devices import Device
 from ..errors import ArgumentError
 from ..kernels import compiler_options
+from ..sharing import Token
 from ._compiled import compiled
 from ._function import ServiceFunction
 from ._future import Future
@@ -19,6 +20,7 @@ from ._layout import Layout
 from ._life import Living
 from ._options import checked
 from ._poller import Poller
+from ._share import share_lane
 from ._source import declared
 
 DEFAULT_SLICE = 1e-3  # seconds
@@ -213,6 +215,17 @@ class Service(Living):
         assert code == 0, f"lane {lane}: {os.strerror(-code)}"
         lent.sent = lent.taken = sent
         return lent
+
+    def share_lane(self, lane: int) -> Token:
+        """A token with which another process of the same user calls the functions through this lane
+        (``gpudirect.attach``), without CUDA there.
+
+        The lane must be idle; the service sends nothing through it until it is started anew. One
+        process at a time: when it has ended, the lane can be shared again. The token is good until
+        ``stop()``, and from now until then the service is not parked. Raises ArgumentError,
+        ServiceError, SharingError.
+        """
+        return share_lane(self, lane)
 
     # -- many calls ---------------------------------------------------------------------------
 

@@ -21,6 +21,6 @@ def wake_word(device: Device, bridge: str | None) -> Array:
         known = _words.get(device)
         word = known() if known is not None else None
         if word is None:
-            word = zeros(1, "u4", device=device, bridge=bridge, mapped=True)
+            word = zeros(1, "u4", device=device, bridge=bridge, mapped=True, shareable=True)
             _words[device] = weakref.ref(word)
         return word

@@ -8,7 +8,8 @@ import os
 import socket
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .. import _native
 from .._keeper import keeper
@@ -42,8 +43,8 @@ class _Handed:
         raise NotImplementedError
 
 
-class _FileMapping:
-    """The emulated device's memory: the descriptor itself can be mapped."""
+class FileMapping:
+    """Memory whose descriptor itself can be mapped: the emulated device's, and host memory."""
 
     def __init__(self, descriptor: int, offset: int, length: int, writable: bool) -> None:
         start, self._size, lead = base.page_span(offset, length)
@@ -185,7 +186,7 @@ class Attached(_native.Mapped):
 
     # -- ends --------------------------------------------------------------------------------
 
-    def _end(self, reason: str) -> None:
+    def _owner_ended(self, reason: str) -> None:
         """The owner has ended, or closed the array."""
         self._ended = self._ended or reason
         self._detach()
@@ -233,16 +234,42 @@ def attach(token: Token | str, *, timeout: float = 10.0) -> Attached:
     (no token), BridgeError or ApertureError (the memory cannot be mapped here).
     """
     token = Token.parse(token)
+    if token.mode == "call":
+        raise ArgumentError(f"{token!r} is for a service: use gpudirect.attach")
+
+    def make(connection: socket.socket, said: dict[str, Any], descriptors: list[int]) -> Attached:
+        emulated, writable = said["bridge"] == "emulated", said["mode"] == "rw"
+        mapping = mapped(descriptors[0], said, said["pid"], emulated=emulated, writable=writable)
+        return Attached._make(connection, mapping, said)
+
+    return opened(token, timeout, make)
+
+
+class Open(Protocol):
+    """What hangs on a connection to its owner."""
+
+    _connection: socket.socket
+
+    def _owner_ended(self, reason: str) -> None:
+        """The owner closed it, or has ended."""
+
+
+T = TypeVar("T", bound=Open)
+
+
+def opened(token: Token, timeout: float,
+           make: Callable[[socket.socket, dict[str, Any], list[int]], T]) -> T:  # fmt: skip
+    """What ``make`` makes of a connection, of what the owner says, and of the descriptors that come with it
+    (which are closed then). From then on it is told when the owner ends. Raises SharingError."""
     keeper.begin()  # who unmaps
     connection = _wire.opened()
     try:
         said, descriptors = _asked(connection, token, timeout)
         try:
-            mapping = _mapped(descriptors[0], said)
+            found = make(connection, said, descriptors)
         finally:
             for fd in descriptors:
                 os.close(fd)
-        found = Attached._make(connection, mapping, said)
     except BaseException:
         connection.close()
         raise
@@ -263,7 +290,7 @@ def _asked(connection: socket.socket, token: Token, timeout: float) -> tuple[dic
             raise SharingError(f"user {user} answers on the token's socket, and not you (user {os.getuid()}): "
                                f"process {token.pid} has ended, or is another user's")  # fmt: skip
         _wire.send(connection, secret=token.secret)
-        said, descriptors = _wire.receive(connection, 1)
+        said, descriptors = _wire.receive(connection, 4)
     except TimeoutError:
         raise SharingError(f"process {token.pid}, which shared the array, did not answer in {timeout} s: is "
                            "it stopped, or in a debugger?") from None  # fmt: skip
@@ -278,20 +305,20 @@ def _asked(connection: socket.socket, token: Token, timeout: float) -> tuple[dic
     return said, descriptors
 
 
-def _mapped(descriptor: int, said: dict[str, Any]) -> Mapping | _FileMapping:
-    """Map what was handed over, with the right that was given."""
-    writable = said["mode"] == "rw"
+def mapped(descriptor: int, said: dict[str, Any], pid: int, *, emulated: bool,
+           writable: bool) -> Mapping | FileMapping:  # fmt: skip
+    """Map part of a block of device memory that was handed over."""
+    offset, length = said["offset"], max(said["nbytes"], 1)
     try:
-        if said["bridge"] == "emulated":
-            return _FileMapping(descriptor, said["offset"], max(said["nbytes"], 1), writable)
-        bridge = get("rm")
-        return bridge.map(_Handed(descriptor, said), said["offset"], max(said["nbytes"], 1), writable=writable)  # type: ignore[call-arg]
+        if emulated:
+            return FileMapping(descriptor, offset, length, writable)
+        return get("rm").map(_Handed(descriptor, said), offset, length, writable=writable)  # type: ignore[call-arg]
     except BridgeError as e:
-        e.add_note(f"attaching to {said['nbytes']} bytes of process {said['pid']}")
+        e.add_note(f"attaching to {length} bytes of process {pid}")
         raise
 
 
-def _watch(connection: socket.socket, seen: weakref.ref[Attached], pid: int) -> None:
+def _watch(connection: socket.socket, seen: weakref.ref[Open], pid: int) -> None:
     """Wait until the owner says that it closed the array, or ends."""
     try:
         said, _ = _wire.receive(connection)
@@ -299,12 +326,12 @@ def _watch(connection: socket.socket, seen: weakref.ref[Attached], pid: int) -> 
         said = {}
     found = seen()
     if found is not None:
-        found._end(f"process {pid}, its owner, closed the array" if said.get("closed") else
+        found._owner_ended(f"process {pid}, its owner, closed it" if said.get("closed") else
                    f"process {pid}, its owner, has ended")  # fmt: skip
     connection.close()
 
 
-_attached: weakref.WeakSet[Attached] = weakref.WeakSet()
+_attached: weakref.WeakSet[Open] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:

@@ -19,13 +19,15 @@ from ._token import Token
 
 
 class Share:
-    """One array, shared with one right by one token."""
+    """What one token stands for: an array with a right, or a lane of a service."""
 
-    __slots__ = ("descriptor", "mode", "peers", "said", "used_by", "uses")
+    __slots__ = ("descriptors", "end", "mode", "peers", "said", "used_by", "uses")
 
-    def __init__(self, descriptor: int, mode: str, uses: int | None, said: dict[str, Any]) -> None:
-        self.descriptor = descriptor
-        """Names the memory; closed when no token for it is left."""
+    def __init__(self, descriptors: tuple[int, ...], mode: str, uses: int | None, said: dict[str, Any]) -> None:
+        self.descriptors = descriptors
+        """Name the memory; closed when it is shared no more."""
+        self.end: Callable[[], None] | None = None
+        """Takes the token back."""
         self.mode = mode
         self.uses = uses
         """Processes that may still attach; None: any number."""
@@ -77,7 +79,8 @@ class Server:
         for share in self._shares.values():
             for connection in share.peers:
                 connection.close()
-            os.close(share.descriptor)
+            for fd in share.descriptors:
+                os.close(fd)
         for each in (self._listener, self._woken, self._waker, self._selector):
             each.close()
 
@@ -125,7 +128,7 @@ class Server:
             _wire.send(connection, refused=refused)
             self._forget(connection)
             return
-        _wire.send(connection, (share.descriptor,), **share.said)
+        _wire.send(connection, share.descriptors, **share.said)
         share.used_by = pid
         share.peers[connection] = pid
         if share.uses is not None:
@@ -153,7 +156,17 @@ class Server:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(connection)
             connection.close()
-        os.close(share.descriptor)
+        share.peers.clear()
+        for fd in share.descriptors:
+            os.close(fd)
+
+
+def read_only(descriptor: int) -> int:
+    """The same file, opened for reading; the descriptor given is closed."""
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(descriptor)
 
 
 _server: Server | None = None

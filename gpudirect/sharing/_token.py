@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ArgumentError
 
-MODES = {"r": "read-only", "rw": "for reading and writing"}
+MODES = {"r": "read-only", "rw": "for reading and writing", "call": "for calls"}
 _SIGN = "gpudirect-token-1"
 
 
@@ -21,7 +21,7 @@ class Token:
         self.pid = pid
         """The owner's process."""
         self.mode = mode
-        """"r" or "rw"."""
+        """"r" or "rw" of an array, "call" of a service's lane."""
         self.nbytes = nbytes
         """Bytes of the array."""
 
@@ -44,7 +44,8 @@ class Token:
     def __repr__(self) -> str:
         # the secret stays out of logs
         limit = "; protects from mistakes, not from malice" if self.mode == "r" else ""
-        return f"<Token for {self.nbytes} bytes of process {self.pid}, {MODES[self.mode]}{limit}>"
+        what = "a lane" if self.mode == "call" else f"{self.nbytes} bytes"
+        return f"<Token for {what} of process {self.pid}, {MODES[self.mode]}{limit}>"
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Token.parse, (str(self),)

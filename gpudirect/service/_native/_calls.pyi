@@ -33,7 +33,7 @@ class Caller:
     def _waiting(self) -> int: ...
     def _open(
         self,
-        lanes: tuple[tuple[int, int, int, int, int, int, int, int], ...],
+        lanes: tuple[tuple[int, ...], ...],
         slots: int,
         flags: int,
         store: int,

@@ -228,9 +228,11 @@ static PyObject *Caller_open(Caller *self, PyObject *args)
         unsigned long long packets, replies, arguments, arguments_device, told, wake, park;
         struct gd_lane *ring = &rings->lanes[i].ring;
 
-        if (!PyArg_ParseTuple(PyTuple_GetItem(lanes, i), "KKKKIKKK", &packets, &replies,
-                              &arguments, &arguments_device, &ring->stride, &told, &wake, &park))
+        if (!PyArg_ParseTuple(PyTuple_GetItem(lanes, i), "KKKKIKKK|I", &packets, &replies,
+                              &arguments, &arguments_device, &ring->stride, &told, &wake, &park,
+                              &ring->sent))
             goto failed;
+        rings->lanes[i].swept = ring->taken = ring->sent;
         ring->packets = (uintptr_t)packets;
         ring->replies = (uintptr_t)replies;
         ring->arguments = (uintptr_t)arguments;
@@ -452,7 +454,8 @@ static PyMethodDef Caller_methods[] = {
      "Send a call and return its Future at once, or when the lane has room for it.\n\n"
      "timeout: seconds to wait for room; 0 does not wait. Otherwise as call()."},
     {"_open", (PyCFunction)Caller_open, METH_VARARGS,
-     "_open(lanes, slots, flags, store, functions, device, call type)"},
+     "_open(lanes, slots, flags, store, functions, device, call type); of each lane its addresses, and\n"
+     "the number of the last call sent through it."},
     {"_lend", (PyCFunction)Caller_lend, METH_O,
      "_lend(lane): send no more calls through it; the number of the last one."},
     {"_shut", (PyCFunction)Caller_shut, METH_VARARGS,
