@@ -21,6 +21,7 @@ NOTE = ("A service's kernel ends after each slice and its next launch goes on; w
         "cuCtxSynchronize while nothing else is queued.")  # fmt: skip
 SLICE = 1e-3  # seconds
 NAP_AFTER = 1e-3
+PARK_AFTER = 3e-3
 ROUNDS = 4  # of each kind of service, in turn
 
 
@@ -46,11 +47,11 @@ def _in_turn(device: Device, count: int) -> list[Figure]:
     ]
 
 
-def _asleep(service: gd.Service) -> None:
+def _asleep(service: gd.Service, state: str = "napping") -> None:
     end = time.monotonic() + 10
-    while service.info.state != "napping":
+    while service.info.state != state:
         if time.monotonic() > end:
-            raise gd.Error(f"bench {NAME}: a service without calls did not nap within 10 s")
+            raise gd.Error(f"bench {NAME}: a service without calls was not {state} within 10 s")
 
 
 def _naps(device: Device, count: int) -> list[Figure]:
@@ -58,7 +59,7 @@ def _naps(device: Device, count: int) -> list[Figure]:
     draw = np.random.default_rng(1)
     first, second = np.empty(count), np.empty(count)
     with _service(device, slice=SLICE, nap_after=NAP_AFTER) as service:
-        lane = service.lend(0)
+        lane = service.lend(0)  # so it is never parked
         for i in range(count):
             _asleep(service)
             time.sleep(draw.uniform(0, 1.5 * SLICE))
@@ -67,6 +68,18 @@ def _naps(device: Device, count: int) -> list[Figure]:
         figure(NAME, f"call {MAIN}, first after a nap: C", MAIN, first, group="slices"),
         figure(NAME, f"call {MAIN}, second after a nap: C", MAIN, second, group="slices"),
     ]
+
+
+def _parked(device: Device, count: int) -> list[Figure]:
+    """The first call of a service of which nothing was queued. From Python: a lent lane is never parked."""
+    times = np.empty(count)
+    with _service(device, slice=SLICE, nap_after=NAP_AFTER, park_after=PARK_AFTER) as service:
+        for i in range(count):
+            _asleep(service, "parked")
+            start = time.perf_counter_ns()
+            service.call("f56", *range(7))
+            times[i] = time.perf_counter_ns() - start
+    return [figure(NAME, f"call {MAIN}, first after parking: Python", MAIN, times, group="slices")]
 
 
 def _waiting(device: Device, count: int) -> list[Figure]:
@@ -89,18 +102,23 @@ def _waiting(device: Device, count: int) -> list[Figure]:
     with _service(device, slice=SLICE, nap_after=None) as service:
         service.call("f56", *range(7))
         found["an awake service"] = wait()
-    with _service(device, slice=SLICE, nap_after=NAP_AFTER) as service:
+    with _service(device, slice=SLICE, nap_after=NAP_AFTER, park_after=None) as service:
         _asleep(service)
         found["a napping service"] = wait()
+    with _service(device, slice=SLICE, nap_after=NAP_AFTER, park_after=PARK_AFTER) as service:
+        _asleep(service, "parked")
+        found["a parked service"] = wait()
     return [figure(NAME, f"wait for the device beside {who}", 0, t, group="waiting")
             for who, t in found.items()]  # fmt: skip
 
 
 def run(device: Device, quick: bool = False, tell: Tell = silent) -> list[Figure]:
     """Figures of calls across slices and naps, and of waiting for the device."""
-    tell("calls", 0, 3)
+    tell("calls", 0, 4)
     found = _in_turn(device, 200 if quick else 50_000)
-    tell("naps", 1, 3)
+    tell("naps", 1, 4)
     found += _naps(device, 5 if quick else 1000)
-    tell("waiting for the device", 2, 3)
+    tell("parking", 2, 4)
+    found += _parked(device, 5 if quick else 200)
+    tell("waiting for the device", 3, 4)
     return found + _waiting(device, 20 if quick else 200)

@@ -5,6 +5,7 @@ All addresses are plain integers, all sizes are bytes.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -183,6 +184,8 @@ class Device(ABC):
         self.residents_lock = threading.RLock()
         """Held while one starts, stops, or makes way."""
         self.forked = False
+        self.launches_block = os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0")
+        """Whether every launch waits for its kernel's end, as CUDA's driver was told to when it was loaded."""
 
     @property
     def id(self) -> str:

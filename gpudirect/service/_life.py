@@ -59,6 +59,12 @@ class Living(Packing):
     def _check_device(self) -> None:
         """Raises ServiceError where the device cannot serve."""
         device, ordering, options = self.device, self.device.ordering, self._options
+        if device.launches_block:
+            raise ServiceError(
+                "CUDA_LAUNCH_BLOCKING is set: then every launch waits until its kernel has ended, and a "
+                "service's kernel ends only when its next launch is there already. Unset it for programs with "
+                "services; to find a faulty launch use compute-sanitizer instead."
+            )
         if not ordering.direct_writes or ordering.scope == "none":
             raise ServiceError(
                 f"{device.id} does not promise a running kernel the order of the CPU's stores "

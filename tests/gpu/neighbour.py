@@ -3,8 +3,8 @@
     python neighbour.py LIBRARY SERVICES LOAD SLICE
 
 LIBRARY: torch, cupy, jax, or matmul (PyTorch's, beside an idle service). SERVICES: 1, or 3 of different
-teams. LOAD: "idle" but awake, "napping", or "calls" from a thread without pause. SLICE: seconds. Prints
-one JSON object: seconds of each operation, and what the services tell.
+teams. LOAD: "idle" but awake, "napping", "parked", or "calls" from a thread without pause. SLICE: seconds.
+Prints one JSON object: seconds of each operation, and what the services tell.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def matmuls(slice: float) -> None:
         return start.elapsed_time(end)
 
     kinds = {"one launch": {"slice": None}, "awake": {"slice": slice, "nap_after": None},
-             "napping": {"slice": slice, "nap_after": 1e-3}}  # fmt: skip
+             "napping": {"slice": slice, "nap_after": 1e-3, "park_after": None}}  # fmt: skip
     for kind, options in kinds.items():
         pairs = []
         for _ in range(20):
@@ -198,8 +198,13 @@ def main() -> None:
         print(json.dumps(found))
         return
     library, count, load, slice = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
-    options = {"lanes": 2, "slice": slice, "nap_after": NAP_AFTER if load == "napping" else None}
+    options = {"lanes": 2, "slice": slice, "nap_after": NAP_AFTER if load in ("napping", "parked") else None,
+               "park_after": 2 * NAP_AFTER if load == "parked" else None}  # fmt: skip
     services = [gd.Service(SOURCE, teams, lifetime=90, **options).start() for teams in TEAMS[:count]]
+    end = time.monotonic() + 20
+    while load == "parked" and any(s.info.state != "parked" for s in services):
+        assert time.monotonic() < end, [s.info for s in services]
+        time.sleep(1e-3)
     caller = Load(services) if load == "calls" else None
     try:
         {"torch": with_torch, "cupy": with_cupy, "jax": with_jax}[library]()

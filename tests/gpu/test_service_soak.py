@@ -1,7 +1,7 @@
 """What only a GPU can show of services: ten million calls, and the bars. Run by ``tests/gpu/run --all``.
 
-GPUDIRECT_SOAK_CALLS sets another number of calls. On GPUDIRECT_DEVICE=emulated the soak runs too,
-with as many calls as are asked for: slowly.
+GPUDIRECT_SOAK_CALLS and GPUDIRECT_SOAK_NAPS set other numbers of calls. On GPUDIRECT_DEVICE=emulated the
+soak runs too, with as many calls as are asked for: slowly.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 DEVICE = os.environ.get("GPUDIRECT_DEVICE") or "cuda"
 CALLS = int(os.environ.get("GPUDIRECT_SOAK_CALLS", 10_000_000))
+NAPS = int(os.environ.get("GPUDIRECT_SOAK_NAPS", 1_000_000))
 WORDS = (*range(1, 15), 20, 64)  # of arguments; the last two go by reference
 SIZES, LIFETIME = 16, 200.0
 
@@ -156,6 +157,58 @@ def test_ten_million_calls(driver, service, capsys):
     with capsys.disabled():
         print(f"\n{CALLS} calls by two threads on four lanes, {seconds:.1f} s: all answered once, "
               "in order, none torn")  # fmt: skip
+
+
+def test_ten_million_calls_over_ten_thousand_slices(driver, capsys):
+    """Slices a tenth as long as usual: one ends about every 250 calls, with calls open."""
+    tickets = np.zeros(CALLS // 64 + 64, np.uint64)
+    functions = ["reset", *(f"f{n}" for n in WORDS)]
+    with gd.Service(SOURCE, functions, lanes=5, slots=64, device=DEVICE, lifetime=LIFETIME,
+                    slice=1e-4) as service:  # fmt: skip
+        service.call("reset", lane=4)
+        r = Round(driver, service, tickets, CALLS // 2, 11)
+        before, start = service.info.slices, time.monotonic()
+        r.run()
+        seconds, slices = time.monotonic() - start, service.info.slices - before
+        r.check(tickets)
+        made = r.total("answered")
+        assert made == CALLS // 2 * 2
+        reset(service, made)
+        late = service.info.late
+    with capsys.disabled():
+        print(f"\n{made} calls over {slices} slices of 0.1 ms, {seconds:.1f} s, {late} launches late: all "
+              "answered once, in order, none torn")  # fmt: skip
+    assert slices >= CALLS // 1000, "fewer slices than asked for: set GPUDIRECT_SOAK_CALLS higher"
+
+
+def test_naps_begun_and_ended_at_random(capsys):
+    """GPUDIRECT_SOAK_NAPS calls, each after a pause of about the time after which the kernel leaves."""
+    after, slice, draw = 3e-5, 1e-3, np.random.default_rng(8)
+    source = "__device__ unsigned counted; __device__ unsigned next(unsigned n) { return ++counted; }"
+    took, before = np.empty(NAPS), 0
+    clock = time.perf_counter
+    with gd.Service(source, "next", device=DEVICE, lifetime=3600, slice=slice, nap_after=after,
+                    park_after=None) as service:  # fmt: skip
+        call, start = service.call, clock()
+        for first in range(0, NAPS, 1000):
+            pauses = draw.uniform(0, 3 * after, 1000)
+            for i, pause in enumerate(pauses[: NAPS - first]):
+                until = clock() + pause
+                while clock() < until:
+                    pass
+                sent = clock()
+                before += 1
+                assert call("next", i, timeout=60) == before, "a call was lost, or run twice"
+                took[first + i] = clock() - sent
+        seconds, napped, info = clock() - start, service.info.napped, service.info
+    late = int((took > slice).sum())
+    with capsys.disabled():
+        p = np.percentile(took, [50, 99, 99.9]) * 1e6
+        print(f"\n{NAPS} calls after random pauses of up to {3 * after * 1e6:.0f} us, {seconds:.0f} s, of "
+              f"which {napped:.0f} s napping; {info.slices} launches. p50 {p[0]:.1f} us, p99 {p[1]:.1f}, "
+              f"p99.9 {p[2]:.1f}, worst {took.max() * 1e3:.2f} ms, {late} later than a slice")  # fmt: skip
+    if DEVICE != "emulated":
+        assert took.max() <= 2 * slice, "a call was late by more than a slice"
 
 
 def test_ten_million_calls_with_a_stop_each_second(driver, service, capsys):

@@ -8,6 +8,8 @@ import contextlib
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -587,3 +589,15 @@ def test_names_that_the_service_itself_has():
     with gd.Service(source, ["a::stop", "call"], device=DEVICE, lifetime=LIFETIME) as svc:
         assert svc["a::stop"](1) == 2 and svc["call"](5) == 5
         assert svc.call("call", 6) == 6
+
+
+def test_where_launches_block_a_service_says_so():
+    """It would wait for its own kernel for ever."""
+    code = (
+        "import gpudirect as gd\n"
+        f"try: gd.Service('__device__ int f() {{ return 1; }}', 'f', device={DEVICE!r})\n"
+        "except gd.ServiceError as e: print(e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**os.environ, "CUDA_LAUNCH_BLOCKING": "1"}, timeout=HANG)  # fmt: skip
+    assert "CUDA_LAUNCH_BLOCKING is set" in done.stdout, done.stdout + done.stderr
