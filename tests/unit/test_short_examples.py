@@ -9,10 +9,15 @@ from short_examples import CLAIMS, EXAMPLES, check, run
 
 from gpudirect.experiment import ports
 
+ELSEWHERE = {"decode_inputs": "gpu/test_frameworks.py"}
+"""Examples that are neither short nor ports, and where they are tested."""
 
-def test_every_short_example_is_tested_and_told_of():
+
+def test_every_example_is_tested_and_told_of():
     names = {p.stem for p in EXAMPLES.glob("[!_]*.py")}
-    assert names == {*CLAIMS, *ports.NAMES}
+    assert names == {*CLAIMS, *ports.NAMES, *ELSEWHERE}
+    for name, file in ELSEWHERE.items():
+        assert name in (EXAMPLES.parent / "tests" / file).read_text()
     told = (EXAMPLES / "README.md").read_text()
     assert all(f"`{name}`" in told for name in names)
 
