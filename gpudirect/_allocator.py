@@ -21,7 +21,7 @@ from typing import Any
 from . import _native, aperture, memory
 from ._keeper import keeper
 from .bridges import Bridge, Mapping, PageRun
-from .devices import Device, DeviceMemory
+from .devices import Device, DeviceMemory, Stream
 from .errors import ApertureError, Error, NotMappableError
 
 WAIT = 60_000_000_000
@@ -77,6 +77,66 @@ class _Held:
             self.charged.close()
         finally:
             self.memory.free()
+
+
+class Loans:
+    """Pieces of a heap that another library names by address, and gives back by it."""
+
+    def __init__(self, device: Device, bridge: str | None = None) -> None:
+        self.device = device
+        self._heap = memory.heap(device, bridge)
+        self._lent: dict[int, memory.Piece] = {}
+
+    def take(self, nbytes: int) -> int:
+        """The address of mapped memory, for one who gives it back. Raises OutOfMemoryError, ApertureError."""
+        piece = self._piece(nbytes)
+        self._lent[piece.ptr] = piece
+        return piece.ptr
+
+    def give(self, ptr: int, stream: object = None) -> None:
+        """It is used no more, but for what is queued on a stream. What is not lent is let be.
+
+        For finalizers too: nothing here waits or takes a lock.
+        """
+        piece = self._lent.pop(ptr, None)
+        if piece is not None and stream is not None and not self.device.forked:
+            _note(self.device.adopt_stream(stream) if not isinstance(stream, Stream) else stream)
+
+    def undo(self, ptr: int, piece: object) -> None:
+        """``give``, unless it was given back already, and lent to somebody else since."""
+        if self._lent.get(ptr) is piece:
+            self.give(ptr)
+
+    def piece(self, ptr: int) -> object:
+        """What is lent at an address, for ``undo``."""
+        return self._lent.get(ptr)
+
+    def owned(self, nbytes: int, stream: object = None) -> tuple[int, object]:
+        """(address, owner): mapped memory that goes back when nobody refers to the owner any more, and
+        what was queued on a stream until then is done."""
+        piece = self._piece(nbytes)
+        there = None if stream is None else self.device.adopt_stream(stream)
+        return piece.ptr, keeper.leave(partial(_let_go, [piece], there))
+
+    def _piece(self, nbytes: int) -> memory.Piece:
+        piece = self._heap.take(max(nbytes, 1))
+        piece.exported = True
+        return piece
+
+    def __len__(self) -> int:
+        return len(self._lent)
+
+
+def _let_go(left: list[memory.Piece], stream: Stream | None) -> None:
+    if stream is not None and not stream.device.forked:
+        _note(stream)
+    left.clear()
+
+
+def _note(stream: Stream) -> None:
+    """Somebody else queued work: what goes home from now on waits for it."""
+    _native.lib.gd_work_begin(stream.queue.work)
+    _native.lib.gd_work_queued(stream.queue.work)
 
 
 _held: dict[int, _Held] = {}  # by address

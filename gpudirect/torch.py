@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -32,8 +33,10 @@ from .errors import ArgumentError, DTypeError
 
 NEEDS = ("cuda.MemPool", "cuda.use_mem_pool", "cuda.memory.CUDAPluggableAllocator")
 
-_allocators: dict[str, Any] = {}
-_pools: dict[int, Any] = {}
+_allocators: list[Any] = []
+_idle: dict[int, list[Any]] = {}
+"""The pools of each GPU that no thread uses now."""
+_here = threading.local()
 
 
 def _torch() -> Any:
@@ -60,8 +63,8 @@ def _index(torch: Any, device: object) -> int:
 
 
 def pool(device: object = None) -> Any:
-    """The ``torch.cuda.MemPool`` of a GPU whose memory comes from here: for ``torch.cuda.use_mem_pool``
-    by hand. One for each GPU, made by the first call.
+    """A new ``torch.cuda.MemPool`` of a GPU whose memory comes from here, for ``torch.cuda.use_mem_pool``
+    by hand: by one thread at a time, as PyTorch has it.
 
     device: as PyTorch takes it; None is its current one.
     Raises FrameworkError, DeviceNotFoundError, BridgeUnavailableError.
@@ -71,33 +74,54 @@ def pool(device: object = None) -> Any:
     there = _device(index)
     bridges.choose(there, None)  # raises here, and not at the first view
     _allocator.open_for(there)
-    if index not in _pools:
-        with torch.cuda.device(index):  # a pool is of the device that is current
-            if not _allocators:
-                _allocators["torch"] = torch.cuda.memory.CUDAPluggableAllocator(
-                    _native.library, "gpudirect_alloc", "gpudirect_free"
-                )
-            # kept for ever: PyTorch refers to it by address from every block
-            _pools[index] = torch.cuda.MemPool(_allocators["torch"].allocator())
-    return _pools[index]
+    # kept for ever: PyTorch refers to it by address from every block
+    if not _allocators:
+        _allocators.append(torch.cuda.memory.CUDAPluggableAllocator(
+            _native.library, "gpudirect_alloc", "gpudirect_free"))  # fmt: skip
+    with torch.cuda.device(index):  # a pool is of the device that is current
+        return torch.cuda.MemPool(_allocators[0].allocator())
 
 
 @contextlib.contextmanager
-def mapped(device: object = None) -> Iterator[Any]:
+def mapped(device: object = None) -> Iterator[None]:
     """Tensors that this thread makes in the ``with`` block are in memory that ``gd.host`` maps.
 
-    device: as PyTorch takes it; None is its current one. Gives the ``torch.cuda.MemPool``.
-    PyTorch caches the memory and hands it out again as it does its own; ``torch.cuda.empty_cache()``
-    gives back what is unused. A block (2 MiB, or what a large tensor needs) is mapped when ``gd.host``
-    or ``gd.register`` first asks for a tensor in it, and takes aperture from then on.
-    Where memory runs out PyTorch raises its own ``torch.cuda.OutOfMemoryError``.
+    device: as PyTorch takes it; None is its current one. Threads may be in such a block at once.
+    PyTorch caches the memory and hands it out again as it does its own; ``torch.cuda.empty_cache()``,
+    outside of the block, gives back what is unused. A block of memory (2 MiB, or what a large tensor
+    needs) is mapped when ``gd.host`` or ``gd.register`` first asks for a tensor in it, and takes aperture
+    from then on.
+    Where memory runs out PyTorch raises its own ``torch.cuda.OutOfMemoryError``; it does not look into
+    its cache before, in no ``use_mem_pool`` block: leave it, and empty the cache.
     Raises FrameworkError, DeviceNotFoundError, BridgeUnavailableError.
     """
     torch = _torch()
     index = _index(torch, device)
-    found = pool(index)
-    with torch.cuda.use_mem_pool(found, device=index):
-        yield found
+    if index in _entered():
+        yield  # this thread does so already
+        return
+    idle = _idle.setdefault(index, [])
+    try:
+        found = idle.pop()
+    except IndexError:
+        found = pool(index)
+    try:
+        with torch.cuda.use_mem_pool(found, device=index):
+            _entered().add(index)
+            try:
+                yield
+            finally:
+                _entered().discard(index)
+    finally:
+        idle.append(found)  # a pool serves one thread at a time
+
+
+def _entered() -> set[int]:
+    """Devices of the ``mapped`` blocks that this thread is in."""
+    found: set[int] | None = getattr(_here, "entered", None)
+    if found is None:
+        found = _here.entered = set()
+    return found
 
 
 class Inputs(_inputs.Inputs):
@@ -167,9 +191,9 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 def _after_fork_in_child() -> None:
     # what they are belongs to the parent: neither used nor destroyed here
-    _left.extend([dict(_pools), dict(_allocators)])
-    _pools.clear()
+    _left.extend([*_allocators, *_idle.values()])
     _allocators.clear()
+    _idle.clear()
 
 
 _left: list[Any] = []

@@ -1,8 +1,8 @@
 """As much of PyTorch as our allocator meets: pools, a caching allocator with a lock of its own, tensors.
 
-What it does is what torch 2.11 does: a segment is asked for with the allocator's lock held and without
-Python's; where there is none, cached segments are given back and it is asked for again; then it is out
-of memory.
+What it does is what torch 2.11 did on an H200: a segment is asked for with the allocator's lock held and
+without Python's; a pool serves one block at a time; inside such a block nothing cached is given back, and
+where a segment is refused, memory is out.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Feigned(types.ModuleType):
         self.lock = threading.Lock()
         self.local = threading.local()
         self.pools: list[MemPool] = []
+        self.recording: list[MemPool] = []
         self.cuda = types.ModuleType("torch.cuda")
         self.cuda.memory = types.ModuleType("torch.cuda.memory")
         self.cuda.memory.CUDAPluggableAllocator = CUDAPluggableAllocator
@@ -94,11 +95,18 @@ class Feigned(types.ModuleType):
 
     @contextlib.contextmanager
     def use_mem_pool(self, pool: MemPool, device: object = None):
-        before, self.local.pool = getattr(self.local, "pool", None), pool
+        before = getattr(self.local, "pool", None)
+        with self.lock:
+            if pool in self.recording:
+                raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+            self.recording.append(pool)
+        self.local.pool = before or pool  # the first that was begun takes what both could
         try:
             yield
         finally:
             self.local.pool = before
+            with self.lock:
+                self.recording.remove(pool)
 
     def empty(self, *shape: int, dtype: str = "f4") -> Tensor:
         pool = self.local.pool
@@ -116,14 +124,11 @@ class Feigned(types.ModuleType):
             if segment[0] - segment[2] >= size:
                 return address, segment
         whole = SMALL if size <= 1 << 20 else -(-size // ROUND) * ROUND
-        for attempt in (1, 2):
-            address = pool.allocator.alloc(whole, 0, None)
-            if address:
-                pool.segments[address] = [whole, 0, 0]
-                return address, pool.segments[address]
-            if attempt == 1:
-                self._release()
-        raise OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes.")
+        address = pool.allocator.alloc(whole, 0, None)
+        if not address:
+            raise OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes.")
+        pool.segments[address] = [whole, 0, 0]
+        return address, pool.segments[address]
 
     def _give(self, segment: list[int]) -> None:
         with self.lock:
@@ -131,11 +136,12 @@ class Feigned(types.ModuleType):
             if not segment[1]:
                 segment[2] = 0
 
-    def _release(self) -> None:
-        for pool in self.pools:
-            for address in [a for a, s in pool.segments.items() if not s[1]]:
-                pool.allocator.free(address, pool.segments.pop(address)[0], 0, None)
+    def _release(self, pool: MemPool) -> None:
+        for address in [a for a, s in pool.segments.items() if not s[1]]:
+            pool.allocator.free(address, pool.segments.pop(address)[0], 0, None)
 
     def empty_cache(self) -> None:
         with self.lock:
-            self._release()
+            for pool in self.pools:
+                if pool not in self.recording:
+                    self._release(pool)
