@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import devices
+from . import _native, devices
 from ._heap import Block, Heap, Piece
 from ._keeper import patient
 from .arguments import as_shape
@@ -38,10 +38,14 @@ class PinnedHeap(Heap):
         memory = self.device.host_allocate(size, shared=self.shared)
         block = Block(memory, None, None, memory.ptr)
         self._blocks.add(block)
+        # what one emulated device has, no other reaches
+        owner = self.device.ordinal + 1 if self.device.emulated else 0
+        _native.lib.gd_locked_add(memory.ptr, memory.size, owner)
         return block
 
     def _release(self, block: Block) -> None:
         self._blocks.discard(block)
+        _native.lib.gd_locked_remove(block.memory.ptr)
         block.memory.free()
 
 
@@ -147,6 +151,11 @@ def trim() -> None:
     patient.settle()
 
 
-os.register_at_fork(after_in_child=_heaps.clear)
+def _after_fork_in_child() -> None:
+    _heaps.clear()
+    _native.lib.gd_locked_forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 __all__ = ["PinnedArray", "pinned"]

@@ -23,6 +23,7 @@ from .arrays import (
 )
 from .bridges import PageRun
 from .config import defaults
+from .courier import Courier, CourierInfo
 from .devices import Device, Event, Stream
 from .devices import get as device
 from .errors import (
@@ -137,6 +138,8 @@ __all__ = [
     "CallTimeoutError",
     "ClosedError",
     "CompileError",
+    "Courier",
+    "CourierInfo",
     "DTypeError",
     "Device",
     "DeviceAssertionError",

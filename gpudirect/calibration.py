@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import numpy as np
 from . import _native, bridges
 from ._transfer import copies, paths
 from .arrays import empty
+from .courier import Courier
 from .devices import Device
-from .limits import DIRECTIONS, NEVER, THRESHOLDS, Limits, file_of, store
+from .errors import ServiceError
+from .limits import COURIER, DIRECTIONS, NEVER, THRESHOLDS, Limits, file_of, store
 
 SMALLEST, LARGEST = 256, 16 << 20
 STEPS = 4  # sizes measured in each doubling
@@ -83,6 +86,22 @@ def threshold(measured: Sequence[tuple[int, float, float]]) -> int:
         if several > one:
             break
         found = nbytes
+    return found
+
+
+def best_range(measured: Sequence[tuple[int, float, float]]) -> tuple[int, int]:
+    """From and up to which size the second of two ways gains most in all; (NEVER, 0): nowhere.
+
+    measured: (size, time of the first way, time of the second), sizes rising.
+    """
+    best, found = 0.0, (NEVER, 0)
+    gained, start = 0.0, 0
+    for size, first, second in measured:
+        if gained <= 0:
+            gained, start = 0.0, size
+        gained += float(np.log(first / second))
+        if gained > best:
+            best, found = gained, (start, size)
     return found
 
 
@@ -160,6 +179,36 @@ class _Bench:
         return {"gather_words": max(0, round((brief - least) / each) + few),
                 "gather_span": max(1, round(each / byte))}  # fmt: skip
 
+    def courier(self) -> dict[str, Any]:
+        """From where on a courier is faster than all else: COURIER and ERRANDS."""
+        found: dict[str, Any] = {}
+        for name in COURIER:
+            other = self.pinned if name.endswith("pinned") else self.pageable
+            found[name] = best_range(
+                [self._beside(self.array[:n].read, other[:n]) for n in sizes(256, 4 << 20, 2)]
+            )
+        words = self.array.view("u4")
+        draw = np.random.default_rng(1)
+        gathered, scattered = [], []
+        for n in sizes(16, 8 << 10, 1):
+            at = draw.integers(0, words.size // 4, n)
+            gathered.append(
+                self._beside(lambda out, at=at, **how: words.gather(at, out, **how), np.empty(n, "u4"))
+            )
+            stored, couriers = _medians(
+                [lambda at=at, via=via: words.scatter(at, at.astype("u4"), via=via)  # type: ignore[misc]
+                 for via in ("map", "courier")], self.budget
+            )  # fmt: skip
+            scattered.append((n, stored, couriers))
+        return {**found, "courier_gather": threshold(gathered), "courier_scatter": threshold(scattered)}
+
+    def _beside(self, call: Callable[..., Any], out: np.ndarray[Any, Any]) -> tuple[int, float, float]:
+        """(elements, time of the better of mapping and DMA, of the courier)."""
+        mapped, dma, couriers = _medians(
+            [lambda via=via: call(out, via=via) for via in ("map", "dma", "courier")], self.budget  # type: ignore[misc]
+        )
+        return out.size, min(mapped, dma), couriers
+
     def threads(self, write: bool, pause: float) -> list[tuple[int, float, float]]:
         """(bytes, time with one thread, with several) for copies that come ``pause`` seconds apart."""
         lib, found = _native.lib, []
@@ -204,6 +253,9 @@ def measure(
             found[name] = turns(bench.direction(name))
         tell("gather")
         found |= bench.gathering()
+        tell("courier")
+        with suppress(ServiceError), Courier(device):  # it may promise no order, or have no room
+            found |= bench.courier()
     finally:
         choice.limits = before
         bench.close()

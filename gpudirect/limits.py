@@ -23,13 +23,16 @@ from .errors import ArgumentError
 
 FORMAT = 1
 ENVIRONMENT, BUILT_IN = "GPUDIRECT_LIMITS", "built-in"
-PATHS = ("map", "dma")
+PATHS = ("map", "dma", "courier")
 NEVER = (1 << 64) - 1  # SIZE_MAX: a turn that does not come
 DIRECTIONS = ("write_pageable", "write_pinned", "read_pageable", "read_pinned")
 
 THRESHOLDS = ("write_threads", "write_threads_alone", "read_threads", "read_threads_alone")
 
 GATHERING = ("gather_words", "gather_span")
+
+COURIER = ("courier_pageable", "courier_pinned")
+ERRANDS = ("courier_gather", "courier_scatter")
 
 MOST_THREADS = 64  # of one copy
 
@@ -67,8 +70,16 @@ class Limits:
     gather_words: int = 64
     """Single elements that loads bring in the time that a DMA takes to begin."""
     gather_span: int = 1 << 10
-    """Bytes that DMA brings in the time of one further load; at least 1. Up to ``gather_words`` and one for
-    each ``gather_span`` bytes between the first and the last, elements are loaded one by one."""
+    """Bytes that DMA brings in the time of one further load; at least 1. Up to ``gather_words`` and one
+    for each ``gather_span`` bytes between the first and the last, elements are loaded one by one."""
+    courier_pageable: tuple[int, int] = (3 << 10, 512 << 10)
+    """Bytes of a read to pageable memory from which, and up to which, a courier that runs is faster."""
+    courier_pinned: tuple[int, int] = (2 << 10, 256 << 10)
+    """The same to page-locked memory of ``gpudirect.pinned``."""
+    courier_gather: int = 16
+    """Elements, or rows of a strided read, from which a courier is faster than loads and DMA."""
+    courier_scatter: int = 512
+    """Elements, or rows of a strided write, from which it is faster than stores."""
     source: str = "built in"
     """Where these came from."""
 
@@ -81,7 +92,13 @@ class Limits:
                     f"{name}={given!r}: give at most {_native.lib.GD_TURNS} sizes in bytes, rising"
                 )
             object.__setattr__(self, name, turns)  # a list, where it came from a file
-        for name in ("threads", *THRESHOLDS, *GATHERING):
+        for name in COURIER:
+            given = getattr(self, name)
+            both = tuple(map(_size, given)) if isinstance(given, (tuple, list)) else ()
+            if len(both) != 2 or -1 in both:
+                raise ArgumentError(f"{name}={given!r}: give two sizes in bytes, from and up to which")
+            object.__setattr__(self, name, both)
+        for name in ("threads", *THRESHOLDS, *GATHERING, *ERRANDS):
             given = getattr(self, name)
             size = _size(given)
             most = MOST_THREADS if name == "threads" else NEVER

@@ -12,7 +12,7 @@ try:
     from ._cffi import ffi, lib
     from ._dlpack import borrow, lend
     from ._lease import Lease, Yard
-    from ._mapped import Mapped, bind
+    from ._mapped import Mapped, await_with, bind
 except ImportError as e:
     raise ImportError(
         f"gpudirect's C extension is not built ({e}). In a checkout run `make`, or "
@@ -33,4 +33,4 @@ def bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
     return np.frombuffer(ffi.buffer(ffi.cast("char *", address), nbytes), np.uint8)
 
 
-__all__ = ["Lease", "Mapped", "Yard", "borrow", "bytes_at", "ffi", "lend", "lib", "library"]
+__all__ = ["Lease", "Mapped", "Yard", "await_with", "borrow", "bytes_at", "ffi", "lend", "lib", "library"]

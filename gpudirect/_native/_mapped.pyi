@@ -1,5 +1,6 @@
 """What mapped.c offers."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -69,3 +70,4 @@ class Mapped:
     def _detach(self) -> None: ...
 
 def bind(address: int, /) -> None: ...
+def await_with(function: Callable[[int], object], /) -> None: ...

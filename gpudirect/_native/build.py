@@ -21,7 +21,7 @@ LANE = ROOT / "p2pmod" / "p2pmod-lane.h"
 PUBLIC = ROOT / "gpudirect" / "include"
 PUBLIC_HEADERS = (PUBLIC / "gpudirect" / "copy.h", PUBLIC / "gpudirect" / "lane.h")
 HEADERS = (*PUBLIC_HEADERS, HERE / "native.h", HERE / "allocator.h", HERE / "inputs.h", HERE / "lane.h",
-           HERE / "relay.h")  # fmt: skip
+           HERE / "relay.h", HERE / "courier.h")  # fmt: skip
 ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", LANE, ROOT / "tests" / "vm" / "standin" / "standin.h")
 # libgpudirect for C programs: the functions that the public headers declare, and what they stand on
 LIBRARY_SOURCES = ("bell", "copy", "doorbell", "engine_neon", "engine_x86", "engines", "gather", "guard",

@@ -8,6 +8,7 @@
  * _read_slow, _flush_slow and _buffer_slow of the subclass, which compose the error messages; C
  * never does. It exports no buffer of its own: NumPy would take it for an array of bytes.
  */
+#include "courier.h"
 #include "native.h"
 #include "objects.h"
 
@@ -15,6 +16,7 @@
 
 static const struct gd_api *api;
 static PyTypeObject *mapped_type, *export_type;
+static PyObject *late; /* called with the address of a struct gd_left, until that is over */
 
 typedef struct {
     PyObject_HEAD
@@ -178,7 +180,8 @@ static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, P
     return result;
 }
 
-enum { ANY = -1, MAP, DMA, OTHER };
+enum { ANY = -1, MAP, DMA, COURIER, OTHER };
+#define LATE 1 /* a courier is still at it */
 
 /* The argument via= of a call that has no other keyword. */
 static int asked_path(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
@@ -197,11 +200,41 @@ static int asked_path(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames
         return OTHER;
     return !PyUnicode_CompareWithASCIIString(value, "map")   ? MAP
            : !PyUnicode_CompareWithASCIIString(value, "dma") ? DMA
-                                                             : OTHER;
+           : !PyUnicode_CompareWithASCIIString(value, "courier") ? COURIER
+                                                                 : OTHER;
 }
 
-/* Copy, with the GIL given up where that pays. 0, or why the slow way must do it and tell. */
-static int copy(Mapped *self, int write, char *ordinary, size_t n, size_t offset, int way)
+/*
+ * The rest of an errand, by a function of Python's that looks for signals and whether the device lives.
+ * What a signal's handler raises waits until it is over, as the device may store to the destination.
+ */
+static int await_courier(struct gd_left *left)
+{
+    PyObject *type = NULL, *value = NULL, *trace = NULL;
+
+    while (left->seat) {
+        PyObject *over = PyObject_CallFunction(late, "K", (unsigned long long)(uintptr_t)left);
+
+        if (over) {
+            Py_DECREF(over);
+        } else if (type) {
+            PyErr_Clear();
+        } else {
+            PyErr_Fetch(&type, &value, &trace);
+        }
+    }
+    if (!type)
+        return 0;
+    PyErr_Restore(type, value, trace);
+    return -1;
+}
+
+/*
+ * Copy, with the GIL given up where that pays. 0, or why the slow way must do it and tell. LATE: only
+ * the rest of it, from `left`.
+ */
+static int copy(Mapped *self, int write, char *ordinary, size_t n, size_t offset, int way,
+                struct gd_left *left)
 {
     const struct gd_paths *paths = self->paths;
     uintptr_t mapped = self->address + offset;
@@ -214,17 +247,28 @@ static int copy(Mapped *self, int write, char *ordinary, size_t n, size_t offset
         return api->write(mapped, ordinary, n, flags);
     Py_INCREF(owner);
     Py_BEGIN_ALLOW_THREADS
+    if (left && paths && paths->courier && !(flags & GD_GUARDED) && way != MAP && way != DMA) {
+        int how = api->path_courier(paths, ordinary, n, way == COURIER);
+
+        code = how < 0 ? -1 : api->courier_read(paths->courier, ordinary, device, n,
+                                                (unsigned)how, left);
+        if (!code || left->seat || way == COURIER)
+            goto done;
+    }
     if (way == ANY)
         way = paths ? api->path(paths, write, ordinary, n) : MAP;
     if (way == MAP)
         code = write ? api->write(mapped, ordinary, n, flags)
                      : api->read(ordinary, mapped, n, flags);
-    else if (!paths || flags & GD_GUARDED)
+    else if (way == COURIER || !paths || flags & GD_GUARDED)
         code = -1; /* DMA does not notice a revocation */
     else
         code = write ? api->dma_in(paths, device, ordinary, n)
                      : api->dma_out(paths, ordinary, device, n);
+done:
     Py_END_ALLOW_THREADS
+    if (left && left->seat)
+        return LATE; /* who asked lets go of the owner when it is over */
     Py_DECREF(owner);
     return code;
 }
@@ -239,7 +283,7 @@ static int store(Mapped *self, const char *data, Py_ssize_t n, Py_ssize_t start,
         return -1;
     if (way == ANY && n < KEEP_GIL_BELOW)
         way = MAP; /* 0.3 us, where starting a DMA takes 5 */
-    return n ? copy(self, 1, (char *)data, (size_t)n, (size_t)offset, way) : 0;
+    return n ? copy(self, 1, (char *)data, (size_t)n, (size_t)offset, way, NULL) : 0;
 }
 
 static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t nargs,
@@ -294,6 +338,8 @@ static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nar
                              PyObject *kwnames)
 {
     int way = asked_path(args, nargs, kwnames);
+    struct gd_left left = {NULL, 0};
+    PyObject *owner = self->owner;
     Py_buffer out;
     int code = -1;
 
@@ -305,7 +351,17 @@ static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nar
         return slow(self, "_read_slow", args, nargs, kwnames);
     }
     if (fits(self, args[0], &out) && shaped(self, &out) && !overlaps(self, out.buf, out.len))
-        code = out.len ? copy(self, 0, out.buf, (size_t)out.len, 0, way) : 0;
+        code = out.len ? copy(self, 0, out.buf, (size_t)out.len, 0, way, &left) : 0;
+    if (code == LATE) { /* `out` stays exported until it is done */
+        code = await_courier(&left);
+        PyBuffer_Release(&out);
+        Py_DECREF(owner);
+        if (code < 0)
+            return NULL;
+        if (!left.code)
+            return Py_NewRef(args[0]);
+        return slow(self, "_read_slow", args, nargs, kwnames);
+    }
     PyBuffer_Release(&out);
     if (code)
         return slow(self, "_read_slow", args, nargs, kwnames);
@@ -380,7 +436,8 @@ static PyMethodDef Mapped_methods[] = {
      "Returns when the stores have left for the device. data: of the array's dtype (in either byte\n"
      "order), numbers, or bytes-like without a dtype that holds whole elements. Other dtypes are\n"
      "refused, never reinterpreted; ``a.view(\"u1\")`` takes bytes wherever they shall go.\n"
-     "via: \"map\" (CPU stores), \"dma\", or None for the faster one.\n"
+     "via: \"map\" (CPU stores), \"dma\", or None for the faster one; an array with strides: \"map\" or\n"
+     "\"courier\" (gpudirect.Courier).\n"
      "stream: None stores at once, whatever is queued anywhere. With a stream (of gpudirect, or any\n"
      "with ``__cuda_stream__``, or a handle) the data gets there after what was queued on it and\n"
      "before what is queued next, perhaps later than this returns: a busy stream takes a copy along\n"
@@ -393,7 +450,8 @@ static PyMethodDef Mapped_methods[] = {
      "out: where to put it: an array of the same shape (or a flat one) and dtype, or a writable\n"
      "buffer of bytes. Without it a new array.\n"
      "start, count: read only these elements of the flattened array, in one dimension.\n"
-     "via: \"map\" (loads from the mapping), \"dma\", or None for the faster one.\n"
+     "via: \"map\" (loads from the mapping), \"dma\", \"courier\" (gpudirect.Courier), or None for the\n"
+     "fastest one.\n"
      "synchronize: False reads at once, whatever kernels are doing.\n"
      "stream: waits for what is queued on it, and for nothing else. With synchronize=False it does not\n"
      "wait: the device fills ``out``, page-locked memory (``gpudirect.pinned``; new where out is None),\n"
@@ -449,7 +507,16 @@ static PyObject *bind(PyObject *module, PyObject *address)
     Py_RETURN_NONE;
 }
 
+static PyObject *await_with(PyObject *module, PyObject *function)
+{
+    (void)module;
+    gd_replace(&late, Py_NewRef(function));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
+    {"await_with", await_with, METH_O,
+     "await_with(function): what is called with the address of a struct gd_left until that is over."},
     {"bind", bind, METH_O, "bind(address of struct gd_api): where the copy engine is."},
     {NULL, NULL, 0, NULL},
 };

@@ -95,6 +95,9 @@ int gd_driver_stream_wait(const struct gd_driver *driver, uint64_t stream, uint6
 int gd_driver_stream_wait_word(const struct gd_driver *driver, uint64_t stream, uint64_t address,
                                uint32_t value);
 
+struct gd_courier; /* courier.h */
+struct gd_left;
+
 /* ---- paths.c: through the mapping or by the device's copy engine (DMA) ---- */
 #define GD_TURNS 6
 /*
@@ -107,9 +110,16 @@ struct gd_turns {
 struct gd_paths {
     struct gd_turns write_pageable, write_pinned, read_pageable, read_pinned;
     const struct gd_driver *driver; /* NULL: no DMA from here, the caller does it */
+    struct gd_courier *courier;     /* of the device; NULL: there is none */
+    size_t courier_pageable[2], courier_pinned[2]; /* bytes from and up to which it is faster */
 };
 /* 0: the mapping is faster for n bytes from or to `ordinary`; 1: DMA. */
 int gd_path(const struct gd_paths *paths, int write, const void *ordinary, size_t n);
+/*
+ * How a courier is to be asked for a read of n bytes (courier.h), or -1 where another way is faster and
+ * it is not forced.
+ */
+int gd_path_courier(const struct gd_paths *paths, const void *ordinary, size_t n, int forced);
 /* Fence, copy, and return when it is done. 0, the driver's own error (> 0), or -ENOTSUP. */
 int gd_dma_in(const struct gd_paths *paths, uint64_t to, const char *from, size_t n);
 int gd_dma_out(const struct gd_paths *paths, char *to, uint64_t from, size_t n);
@@ -137,6 +147,8 @@ struct gd_api {
     int (*path)(const struct gd_paths *, int, const void *, size_t);
     int (*dma_in)(const struct gd_paths *, uint64_t, const char *, size_t);
     int (*dma_out)(const struct gd_paths *, char *, uint64_t, size_t);
+    int (*path_courier)(const struct gd_paths *, const void *, size_t, int);
+    int (*courier_read)(struct gd_courier *, char *, uint64_t, size_t, unsigned, struct gd_left *);
     const unsigned *forks;
 };
 const struct gd_api *gd_api(void);

@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 
+#include "courier.h"
 #include "native.h"
 
 _Static_assert(sizeof(struct gd_turns) == GD_TURNS * sizeof(size_t), "native.h says both");
@@ -53,6 +54,18 @@ int gd_path(const struct gd_paths *p, int write, const void *ordinary, size_t n)
     if (pageable == pinned || !p->driver || !probably_pinned(p->driver, ordinary))
         return pageable;
     return pinned;
+}
+
+int gd_path_courier(const struct gd_paths *p, const void *ordinary, size_t n, int forced)
+{
+    if (!p->courier)
+        return -1;
+    if (forced)
+        return GD_COURIER_FORCED | (gd_locked(ordinary, n, p->courier->owner) ? GD_COURIER_DIRECT : 0);
+    if (n >= p->courier_pinned[0] && n <= p->courier_pinned[1] &&
+        gd_locked(ordinary, n, p->courier->owner))
+        return GD_COURIER_DIRECT;
+    return n >= p->courier_pageable[0] && n <= p->courier_pageable[1] ? 0 : -1;
 }
 
 int gd_dma_in(const struct gd_paths *p, uint64_t to, const char *from, size_t n)

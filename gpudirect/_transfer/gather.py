@@ -13,7 +13,7 @@ from .._host import HostView, mapped
 from ..arguments import overlap
 from ..errors import ArgumentError, DTypeError, RangeError
 from ..extent import Extent, Shape, check_mapped
-from . import copies, ondemand, paths
+from . import copies, couriers, ondemand, paths
 
 AT_ONCE = 32 << 20
 """Bytes that DMA brings at once; indices that lie further apart are sorted first."""
@@ -83,6 +83,8 @@ def gather(extent: Extent, chosen: Picked, out: np.ndarray[Any, Any], via: str |
         return
     if overlap(out, piece.host or piece.ptr, piece.nbytes) or mapped(out):
         raise ArgumentError("out is device memory, mapped: give ordinary memory")
+    if via in (None, "courier") and _by_courier(extent, chosen, out, via == "courier"):
+        return
     if via is None:
         via = _choose(extent, chosen)
     if via == "dma":
@@ -102,6 +104,24 @@ def _choose(extent: Extent, chosen: Picked) -> str:
     limits = paths.of(memory.device, memory.bridge).limits
     span = (chosen.high - chosen.low + 1) * extent.itemsize
     return "map" if chosen.indices.size <= limits.gather_words + span // limits.gather_span else "dma"
+
+
+def _by_courier(extent: Extent, chosen: Picked, out: np.ndarray[Any, Any], forced: bool) -> bool:
+    """Whether a courier has brought them: where it is the fastest, or forced."""
+    memory = extent.memory
+    if not forced and (
+        couriers.running(extent) is None
+        or chosen.indices.size < paths.of(memory.device, memory.bridge).limits.courier_gather
+    ):
+        return False
+    to = _native.ffi.cast("char *", copies.address_of(out))
+    return couriers.errand(
+        extent, forced, out,
+        lambda courier, how, left: _native.lib.gd_courier_gather(
+            courier, to, extent.address, extent.size, _int64s(chosen.indices), chosen.indices.size,
+            extent.itemsize, how, left,
+        ),
+    )  # fmt: skip
 
 
 def _load(host: int, size: int, indices: np.ndarray[Any, Any], out: np.ndarray[Any, Any],

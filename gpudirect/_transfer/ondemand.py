@@ -224,6 +224,7 @@ def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | 
     Mapped stores, window by window. Where the aperture has no room, and for the first small write
     to a place, DMA does it, unless via is "map".
     """
+    copies.refuse_courier(via)
     piece = piece_of(extent)
     source = np.ascontiguousarray(source).reshape(-1)
     windows = OnDemand.of(piece)
@@ -335,9 +336,11 @@ def _rather_dma(extent: Extent, windows: OnDemand, offset: int, count: int) -> b
 def read(extent: Extent, out: np.ndarray[Any, Any], offset: int, via: str | None) -> None:
     """``copies.read`` for a contiguous extent that is not mapped whole.
 
-    DMA, unless via is "map" or a small part is mapped already.
+    DMA, unless via is "map" or a small part is mapped already, or a courier is faster.
     """
     piece = piece_of(extent)
+    if via in (None, "courier") and copies.by_courier(extent, out, offset, via == "courier"):
+        return
     windows = OnDemand.of(piece)
     at = base(extent) + offset
     if via is None:
@@ -363,14 +366,18 @@ def read(extent: Extent, out: np.ndarray[Any, Any], offset: int, via: str | None
         done += count
 
 
-def write_nd(extent: Extent, source: np.ndarray[Any, Any]) -> None:
+def write_nd(extent: Extent, source: np.ndarray[Any, Any], via: str | None) -> None:
     """Write a strided extent that is not mapped whole, from data of its shape."""
-    _strided(extent, source, copies.write_nd)
+    copies.check_strided(via)
+    if not copies.spread(extent, source, via == "courier", write=True):
+        _strided(extent, source, copies.write_nd)
 
 
-def read_nd(extent: Extent, out: np.ndarray[Any, Any]) -> None:
+def read_nd(extent: Extent, out: np.ndarray[Any, Any], via: str | None) -> None:
     """Read a strided extent that is not mapped whole."""
-    _strided(extent, out.reshape(extent.shape), copies.read_nd)
+    copies.check_strided(via)
+    if not copies.spread(extent, out, via == "courier", write=False):
+        _strided(extent, out.reshape(extent.shape), copies.read_nd)
 
 
 def _strided(extent: Extent, other: np.ndarray[Any, Any],

@@ -79,6 +79,7 @@ def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | 
     """Queue a copy to byte ``offset`` of a contiguous extent on a stream. False: the stream is idle,
     or was waited for, and the caller shall write as ever, at once. The range was checked."""
     copies.check_via(via)
+    copies.refuse_courier(via)
     queue = stream.queue
     now = queue.now()
     locked = via != "map" and _page_locked(source, extent)

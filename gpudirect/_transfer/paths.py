@@ -8,11 +8,12 @@ in C (_native/paths.c) from the sizes in limits.py.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from .. import _native, cpu
 from ..bridges import Bridge
 from ..devices import Device
-from ..limits import DIRECTIONS, NEVER, Limits, stored
+from ..limits import COURIER, DIRECTIONS, NEVER, Limits, stored
 
 
 class Paths:
@@ -24,6 +25,7 @@ class Paths:
         self._near = device.near_cpus()
         self._driver = device.driver_functions()
         self.struct.driver = self._driver or _native.ffi.NULL
+        self.struct.courier = _couriers.get(device, _native.ffi.NULL)
         self.limits = limits
 
     @property
@@ -39,6 +41,8 @@ class Paths:
             kept = getattr(self.struct, name).at
             for i in range(_native.lib.GD_TURNS):
                 kept[i] = turns[i] if i < len(turns) else NEVER
+        for name in COURIER:
+            setattr(self.struct, name, getattr(limits, name))
         start_threads(limits, self._near)
 
 
@@ -74,7 +78,19 @@ def of(device: Device, bridge: Bridge) -> Paths:
     if found is None:
         limits = stored(device, bridge.name) or Limits()
         found = _paths.setdefault((device, bridge), Paths(device, limits))
+        found.struct.courier = _couriers.get(device, _native.ffi.NULL)  # it may be new
     return found
+
+
+_couriers: dict[Device, Any] = {}  # those that run: struct gd_courier * of cffi
+
+
+def lead(device: Device, courier: Any) -> None:
+    """Every choice for a device knows this courier from now on; NULL: none."""
+    _couriers[device] = courier
+    for (on, _), choice in tuple(_paths.items()):
+        if on is device:
+            choice.struct.courier = courier
 
 
 def known() -> dict[tuple[Device, Bridge], Paths]:

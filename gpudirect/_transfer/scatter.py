@@ -12,19 +12,23 @@ from .._host import HostView
 from ..arguments import as_source, index, overlap
 from ..errors import ApertureError, ArgumentError, DTypeError, RangeError
 from ..extent import Extent, check_mapped
-from . import copies, ondemand
+from . import copies, couriers, ondemand, paths
 
 
-def scatter(extent: Extent, places: Any, items: Any) -> None:
+def scatter(extent: Extent, places: Any, items: Any, via: str | None = None) -> None:
     """``Array.scatter``."""
+    if via not in (None, "map", "courier"):
+        raise ArgumentError(f"via={via!r}: scatter() goes by 'map', 'courier' or None for the faster one")
     check_mapped(extent.memory)
     if not extent.contiguous:
         raise ArgumentError("scatter() counts elements of a contiguous array; this one has strides: "
                             "use .host[...] = values")  # fmt: skip
     if items is None:
+        if via == "courier":
+            raise ArgumentError("a courier scatters items of one length: give indices and items")
         _pieces(extent, *_described(extent, places))
     else:
-        _items(extent, _indices(places), items)
+        _items(extent, _indices(places), items, via)
 
 
 def _indices(places: Any) -> np.ndarray[Any, Any]:
@@ -44,7 +48,7 @@ def _indices(places: Any) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(found, np.int64)
 
 
-def _items(extent: Extent, indices: np.ndarray[Any, Any], items: Any) -> None:
+def _items(extent: Extent, indices: np.ndarray[Any, Any], items: Any, via: str | None) -> None:
     source = as_source(items, extent.dtype, "items")
     if source.ndim == 0:
         source = np.broadcast_to(source, indices.shape)
@@ -63,6 +67,8 @@ def _items(extent: Extent, indices: np.ndarray[Any, Any], items: Any) -> None:
         raise RangeError(f"{each} elements from {at} on are not inside an array of {extent.size}; "
                          "nothing was stored")  # fmt: skip
     size = each * extent.itemsize
+    if via != "map" and _by_courier(extent, indices, source, size, via == "courier"):
+        return
     offsets = indices if extent.itemsize == 1 else indices * extent.itemsize
     if not extent.mapped:
         starts = np.arange(len(offsets), dtype=np.uint64) * np.uint64(size)
@@ -78,6 +84,26 @@ def _items(extent: Extent, indices: np.ndarray[Any, Any], items: Any) -> None:
         ffi.cast("char *", copies.address_of(source)), size, extent.flags,
     )  # fmt: skip
     copies.done(code, extent, "scattering to")
+
+
+def _by_courier(extent: Extent, indices: np.ndarray[Any, Any], source: np.ndarray[Any, Any], size: int,
+                forced: bool) -> bool:
+    """Whether a courier has stored them: where it is faster, or forced."""
+    memory = extent.memory
+    if not forced and (
+        couriers.running(extent) is None
+        or len(indices) < paths.of(memory.device, memory.bridge).limits.courier_scatter
+    ):
+        return False
+    source, cast = _outside(extent, source), _native.ffi.cast
+    places = cast("int64_t *", copies.address_of(indices))
+    return couriers.errand(
+        extent, forced, source,
+        lambda courier, how, left: _native.lib.gd_courier_scatter(
+            courier, extent.address, extent.size, extent.itemsize, places, len(indices),
+            cast("char *", copies.address_of(source)), size, how, left,
+        ),
+    )  # fmt: skip
 
 
 def _outside(extent: Extent, source: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

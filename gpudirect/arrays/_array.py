@@ -373,7 +373,7 @@ class Array(Operators, _native.Mapped):
             else:
                 if on is not None:
                     ordered.waited(on, "writing to a strided array")
-                _transfer.write_nd(self._extent(), source)
+                _transfer.write_nd(self._extent(), source, via)
             return
         if start < 0 or start + source.size > self.size:
             raise RangeError(
@@ -440,7 +440,7 @@ class Array(Operators, _native.Mapped):
         elif self.nbytes:
             self._write_slow(np.broadcast_to(element, self.shape))
 
-    def scatter(self, places: Any, items: Any = None, *, stream: Any = None) -> None:
+    def scatter(self, places: Any, items: Any = None, *, via: str | None = None, stream: Any = None) -> None:
         """Store many small pieces at once, without a staging copy, and fence.
 
         scatter(indices, items): ``items[i]`` is stored from element ``indices[i]`` of the flattened
@@ -448,13 +448,14 @@ class Array(Operators, _native.Mapped):
             each index along its first dimension; or one value for all.
         scatter(pieces): pieces is a list of (index, data); lengths may differ.
         Pieces that overlap are stored in the order given.
+        via: "map" (CPU stores), "courier" (indices and items only), or None for the faster one.
         stream: what is queued there is waited for first, and the stores come before what is queued next.
         Raises RangeError if one does not lie in the array (nothing is stored then), DTypeError,
         ArgumentError, RevokedError, ClosedError.
         """
         if stream is not None:
             ordered.waited(self._open().device.as_stream(stream), "scattering")
-        scatter(self._extent(), places, items)
+        scatter(self._extent(), places, items, via)
 
     # -- other processes ---------------------------------------------------------------------
 
@@ -548,7 +549,7 @@ class Array(Operators, _native.Mapped):
                     return seen
                 target.reshape(self.shape)[...] = seen
             else:
-                _transfer.read_nd(self._extent(), target)
+                _transfer.read_nd(self._extent(), target, via)
         if out is None:
             return target
         if isinstance(out, np.ndarray) and target is not out:
@@ -579,8 +580,8 @@ class Array(Operators, _native.Mapped):
         indices: whole numbers of any shape; negative ones count from the end.
         out: where to put them: an array of that shape (or a flat one) and of the array's dtype, or a
             writable buffer of bytes, in ordinary or page-locked memory. Without it a new array.
-        via: "map" (a load for each, up to 1 us), "dma" (all from the first to the last, then NumPy), or
-            None for the faster one.
+        via: "map" (a load for each, up to 1 us), "dma" (all from the first to the last, then NumPy),
+            "courier" (one that runs: ``gpudirect.Courier``), or None for the fastest one.
         synchronize: as for ``read``, which this is ordered like.
         stream: waits for what is queued on it, and for nothing else.
         Raises RangeError where an index is outside (nothing was read then), DTypeError, ArgumentError,

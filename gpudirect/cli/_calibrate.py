@@ -7,7 +7,7 @@ from dataclasses import asdict
 from .. import bridges, devices
 from .._words import size_text
 from ..calibration import calibrate as measure
-from ..limits import DIRECTIONS, NEVER, THRESHOLDS, Limits, ensure_writable, file_of
+from ..limits import COURIER, DIRECTIONS, ERRANDS, NEVER, THRESHOLDS, Limits, ensure_writable, file_of
 from ._options import BridgeOption, DeviceOption, JsonOption, choose
 from ._screen import Screen
 
@@ -33,6 +33,15 @@ def rows(limits: Limits) -> list[tuple[str, str]]:
         way = "alone" if name.endswith("alone") else "in a row"
         shown.append((f"{name.split('_')[0]}, several threads, {way}",
                       "never" if least >= NEVER else f"from {size_text(least)} on"))  # fmt: skip
+    for name in COURIER:
+        low, high = getattr(limits, name)
+        memory = "page-locked" if name.endswith("pinned") else "pageable"
+        shown.append((f"read, {memory} memory, with a courier",
+                      f"from {size_text(low)} to {size_text(high)}" if low < high else "never"))  # fmt: skip
+    for name in ERRANDS:
+        least = getattr(limits, name)
+        shown.append((f"{name.split('_')[1]} with a courier",
+                      "never" if least >= NEVER else f"from {least} elements on"))  # fmt: skip
     shown.append(("gather, element by element",
                   f"{limits.gather_words}, and one more for each {size_text(limits.gather_span)} of span"))
     return shown

@@ -457,3 +457,78 @@ def read_in_a_stream(device: Device, rounds: int) -> int:
             wrong += int(out.min() != v or out.max() != v)
     stream.close()
     return wrong
+
+
+# -- couriers --------------------------------------------------------------------------------
+
+_WORDS = 300  # of a whole errand, some lines of the list among them
+
+
+def _ordered(device: Device) -> bool:
+    return device.ordering.direct_writes and device.ordering.scope != "none"
+
+
+@_litmus(PROMISED, "stores through .host, then a read, a gather or a strided read by a courier: it brings them",
+         offered=_ordered)  # fmt: skip
+def courier_after_stores(device: Device, rounds: int) -> int:
+    wrong, places = 0, np.arange(0, _WORDS, 3)
+    out = np.empty(_WORDS, np.uint32)
+    with gd.Courier(device), gd.zeros(_WORDS, "u4", device=device, mapped=True) as a:
+        view, strided, kinds = a.host, a[::3], (a.read, a.gather, a[::3].read)
+        for v in range(1, rounds + 1):
+            view[:] = v
+            kind = kinds[v % 3]
+            if kind == a.gather:
+                seen = a.gather(places, out[: len(places)], via="courier")
+            elif kind == a.read:
+                seen = a.read(out, via="courier")
+            else:
+                seen = strided.read(via="courier")
+            wrong += int(seen.min() != v or seen.max() != v)
+    return wrong
+
+
+@_litmus(PROMISED, "a launch, then a read by a courier: it brings what the kernel stored", offered=_ordered)
+def courier_after_launch(device: Device, rounds: int) -> int:
+    n, wrong = 32, 0
+    stamp = _kernel("stamp", device)[1, 32]
+    out, every = np.empty(n, np.uint32), np.arange(n)
+    with gd.Courier(device), gd.zeros(n, "u4", device=device, mapped=True) as a:
+        for v in range(1, rounds + 1):
+            stamp(a, n, v)
+            seen = a.read(out, via="courier") if v & 1 else a.gather(every, out, via="courier")
+            wrong += int(seen.min() != v or seen.max() != v)
+    return wrong
+
+
+@_litmus(PROMISED, "scatter() by a courier, then a launch: the kernel sees all of it", offered=_ordered)
+def courier_before_launch(device: Device, rounds: int) -> int:
+    check = _kernel("check", device)[1, 32]
+    places = np.random.default_rng(1).permutation(_WORDS)
+    with gd.Courier(device), gd.zeros((RING, _WORDS), "u4", device=device, mapped=True) as a, \
+            gd.zeros(1, "u4", device=device) as wrong:  # fmt: skip
+        rows = [a[i] for i in range(RING)]
+        for v in range(1, rounds + 1):
+            row = rows[v % RING]
+            row.scatter(places, np.uint32(v), via="courier")
+            check(row, _WORDS, v, wrong)
+            if v % RING == 0:
+                gd.synchronize(device)
+        gd.synchronize(device)
+        return int(wrong.read()[0])
+
+
+@_litmus(PROMISED, "scatter() by a courier, then stores to some of the places: the stores win there",
+         offered=_ordered)  # fmt: skip
+def stores_after_courier(device: Device, rounds: int) -> int:
+    wrong, places = 0, np.arange(40)
+    source, out = np.empty(40, np.uint32), np.empty(40, np.uint32)
+    with gd.Courier(device), gd.zeros(40, "u4", device=device, mapped=True) as a:
+        for v in range(1, rounds + 1):
+            a.scatter(places, ~np.uint32(v), via="courier")
+            source[:] = v
+            a.write(source[8:24], 8)
+            a.read(out, via=("map", "dma")[v & 1])
+            out[8:24] ^= ~np.uint32(0)
+            wrong += int((out != ~np.uint32(v)).any())
+    return wrong

@@ -58,6 +58,13 @@ def test_threads_start_where_they_help_at_every_larger_size():
     assert calibration.threshold([(1, 2.0, 1.0)]) == 1
 
 
+def test_the_range_of_sizes_where_a_way_gains_is_found_through_noise():
+    rows = [(1, 1.0, 2.0), (2, 1.0, 0.9), (4, 2.0, 1.0), (8, 2.0, 2.1), (16, 3.0, 1.0), (32, 1.0, 1.5)]
+    assert calibration.best_range(rows) == (2, 16)
+    assert calibration.best_range([(1, 1.0, 2.0), (2, 1.0, 1.0)]) == (NEVER, 0)
+    assert calibration.best_range([(1, 2.0, 1.0), (2, 2.0, 1.0)]) == (1, 2)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUDIRECT_CACHE", str(tmp_path))
@@ -79,6 +86,7 @@ def choice():
 def test_calibrating_puts_the_limits_into_force_and_keeps_them(cache, choice):
     found = gd.calibrate()
     assert found.source == "calibrated" and gd.get_limits() == found == choice.limits
+    assert all(getattr(found, name) != getattr(Limits(), name) for name in limits.ERRANDS)  # measured
     path = limits.file_of(gd.device(), choice_bridge())
     assert path.is_relative_to(cache)
     again = limits.stored(gd.device(), choice_bridge())

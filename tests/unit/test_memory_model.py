@@ -51,7 +51,7 @@ def test_a_broken_promise_is_noticed(name, monkeypatch):
 
 
 LOSES_WRITES = ["dma-after-stores", "load-after-dma", "stores-after-dma", "message-passing-flushed",
-                "write-in-a-stream"]
+                "write-in-a-stream", "stores-after-courier"]
 
 
 @pytest.mark.parametrize("name", LOSES_WRITES)
@@ -64,26 +64,31 @@ def test_a_lost_write_is_noticed(name, monkeypatch):
     assert litmus.ALL[name].run(ROUNDS).violations > 0
 
 
-def test_a_lost_store_before_a_launch_is_noticed(monkeypatch):
+@pytest.mark.parametrize("name", ["launch-after-stores", "courier-after-stores"])
+def test_a_lost_store_is_noticed(name, monkeypatch):
     class Forgetful:
         def __init__(self, view):
             self.view = view
 
         def __setitem__(self, index, value):
-            if value % 7:
+            if value % 7 or not value:  # zeroed memory stays so
                 self.view[index] = value
 
     host = gd.Array.host
     monkeypatch.setattr(gd.Array, "host", property(lambda a: Forgetful(host.__get__(a))))
-    assert litmus.ALL["launch-after-stores"].run(ROUNDS).violations > 0
+    assert litmus.ALL[name].run(ROUNDS).violations > 0
 
 
-def test_a_read_that_does_not_wait_is_noticed(monkeypatch):
-    read = gd.Array.read
-    monkeypatch.setattr(gd.Array, "read",
-                        lambda a, out=None, stream=None, **k: read(a, out, synchronize=False, **k))  # fmt: skip
-    for name in ("read-after-launch", "read-in-a-stream"):
-        assert litmus.ALL[name].run(ROUNDS).violations > 0
+@pytest.mark.parametrize("name", ["read-after-launch", "read-in-a-stream", "courier-after-launch"])
+def test_a_read_that_does_not_wait_is_noticed(name, monkeypatch):
+    for call in ("read", "gather"):
+        wait = getattr(gd.Array, call)
+        monkeypatch.setattr(
+            gd.Array, call,
+            lambda a, *more, wait=wait, stream=None, **k: wait(a, *more, **{**k, "synchronize": False}),
+            raising=False,
+        )  # fmt: skip
+    assert litmus.ALL[name].run(ROUNDS).violations > 0
 
 
 def test_a_write_that_is_in_no_stream_is_noticed(monkeypatch):
@@ -92,9 +97,17 @@ def test_a_write_that_is_in_no_stream_is_noticed(monkeypatch):
     assert litmus.ALL["write-in-a-stream"].run(ROUNDS).violations > 0
 
 
+def test_a_lost_scatter_of_a_courier_is_noticed(monkeypatch):
+    scatter, count = gd.Array.scatter, iter(range(1 << 30))
+    monkeypatch.setattr(
+        gd.Array, "scatter", lambda *a, **k: None if next(count) % 7 == 6 else scatter(*a, **k)
+    )
+    assert litmus.ALL["courier-before-launch"].run(ROUNDS).violations > 0
+
+
 def test_every_promise_is_seen_to_fail_somewhere():
     here = {*SABOTAGED, *LOSES_WRITES, "launch-after-stores", "read-after-launch",
-            "read-in-a-stream"}  # fmt: skip
+            "read-in-a-stream", "courier-after-stores", "courier-before-launch", "courier-after-launch"}
     assert here == set(KEPT)
 
 
