@@ -104,6 +104,7 @@ void p2pmod_uncharge(struct p2pmod_user *user, u64 bytes);
 struct p2pmod_window;
 /* Where a byte of a window is mapped; its GPU page is contiguous. With buffer->access held. */
 void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset);
+struct p2pmod_buffer *p2pmod_window_buffer(const struct p2pmod_window *window);
 
 /* module-wide limits and counters */
 extern ulong p2pmod_max_bytes_per_user, p2pmod_max_pins_per_user, p2pmod_max_bytes_total;

@@ -130,6 +130,11 @@ void p2pmod_window_close(struct p2pmod_window *window)
 }
 EXPORT_SYMBOL(p2pmod_window_close);
 
+struct p2pmod_buffer *p2pmod_window_buffer(const struct p2pmod_window *window)
+{
+	return window->buffer;
+}
+
 void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset)
 {
 	u64 at = window->lead + offset;

@@ -30,17 +30,26 @@ enum slot {
 	SLOT_AWAITED, /* free again when the reply was fetched */
 };
 
+/* Host memory of the process that attached. */
+struct host {
+	struct page **pages;
+	unsigned int page_count;
+	u32 lead;               /* of what is asked for in the first of @pages */
+	void *mapped;           /* @pages */
+};
+
 struct p2pmod_lane {
 	struct list_head entry; /* in @lanes */
 	struct p2pmod_buffer *buffer;
 	struct p2pmod_window *packets;
 	u64 start;              /* of the packets, from the start of the buffer's first GPU page */
 	u32 slots;
-	struct page **pages;    /* of the replies, in the process that attached */
-	unsigned int page_count;
-	u32 lead;               /* of the replies in the first of @pages */
-	void *mapped;           /* @pages */
+	struct host host;       /* of the replies */
 	const struct p2pmod_reply *replies;
+	struct host host_told;
+	const u32 *told;        /* NULL: the kernel that serves it never naps */
+	struct p2pmod_window *wake; /* of one word */
+	u32 woken;              /* the last round that was found to have ended; under @lock */
 	raw_spinlock_t lock;
 	u32 next;               /* number of the next call; under @lock */
 	u8 slot[];              /* enum slot; under @lock */
@@ -69,6 +78,35 @@ static bool answered(const struct p2pmod_lane *lane, u32 sequence, struct p2pmod
 	return true;
 }
 
+/* ---- naps ---- */
+
+/*
+ * With the lane's lock held. If a round has ended since the last look, and nobody was left: start
+ * the next. The words are the process's, and so is the wake word: what it makes of them is nobody
+ * else's concern.
+ */
+static void wake_napping(struct p2pmod_lane *lane, bool sent)
+{
+	struct p2pmod_buffer *buffer;
+	u32 ended;
+
+	if (!lane->told)
+		return;
+	ended = READ_ONCE(lane->told[P2PMOD_TOLD_ENDED]);
+	if (!sent && ended == lane->woken)
+		return;
+	lane->woken = ended;
+	if (READ_ONCE(lane->told[P2PMOD_TOLD_NAPPED]) != ended ||
+	    READ_ONCE(lane->told[P2PMOD_TOLD_BEGUN]) != ended)
+		return;
+	buffer = p2pmod_window_buffer(lane->wake);
+	raw_spin_lock(&buffer->access);
+	if (!buffer->revoked)
+		__raw_writel(ended + 1, p2pmod_window_at(lane->wake, 0));
+	wmb(); /* on its way, and before revoking goes on */
+	raw_spin_unlock(&buffer->access);
+}
+
 int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply *reply)
 {
 	u8 *slot = &lane->slot[slot_of(lane, sequence)];
@@ -83,6 +121,8 @@ int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply
 		*slot = SLOT_FREE;
 	else
 		err = p2pmod_revoked(lane->buffer) ? -ENODEV : -EINPROGRESS;
+	if (err == -EINPROGRESS)
+		wake_napping(lane, false);
 	raw_spin_unlock_irqrestore(&lane->lock, flags);
 	return err;
 }
@@ -183,6 +223,7 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 		if (sequence)
 			*sequence = lane->next;
 		lane->next++;
+		wake_napping(lane, true); /* behind the packet, which is out */
 	}
 	raw_spin_unlock_irqrestore(&lane->lock, flags);
 	return err;
@@ -190,6 +231,8 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 EXPORT_SYMBOL(p2pmod_lane_submit);
 
 /* ---- attaching ---- */
+
+#define TOLD_BYTES (P2PMOD_TOLD_WORDS * sizeof(u32))
 
 static int check(const struct p2pmod_buffer *buffer, const struct p2pmod_lane_description *d)
 {
@@ -205,42 +248,77 @@ static int check(const struct p2pmod_buffer *buffer, const struct p2pmod_lane_de
 	if (check_add_overflow(d->replies, (u64)d->slots * sizeof(struct p2pmod_reply), &end) ||
 	    end > ULONG_MAX)
 		return -EFAULT;
+	if (d->told) {
+		if (!d->wake_buffer || d->told % sizeof(u32) ||
+		    (d->wake_buffer->address + d->wake) % sizeof(u32))
+			return -EINVAL;
+		if (check_add_overflow(d->told, (u64)TOLD_BYTES, &end) || end > ULONG_MAX)
+			return -EFAULT;
+	}
 	return current->mm ? 0 : -EFAULT; /* a kernel thread has no memory of that kind */
 }
 
-static void release_replies(struct p2pmod_lane *lane)
+static void release_host(struct host *host)
 {
-	if (lane->mapped)
-		vunmap(lane->mapped);
-	unpin_user_pages_dirty_lock(lane->pages, lane->page_count, true); /* the GPU wrote them */
-	kvfree(lane->pages);
+	if (host->mapped)
+		vunmap(host->mapped);
+	if (host->pages)
+		unpin_user_pages_dirty_lock(host->pages, host->page_count, true); /* the GPU wrote them */
+	kvfree(host->pages);
 }
 
 /* Pinned for writing: so they stay the very pages that the process has page-locked for the GPU. */
-static int pin_replies(struct p2pmod_lane *lane, unsigned long address)
+static int pin_host(struct host *host, unsigned long address, size_t bytes)
 {
 	unsigned int wanted;
 	long got;
 
-	lane->lead = offset_in_page(address);
-	wanted = PFN_UP(lane->lead + lane->slots * sizeof(struct p2pmod_reply));
+	host->lead = offset_in_page(address);
+	wanted = PFN_UP(host->lead + bytes);
 
-	lane->pages = kvcalloc(wanted, sizeof(*lane->pages), GFP_KERNEL_ACCOUNT);
-	if (!lane->pages)
+	host->pages = kvcalloc(wanted, sizeof(*host->pages), GFP_KERNEL_ACCOUNT);
+	if (!host->pages)
 		return -ENOMEM;
-	got = compat_pin_user_pages(address, wanted, lane->pages);
-	lane->page_count = max(got, 0L);
+	got = compat_pin_user_pages(address, wanted, host->pages);
+	host->page_count = max(got, 0L);
 	if (got != wanted) {
-		release_replies(lane);
+		release_host(host);
 		return got < 0 ? got : -EFAULT;
 	}
-	lane->mapped = vmap(lane->pages, wanted, VM_MAP, PAGE_KERNEL);
-	if (!lane->mapped) {
-		release_replies(lane);
+	host->mapped = vmap(host->pages, wanted, VM_MAP, PAGE_KERNEL);
+	if (!host->mapped) {
+		release_host(host);
 		return -ENOMEM;
 	}
-	lane->replies = lane->mapped + lane->lead;
 	return 0;
+}
+
+/* The words that tell of naps, and the word that ends one. */
+static int open_naps(struct p2pmod_lane *lane, const struct p2pmod_lane_description *d)
+{
+	int err;
+
+	if (!d->told)
+		return 0;
+	lane->wake = p2pmod_window_open(d->wake_buffer, d->wake, sizeof(u32));
+	if (IS_ERR(lane->wake))
+		return PTR_ERR(lane->wake);
+	err = pin_host(&lane->host_told, d->told, TOLD_BYTES);
+	if (err) {
+		p2pmod_window_close(lane->wake);
+		return err;
+	}
+	lane->told = lane->host_told.mapped + lane->host_told.lead;
+	lane->woken = READ_ONCE(lane->told[P2PMOD_TOLD_ENDED]) - 1;
+	return 0;
+}
+
+static void close_naps(struct p2pmod_lane *lane)
+{
+	if (!lane->told)
+		return;
+	release_host(&lane->host_told);
+	p2pmod_window_close(lane->wake);
 }
 
 /* Do the replies look as if all calls before the next one were answered, and none after it? */
@@ -286,11 +364,11 @@ static bool lane_piece(const struct p2pmod_lane *lane, unsigned int i, struct pi
 		to -= first << GPU_PAGE_SHIFT;
 	} else {
 		i -= packet_pieces(lane);
-		if (i >= lane->page_count)
+		if (i >= lane->host.page_count)
 			return false;
 		unit = PAGE_SIZE;
-		base = page_to_phys(lane->pages[i]);
-		from = lane->lead;
+		base = page_to_phys(lane->host.pages[i]);
+		from = lane->host.lead;
 		to = from + lane->slots * sizeof(struct p2pmod_reply);
 	}
 	/* the ring lies at from..to of its pages laid end to end; page i is i*unit..(i+1)*unit */
@@ -358,16 +436,22 @@ struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
 	err = PTR_ERR_OR_ZERO(lane->packets);
 	if (err)
 		goto undo_lane;
-	err = pin_replies(lane, d->replies);
+	err = pin_host(&lane->host, d->replies, d->slots * sizeof(struct p2pmod_reply));
 	if (err)
 		goto undo_window;
-	err = quiet(lane) ? list_lane(lane) : -EBUSY;
+	lane->replies = lane->host.mapped + lane->host.lead;
+	err = open_naps(lane, d);
 	if (err)
 		goto undo_replies;
+	err = quiet(lane) ? list_lane(lane) : -EBUSY;
+	if (err)
+		goto undo_naps;
 	return lane;
 
+undo_naps:
+	close_naps(lane);
 undo_replies:
-	release_replies(lane);
+	release_host(&lane->host);
 undo_window:
 	p2pmod_window_close(lane->packets);
 undo_lane:
@@ -385,7 +469,8 @@ u32 p2pmod_lane_detach(struct p2pmod_lane *lane)
 	mutex_lock(&lanes_lock);
 	list_del(&lane->entry);
 	mutex_unlock(&lanes_lock);
-	release_replies(lane);
+	close_naps(lane);
+	release_host(&lane->host);
 	p2pmod_window_close(lane->packets); /* and with it the reference on the buffer */
 	kvfree(lane);
 	atomic64_dec(&p2pmod_count.lanes);

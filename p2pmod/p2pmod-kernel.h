@@ -67,19 +67,26 @@ int p2pmod_window_read(struct p2pmod_window *window, u64 offset, void *data, siz
  * @slots: of each ring
  * @first: number of the first call: 1 on a fresh lane, otherwise one more than the last call's,
  *	which must have been answered
+ * @told: address in the calling process of the words P2PMOD_TOLD_*, a multiple of 4, in memory
+ *	of the same kind as the replies; 0: the kernel that serves the lane never naps
+ * @wake_buffer: where the wake word is; the lane takes a reference. Not looked at without @told
+ * @wake: offset in that buffer of the wake word, whose device address is a multiple of 4
  */
 struct p2pmod_lane_description {
 	u64 packets;
 	u64 replies;
 	u32 slots;
 	u32 first;
+	u64 told;
+	struct p2pmod_buffer *wake_buffer;
+	u64 wake;
 };
 
 /*
  * Attach to a lane of @buffer, of which it takes a reference. May sleep. ERR_PTR of
- *   -EINVAL   the number of slots, or an alignment
- *   -ERANGE   the packets are not inside the buffer
- *   -EFAULT   the replies are not writable memory of the calling process
+ *   -EINVAL   the number of slots, or an alignment; or @told without @wake_buffer
+ *   -ERANGE   the packets, or the wake word, are not inside their buffer
+ *   -EFAULT   the replies, or the words that tell, are not writable memory of the calling process
  *   -EBUSY    another lane is attached that uses some of the same packets or replies, whichever
  *             buffer or address it was given; or the replies do not fit @first: a call before it
  *             is not answered
@@ -99,7 +106,8 @@ u32 p2pmod_lane_detach(struct p2pmod_lane *lane);
 /*
  * Call device function @function with @bytes of arguments, laid out as its declaration says. Any
  * context; never sleeps. @sequence gets the call's number, whose reply is then kept until it is
- * fetched by poll or wait; NULL: nobody will ask for it.
+ * fetched by poll or wait; NULL: nobody will ask for it. Where the kernel on the GPU naps, this
+ * wakes it; poll and wait do so again if it left just then.
  *   -EAGAIN   the ring is full: the slot's reply is not there yet, or was not fetched
  *   -E2BIG    more than P2PMOD_PACKET_ARGUMENTS bytes
  *   -EINVAL   bytes, but no @arguments; or P2PMOD_FUNCTION_STOP, which is for the lane's owner

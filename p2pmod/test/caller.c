@@ -307,8 +307,9 @@ static int do_attach(struct caller *caller, struct caller_attach *a)
 {
 	struct p2pmod_lane_description description = {
 		.packets = a->packets, .replies = a->replies, .slots = a->slots, .first = a->first,
+		.told = a->told, .wake = a->wake,
 	};
-	struct p2pmod_buffer *buffer;
+	struct p2pmod_buffer *buffer, *wake = NULL;
 	struct p2pmod_lane *lane;
 	struct file *filp;
 
@@ -320,11 +321,21 @@ static int do_attach(struct caller *caller, struct caller_attach *a)
 	if (!filp)
 		return -EBADF;
 	buffer = p2pmod_get(filp, a->handle);
+	if (a->wake_handle)
+		wake = p2pmod_get(filp, a->wake_handle);
 	fput(filp);
-	if (IS_ERR(buffer))
-		return PTR_ERR(buffer);
+	if (IS_ERR(buffer) || IS_ERR(wake)) {
+		if (!IS_ERR(buffer))
+			p2pmod_put(buffer);
+		if (!IS_ERR_OR_NULL(wake))
+			p2pmod_put(wake);
+		return IS_ERR(buffer) ? PTR_ERR(buffer) : PTR_ERR(wake);
+	}
+	description.wake_buffer = wake;
 	lane = p2pmod_lane_attach(buffer, &description);
-	p2pmod_put(buffer); /* the lane keeps it */
+	p2pmod_put(buffer); /* the lane keeps them */
+	if (wake)
+		p2pmod_put(wake);
 	if (IS_ERR(lane))
 		return PTR_ERR(lane);
 	caller->lane[a->lane] = lane;

@@ -31,7 +31,9 @@ struct caller_attach {
 	__u32 slots;
 	__u32 first;
 	__u32 lane;    /* out */
-	__u32 reserved;
+	__u32 wake_handle; /* of the buffer with the wake word */
+	__u64 told;    /* 0: no naps */
+	__u64 wake;
 };
 
 struct caller_detach {

@@ -72,10 +72,14 @@ class Caller:
 
     def attach(self, service: gd.Service, lane: int) -> int:
         """The lane's number at the module. The service itself has made one call on each."""
-        packets = service._resident.packets()[0] + lane * SLOTS * 64
-        handle = self.pin(packets, SLOTS * 64)
-        replies = service._resident.ring(lane).replies
-        return self("attach", fd=self.p2pmod, handle=handle, replies=replies, slots=SLOTS, first=2).lane
+        resident, ring = service._resident, service._resident.ring(lane)
+        handle = self.pin(resident.packets()[0] + lane * SLOTS * 64, SLOTS * 64)
+        naps = {}
+        if service.info.nap_after is not None:
+            word = resident._word
+            naps = {"told": ring.told, "wake_handle": self.pin(word.ptr, word.nbytes), "wake": 0}
+        return self("attach", fd=self.p2pmod, handle=handle, replies=ring.replies, slots=SLOTS, first=2,
+                    **naps).lane  # fmt: skip
 
     def close(self) -> None:
         os.close(self.fd)
@@ -91,9 +95,9 @@ def caller():
     gd.use()
 
 
-def service(lanes: int) -> gd.Service:
-    # the kernel's lanes do not wake a nap: the waker would serve each call, a slice later
-    return gd.Service(SOURCE, ["fold", "refuse", "rest", "store"], lanes=lanes, slots=SLOTS, nap_after=None)
+def service(lanes: int, **options: float | None) -> gd.Service:
+    given = {"lanes": lanes, "slots": SLOTS, "nap_after": None, **options}
+    return gd.Service(SOURCE, ["fold", "refuse", "rest", "store"], **given)
 
 
 def test_the_kernel_calls_a_services_functions_in_every_context(caller):
@@ -136,3 +140,78 @@ def test_a_stopped_service_is_enodev_to_the_kernel(caller):
             while time.monotonic() < end:
                 caller("submit", lane=lane, context=context, unasked=1)
         assert raised.value.errno == errno.ENODEV
+
+
+# -- naps --------------------------------------------------------------------------------------
+
+SLICE = 60.0  # seconds until somebody else would wake the kernel on the GPU
+
+
+def napping(svc: gd.Service) -> None:
+    end = time.monotonic() + SLICE
+    while svc.info.state != "napping":
+        assert time.monotonic() < end, f"{svc.info}"
+        time.sleep(1e-3)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_call_from_the_kernel_ends_a_nap(caller, context):
+    with service(1, slice=SLICE, nap_after=0.01) as svc:
+        svc.lend(0)  # the kernel's from now on: so it is never parked
+        lane = caller.attach(svc, 0)
+        for i in range(5):
+            napping(svc)
+            start = time.monotonic()
+            run = caller("run", lane=lane, context=CONTEXTS.index(context), calls=1 + i, ahead=8, seed=i,
+                         timeout_ms=int(SLICE / 2 * 1e3))  # fmt: skip
+            assert (run.answered, run.wrong) == (1 + i, 0)
+            assert time.monotonic() - start < SLICE / 2, "it was not this call that ended the nap"
+
+
+def test_calls_that_the_kernel_asks_nothing_of_end_a_nap(caller):
+    with service(1, slice=SLICE, nap_after=0.01) as svc:
+        svc.lend(0)
+        lane = caller.attach(svc, 0)
+        answered = svc._resident.ring(0).replies + 12
+        for i in range(5):
+            napping(svc)
+            caller("submit", lane=lane, function=svc.functions["rest"].number, unasked=1)
+            end = time.monotonic() + SLICE / 2
+            number = 2 + i
+            at = _native.ffi.cast("volatile uint32_t *", answered + number % SLOTS * 16)
+            while at[0] != number:
+                assert time.monotonic() < end, "it was not this call that ended the nap"
+                time.sleep(1e-3)
+
+
+def test_the_kernel_calls_at_random_while_naps_begin(caller):
+    """Packets that come just as the kernel on the GPU decides to leave: each is answered, soon."""
+    import random
+
+    draw = random.Random(3)
+    with service(1, slice=SLICE, nap_after=0.005) as svc:
+        svc.lend(0)
+        lane = caller.attach(svc, 0)
+        for i in range(100):
+            time.sleep(draw.uniform(0.003, 0.009))
+            run = caller("run", lane=lane, context=i % 4, calls=1, ahead=1, seed=i,
+                         timeout_ms=int(SLICE / 2 * 1e3))  # fmt: skip
+            assert (run.answered, run.wrong) == (1, 0)
+
+
+@pytest.mark.parametrize("wrong, code", [
+    ({"told": 2}, errno.EINVAL), ({"wake": 2}, errno.EINVAL), ({"wake_handle": 0}, errno.EINVAL),
+    ({"wake": 1 << 20}, errno.ERANGE), ({"wake_handle": 999}, errno.ENOENT), ({"told": 4}, errno.EFAULT),
+])  # fmt: skip
+def test_wrong_words_of_naps_are_refused(caller, wrong, code):
+    with service(1, slice=SLICE, nap_after=1.0) as svc:
+        ring, word = svc._resident.ring(0), svc._resident._word
+        right = {
+            "fd": caller.p2pmod, "handle": caller.pin(svc._resident.packets()[0], SLOTS * 64),
+            "slots": SLOTS, "first": 2, "replies": ring.replies, "told": ring.told, "wake": 0,
+            "wake_handle": caller.pin(word.ptr, word.nbytes),
+        }  # fmt: skip
+        with pytest.raises(OSError) as raised:
+            caller("attach", **{**right, **wrong})
+        assert raised.value.errno == code
+        caller("attach", **right)

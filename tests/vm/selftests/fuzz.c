@@ -142,6 +142,11 @@ static int call_lane(struct lanes *l, int fd, const struct p2pmod_pin *pin)
 		};
 
 		a.replies = number((uintptr_t)l->replies + 16 * below(REPLY_BYTES / 16 - 64));
+		if (!below(3)) { /* and naps, told of by words that calls change */
+			a.told = number((uintptr_t)l->replies + 4 * below(REPLY_BYTES / 4));
+			a.wake_handle = number(pin->handle);
+			a.wake = number(4 * below(16384));
+		}
 		if (ioctl(l->caller, CALLER_ATTACH, &a))
 			return -1;
 		l->lane[a.lane].replies = a.replies;
