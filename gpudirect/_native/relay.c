@@ -313,12 +313,12 @@ static void *launcher(void *argument)
             round_of_all(relay);
         if (relay->progress != last && relay->progress - last < slice / 2)
             quick_until = relay->progress + slice;
-        if (relay->first && gd_now() - relay->progress > SUSPECT)
+        if (slice != UINT64_MAX && gd_now() - relay->progress > SUSPECT)
             look_for_faults(relay);
-        nap = slice == UINT64_MAX               ? SUSPECT
+        nap = slice == UINT64_MAX               ? FOREVER /* nobody rides */
               : relay->progress < quick_until   ? slice / LOOKS_WHEN_QUICK
                                                 : slice / LOOKS_A_SLICE;
-        nap = moves || nap < SHORTEST_NAP ? SHORTEST_NAP : relay->first ? nap : FOREVER;
+        nap = moves || nap < SHORTEST_NAP ? SHORTEST_NAP : nap;
         pthread_mutex_unlock(&relay->lock);
         gd_await_bell(&relay->bell, heard, nap);
         pthread_mutex_lock(&relay->lock);
@@ -363,7 +363,7 @@ static void *waker(void *argument)
         if (nobody(relay, &ended))
             set_wake(relay, ended + 1);
         slice = shortest(relay);
-        until = after(slice == UINT64_MAX ? SUSPECT : slice);
+        until = after(slice == UINT64_MAX ? FOREVER : slice);
         pthread_cond_timedwait(&relay->listed, &relay->list, &until);
     }
     return NULL;

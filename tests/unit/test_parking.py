@@ -190,7 +190,7 @@ def test_where_threads_cannot_be_fenced_it_goes_on_napping(monkeypatch):
     """An old kernel, or a sandbox without membarrier(2)."""
     if DEVICE != "emulated":
         pytest.skip("the relay of a GPU is C: tests/native has it")
-    from gpudirect.devices import relayed
+    from gpudirect.devices.emulation import relayed
 
     class Lib:
         def __getattr__(self, name):
