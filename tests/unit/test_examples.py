@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +136,56 @@ def test_a_simulation_that_does_not_answer_is_given_up(monkeypatch):
     monkeypatch.setattr(module, "LIMIT", 0.05)
     with pytest.raises(gd.KernelError, match="no report of table 1"):
         module.Simulation(module.Work(4)).wait(1)  # nobody wrote that table
+
+
+DRIVER = """
+#include <stddef.h>
+#include <string.h>
+typedef unsigned long long u64;
+int cuMemcpyHtoDAsync_v2(u64 to, const void *from, size_t n, void *stream)
+{
+    memcpy((void *)to, from, n);
+    return 0;
+}
+int cuMemcpyDtoHAsync_v2(void *to, u64 from, size_t n, void *stream)
+{
+    memcpy(to, (void *)from, n);
+    return 0;
+}
+int cuStreamSynchronize(void *stream) { return 0; }
+int cuLaunchKernel(void *kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void *stream, void **arguments, void **extra)
+{
+    const float *a = *(float **)arguments[0], *b = *(float **)arguments[1];
+    float *c = *(float **)arguments[2];
+    int n = *(int *)arguments[3];
+
+    if (kernel != (void *)77 || gx * bx < (unsigned)n || gx * bx >= n + bx)
+        return 400; /* CUDA_ERROR_INVALID_HANDLE */
+    for (int i = 0; i < n; i++)
+        c[i] = a[i] + b[i];
+    return 0;
+}
+"""
+
+
+def test_c_code_calls_the_driver_itself_where_there_is_one(tmp_path, monkeypatch):
+    """On a driver that is feigned: device memory is where the emulated device's is mapped."""
+    port = ports.load("vector_add_c")
+    helper = sys.modules["_c"]
+    source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so.1"
+    source.write_text(DRIVER)
+    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", library, source], check=True)
+    current = []
+    core = types.SimpleNamespace(Device=lambda n: types.SimpleNamespace(set_current=lambda: current.append(n)))
+    load = helper.ctypes.CDLL
+    with monkeypatch.context() as m:
+        m.setitem(sys.modules, "cuda.core", core)
+        m.setattr(helper.ctypes, "CDLL", lambda name: load(str(library) if "cuda" in name else name))
+        m.setattr(gd.Kernel, "handle", 77)
+        work = port.work(port.small, "degree 1")
+        expected = port.module.sequential(work)().copy()
+        m.setattr(gd, "device", lambda: types.SimpleNamespace(emulated=False, ordinal=3))
+        for make in (port.module.copy, port.module.direct, lambda w: port.module.double_buffered(w, 16384)):
+            assert np.allclose(make(work)(), expected, rtol=1e-6)
+    assert current == [3] * 3
