@@ -42,6 +42,9 @@ class Living(Packing):
     _poller: Poller
     _resident: Resident | None = None
     """There is one from ``start()`` until its memory was given back."""
+    _changing = False
+    """``start()`` or ``stop()`` is under way: whoever finds it so is a signal's handler in their middle."""
+    _stop_wanted = False
     _half_stopped = False
     """A signal's handler raised in ``stop()``."""
 
@@ -91,10 +94,14 @@ class Living(Packing):
                 self.stop()
             if self._opened:
                 raise ServiceError("the service runs already")
+            if self._changing:
+                raise ServiceError("the service is about to be started or stopped, in the middle of which "
+                                   "a signal's handler or a callback starts it")  # fmt: skip
             if self._resident is not None:
                 raise ServiceError(f"the service cannot be started again: {self._end}")
             self._check_device()
             patient.begin()  # who stops it if it is dropped
+            self._changing = True
             try:
                 self._resident = self._kind(self._kernel, self._layout, self._options, self._bridge)
                 self._launch(self._resident)
@@ -106,6 +113,10 @@ class Living(Packing):
                 with contextlib.suppress(Error):
                     self._halt("it did not start")
                 raise
+            finally:
+                self._changing = False
+            if self._stop_wanted:
+                self.stop()
         return self
 
     def _launch(self, resident: Resident) -> None:
@@ -144,14 +155,19 @@ class Living(Packing):
         """End the service: what was called is answered or fails, its memory goes back. Safe twice.
 
         A function that runs is waited for, ``stop_timeout`` seconds at most; then ServiceError, and
-        the kernel and its memory stay until it ends, with this process at the latest.
+        the kernel and its memory stay until it ends, with this process at the latest. A signal's handler
+        that interrupts ``start()`` or ``stop()`` has it stopped at their end.
         """
         if self.device.forked:
             return
         with self.device.residents_lock:
+            if self._changing:
+                self._stop_wanted = True  # when that is done
+                return
             if self._resident is None:
                 return
             self._half_stopped = False
+            self._changing = True
             try:
                 self._halt("it was stopped")
             except Error:
@@ -160,6 +176,8 @@ class Living(Packing):
                 self._half_stopped = True
                 self._have_stopped()
                 raise
+            finally:
+                self._changing = self._stop_wanted = False
 
     def _halt(self, why: str) -> None:
         """End the kernel, fail what is open, give everything back."""

@@ -36,7 +36,6 @@ LITTER = 300  # arrays for the collector to find in each test
 COUNTING = {"test_aperture", "test_relay", "test_pinned", "test_interruption"}
 """Where what the device holds is counted to the byte: the litter lies on another device there."""
 COUNTED_ELSEWHERE = "emulated:1"
-ATTEMPTS = 3  # runs of a test with signals, before the one without
 OFTEN = 0.001  # seconds between two signals
 NOW_AND_THEN = 0.1  # of the signals that find our code on the stack raise
 HANGS = 100  # seconds after which a check of the process is taken for a hang
@@ -49,6 +48,7 @@ class Interruption(BaseException):
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stress", choices=["gc", "signals"], help="see tests/stress/plugin.py")
     parser.addoption("--stress-seed", type=int, default=1)
+    parser.addoption("--stress-runs", type=int, default=1, help="with signals, before the one without")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if which == "gc":
         config.pluginmanager.register(Collector(), "stress-gc")
     elif which == "signals":
-        config.pluginmanager.register(Signals(config.getoption("--stress-seed")), "stress-signals")
+        config.pluginmanager.register(Signals(config), "stress-signals")
 
 
 class Litter:
@@ -108,9 +108,10 @@ class Collector:
 class Signals:
     """A timer whose handler raises inside our code."""
 
-    def __init__(self, seed: int) -> None:
-        self.draw = random.Random(seed)
-        signal.signal(signal.SIGUSR1, self.handle)  # for good: the last signal may come late
+    def __init__(self, config: pytest.Config) -> None:
+        self.draw = random.Random(config.getoption("--stress-seed"))
+        self.attempts: int = config.getoption("--stress-runs")
+        signal.signal(signal.SIGUSR2, self.handle)  # for good: the last signal may come late
         self.go = threading.Event()
         threading.Thread(target=self.send, name="stress", daemon=True).start()
         self.armed = False
@@ -126,7 +127,7 @@ class Signals:
         assert main is not None
         while True:
             self.go.wait()
-            signal.pthread_kill(main, signal.SIGUSR1)
+            signal.pthread_kill(main, signal.SIGUSR2)
             time.sleep(OFTEN)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -162,19 +163,20 @@ class Signals:
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         try:
             reports: list[pytest.TestReport] = []
-            for _ in range(ATTEMPTS):
-                self.calm, self.raised = False, 0
+            for _ in range(self.attempts):
+                self.calm, self.raised, reports = False, 0, []
                 with contextlib.suppress(Interruption):
                     reports = runtestprotocol(item, nextitem=nextitem, log=False)
                 if not self.raised:
-                    break
+                    break  # it is short, or runs a program of its own
                 self.everywhere += self.raised
                 self.runs += 1
                 as_good_as_new(item.nodeid)
                 item._initrequest()  # type: ignore[attr-defined]
             self.calm = True
-            item._initrequest()  # type: ignore[attr-defined]
-            reports = runtestprotocol(item, nextitem=nextitem, log=False)
+            if self.raised or not reports or any(r.failed for r in reports):
+                item._initrequest()  # type: ignore[attr-defined]
+                reports = runtestprotocol(item, nextitem=nextitem, log=False)
         finally:
             self.calm = True
         for report in reports:

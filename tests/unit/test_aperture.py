@@ -524,9 +524,11 @@ def test_a_writer_closed_while_it_writes(emulated, mapped):
                     failed.append(e)
 
             thread = threading.Thread(target=write)
-            thread.start()
-            time.sleep(delay)
-            file.close()
+            try:
+                thread.start()
+                time.sleep(delay)
+            finally:
+                file.close()
             aperture.set_budget(MIB, gd.device())  # takes back what nobody holds
             aperture.set_budget(16 * MIB, gd.device())
             thread.join(60)

@@ -242,11 +242,13 @@ def test_a_waiter_that_is_interrupted_leaves_the_keeper_at_work():
         raise FromNowhere
 
     before = signal.signal(signal.SIGUSR1, handler)
+    sender = threading.Thread(target=interrupt)
     try:
-        threading.Thread(target=interrupt).start()
+        sender.start()
         with pytest.raises(FromNowhere):
             keeper.run(job)
     finally:
+        sender.join()
         signal.signal(signal.SIGUSR1, before)
     assert not done
     gate.set()

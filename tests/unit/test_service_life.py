@@ -69,6 +69,20 @@ def gate():
             release()
 
 
+@contextlib.contextmanager
+def signalled(handler, after):
+    """A signal comes within, so many seconds after this is entered, or not any more."""
+    before = signal.signal(signal.SIGUSR1, handler)
+    sender = threading.Timer(after, os.kill, (os.getpid(), signal.SIGUSR1))
+    sender.start()
+    try:
+        yield
+    finally:
+        sender.cancel()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
 def until(condition):
     end = time.monotonic() + HANG
     while not condition():
@@ -240,6 +254,30 @@ def test_stopped_in_a_callback(kept, thread):
         assert kept.call("add", 1, 2) == 3
 
 
+@pytest.mark.parametrize("within", ["_launch", "_open_lanes", "_greet", "_shut", "_when_left"])
+def test_stopped_by_a_signal_inside_start_or_stop(within):
+    """A handler comes between any two steps: it takes nothing away from under the next one."""
+    svc = service()
+    seen = []
+    real = getattr(svc, within)
+
+    def step(*given):
+        seen.append(svc.stop())  # as a signal's handler would here
+        done = real(*given)
+        seen.append(svc.stop())
+        with pytest.raises(gd.ServiceError):
+            svc.start()
+        return done
+
+    setattr(svc, within, step)
+    svc.start()
+    svc.stop()
+    delattr(svc, within)
+    assert len(seen) >= 2 and not svc.running and svc not in svc.device.residents
+    with svc:
+        assert svc.call("add", 1, 2, timeout=HANG) == 3
+
+
 @pytest.mark.parametrize("then", ["left alone", "started again"])
 def test_a_stop_that_a_signal_interrupts_is_ended_by_somebody_else(then):
     class FromNowhere(Exception):
@@ -249,24 +287,18 @@ def test_a_stop_that_a_signal_interrupts_is_ended_by_somebody_else(then):
         raise FromNowhere
 
     svc = service(stop_timeout=HANG)
-    before = signal.signal(signal.SIGUSR1, handler)
-    try:
-        with gate() as (go, release):
-            svc.start()
-            resident = weakref.ref(svc._resident)
-            future = svc.submit("hold", go)
-            main = threading.main_thread().ident
-            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGUSR1)).start()
-            with pytest.raises(FromNowhere):
-                svc.stop()
-            release()
-            if then == "started again":
-                with svc.start():
-                    assert svc.call("add", 1, 2, timeout=HANG) == 3
-            until(given_back(resident))
-            assert future.result(HANG) == 1
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    with gate() as (go, release):
+        svc.start()
+        resident = weakref.ref(svc._resident)
+        future = svc.submit("hold", go)
+        with signalled(handler, 0.1), pytest.raises(FromNowhere):
+            svc.stop()
+        release()
+        if then == "started again":
+            with svc.start():
+                assert svc.call("add", 1, 2, timeout=HANG) == 3
+        until(given_back(resident))
+        assert future.result(HANG) == 1
     until(lambda: svc not in svc.device.residents and not svc.running)
 
 
@@ -297,22 +329,15 @@ def test_stopped_beside_a_callback_that_needs_what_stopping_holds(kept):
 
 
 def test_stopped_by_a_signal_inside_a_call(kept):
-    old = signal.signal(signal.SIGUSR1, lambda *_: kept.stop())
-    try:
-        with gate() as (go, release):
-            kept.start()
-            resident = weakref.ref(kept._resident)
-            timers = [threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)),
-                      threading.Timer(0.2, release)]  # fmt: skip
-            for timer in timers:
-                timer.start()
-            with contextlib.suppress(gd.ServiceError):
-                assert kept.call("hold", go, timeout=HANG) == 1
-            until(given_back(resident))
-            for timer in timers:
-                timer.join()
-    finally:
-        signal.signal(signal.SIGUSR1, old)
+    with gate() as (go, release):
+        kept.start()
+        resident = weakref.ref(kept._resident)
+        opening = threading.Timer(0.2, release)
+        opening.start()
+        with signalled(lambda *_: kept.stop(), 0.05), contextlib.suppress(gd.ServiceError):
+            assert kept.call("hold", go, timeout=HANG) == 1
+        until(given_back(resident))
+        opening.join()
     with kept:
         assert kept.call("add", 1, 2) == 3
 
@@ -363,19 +388,14 @@ def test_callbacks_run_beside_a_signal_that_raises(svc):
         return True
 
     seen = []
-    old = signal.signal(signal.SIGUSR1, handler)
-    try:
-        with gate() as (go, release):
-            futures = [svc.submit("hold", go)]
-            futures[0]._callbacks = [lambda f: seen.append(f.result(0))]
-            futures[0]._watch()  # without the thread that looks: who waits runs it
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-            with pytest.raises(Told):
-                futures[0].result(HANG)
-            assert futures[0].result(HANG) == 1
-            assert seen == [1]
-    finally:
-        signal.signal(signal.SIGUSR1, old)
+    with gate() as (go, release):
+        futures = [svc.submit("hold", go)]
+        futures[0]._callbacks = [lambda f: seen.append(f.result(0))]
+        futures[0]._watch()  # without the thread that looks: who waits runs it
+        with signalled(handler, 0.05), pytest.raises(Told):
+            futures[0].result(HANG)
+        assert futures[0].result(HANG) == 1
+        assert seen == [1]
 
 
 def test_threads_that_cannot_be_started(svc, monkeypatch):
