@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 NATIVE := $(wildcard gpudirect/*/*.[ch] gpudirect/*/_native/*.[ch] p2pmod/*.h gpudirect/_native/build.py gpudirect/bench/_native/build.py) setup.py
 
 .PHONY: help demo info doctor test test-unit test-gpu test-native test-vm test-part test-matrix test-static \
-	test-debug full lint module clean
+	test-debug full lint module wheels clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,10 @@ test-unit: $(STAMP) ## the Python suite, on the emulated device
 
 test-native: ## the copy engine in C: sanitizers, and arm64 under emulation
 	tests/native/run
+
+wheels: $(STAMP) ## sdist and wheel into dist/, audited and tried (fetches an old C library from Debian)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python tools/wheels
 
 test-gpu: ## the suite, the demo and the benchmarks on a real GPU (works offline)
 	tests/gpu/run

@@ -17,6 +17,7 @@ LIMITED = sys.version_info >= ABI3 and not sysconfig.get_config_var("Py_GIL_DISA
 SONAME = "libgpudirect.so.0"
 ABI_HEADERS = ("p2pmod/p2pmod.h", "p2pmod/p2pmod-lane.h")
 
+metadata = runpy.run_path("package/metadata.py", run_name="metadata")
 native = runpy.run_path("gpudirect/_native/build.py", run_name="native")
 
 if LIMITED:  # what an older checkout built here for this Python alone would be imported instead
@@ -46,23 +47,23 @@ class BuildWithLibrary(build_ext):
         sources = [f"gpudirect/_native/{name}.c" for name in native["LIBRARY_SOURCES"]]
         folder = Path("." if self.inplace else self.build_lib, "gpudirect", "lib")
         library = folder / SONAME
-        made_of = [*sources, *map(str, native["PUBLIC_HEADERS"]), *map(str, Path("gpudirect/_native").glob("*.h"))]
-        newest = max(Path(f).stat().st_mtime for f in made_of)
+        made_of = [*map(Path, sources), *native["PUBLIC_HEADERS"], *Path("gpudirect/_native").glob("*.h")]
+        newest = max(f.stat().st_mtime for f in made_of)
         if library.exists() and library.stat().st_mtime > newest:
             return
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(self.build_temp, "library")
         temporary.mkdir(parents=True, exist_ok=True)
         script = temporary / "exported"
-        script.write_text("{ global: %s; local: *; };\n" % "; ".join(native["exported"]()))
+        script.write_text(f"{{ global: {'; '.join(native['exported']())}; local: *; }};\n")
         objects = self.compiler.compile(
             sources, output_dir=str(temporary), include_dirs=["gpudirect/include", "p2pmod"],
             extra_postargs=[*native["C_OPTIONS"], "-fPIC", "-fno-semantic-interposition"],
         )  # fmt: skip
         self.compiler.link_shared_object(
             objects, str(library), libraries=["pthread"],
-            extra_postargs=[f"-Wl,-soname,{SONAME}", f"-Wl,--version-script={script}", "-Wl,-Bsymbolic-functions",
-                            "-Wl,-z,defs"],
+            extra_postargs=[f"-Wl,-soname,{SONAME}", f"-Wl,--version-script={script}",
+                            "-Wl,-Bsymbolic-functions", "-Wl,-z,defs"],
         )  # fmt: skip
         # what -lgpudirect finds; a wheel holds no links
         (folder / "libgpudirect.so").write_text(f"/* GNU ld script */\nINPUT({SONAME})\n")
@@ -70,6 +71,10 @@ class BuildWithLibrary(build_ext):
 
 class BuildWithHeaders(build_py):
     """The Python files, and the headers of p2pmod that the public ones include."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [m for m in found if (package.rpartition(".")[2], m[1]) != ("_native", "build")]
 
     def run(self) -> None:
         super().run()
@@ -79,6 +84,7 @@ class BuildWithHeaders(build_py):
 
 
 setup(
+    **metadata["arguments"](),
     cmdclass={"build_ext": BuildWithLibrary, "build_py": BuildWithHeaders},
     cffi_modules=["gpudirect/_native/build.py:ffibuilder", "gpudirect/bench/_native/build.py:ffibuilder"],
     ext_modules=[
