@@ -41,7 +41,7 @@ def test_a_version_that_differs_is_no_release(copy):
 
 def test_a_changelog_without_the_version_or_its_date_is_no_release(copy):
     changes = copy / "CHANGELOG.md"
-    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    version = re.search(r'^__version__ = "(.+)"', (ROOT / "gpudirect/__init__.py").read_text(), re.MULTILINE)[1]
     changes.write_text(f"# Changes\n\n## {version}, soon\n")
     run = release("changelog", root=copy)
     assert run.returncode == 1 and "give the date" in run.stdout

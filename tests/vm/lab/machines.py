@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from guests import (
@@ -252,8 +253,11 @@ def on_a_machine() -> bool:
     return tell(f"make install, load, unload: {len(result.passed)} passed, {result.seconds:.0f} s", complaints)
 
 
-def _dkms(version: str, package: Path) -> bool:
-    """Every step of a module's life with one version of dkms; then the module is loaded and tried."""
+def _dkms(version: str, package: Path, script: str = "dkms") -> bool:
+    """Every step of a module's life with one version of dkms; then the module is loaded and tried.
+
+    script: "dkms", its own commands; "debian", what dpkg does with our package.
+    """
     work = build.work_folder("dkms")
     kernels = [packages.kernel("6.1"), packages.kernel("6.12")]
     (work / "src").mkdir()
@@ -266,8 +270,14 @@ def _dkms(version: str, package: Path) -> bool:
         folder.mkdir()
         shutil.copy(build.modules(kernel, "open", "550").nvidia, folder)
         (folder / "headers").write_text(str(kernel.headers))
-    log = run(["unshare", "--mount", "--propagation", "private", "bash", Path(__file__).with_name("dkms.sh"),
-               package, work, *(k.release for k in kernels)])  # fmt: skip
+    words: list[object] = [package, work, *(k.release for k in kernels)]
+    if script == "debian":
+        for made in ("0.1.0", "0.1.1"):
+            run([sys.executable, build.ROOT / "tools/module-packages", "deb", "--version", made, "--out",
+                 work / "debs"])  # fmt: skip
+            words.append(made)
+    log = run(["unshare", "--mount", "--propagation", "private", "bash",
+               Path(__file__).with_name(f"{script}.sh"), *words])  # fmt: skip
     complaints = [line for line in log.splitlines() if line.startswith(("not ok", "# "))]
     steps = sum(line.startswith("ok ") for line in log.splitlines())
     out = work / "out"
@@ -283,7 +293,7 @@ def _dkms(version: str, package: Path) -> bool:
             complaints.append("what dkms built was not loaded")
     else:
         complaints.append(f"dkms left {names}")
-    return tell(f"dkms {version}: {steps} steps", complaints)
+    return tell(f"{script}, dkms {version}: {steps} steps", complaints)
 
 
 def signed() -> bool:
@@ -307,7 +317,8 @@ def signed() -> bool:
 
 
 def dkms() -> int:
-    """dkms (each version that the suites have) and `make install` as users run them; signed modules."""
+    """dkms (each version that the suites have), the Debian package and `make install` as users run them;
+    signed modules."""
     prepare()
     if os.geteuid():
         raise LabError("dkms is tried in a mount namespace: run this as root")
@@ -319,6 +330,6 @@ def dkms() -> int:
             if not package.exists():
                 package.mkdir(parents=True)
                 apt.unpack("dkms", package, version)
-        good.append(_dkms(version, package))
+        good += [_dkms(version, package), _dkms(version, package, "debian")]
     good += [on_a_machine(), signed()]
     return report(sum(good), len(good) - sum(good))
