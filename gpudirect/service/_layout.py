@@ -50,7 +50,7 @@ class Layout:
 
     ends = LINE
     boards = APART
-    board = 512  # bytes of each, as offered.cuh asserts
+    board = 1280  # bytes of each, as offered.cuh asserts
 
     @property
     def packets(self) -> int:

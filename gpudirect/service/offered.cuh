@@ -19,9 +19,10 @@ enum : unsigned { THREAD, WARP, BLOCK, GRID };
 
 /*
  * What the blocks of a lane share, and one launch of the kernel hands to the next, in device
- * memory. Zeroed when the service starts. What all blocks poll at once is lines apart.
+ * memory. Zeroed when the service starts. What all blocks poll, or add to, at once is there several times,
+ * lines apart: a quarter of them each, or they would wait for one another.
  */
-constexpr unsigned ORDER_PARTS = 5;
+constexpr unsigned ORDER_PARTS = 5, COPIES = 4;
 struct board {
     unsigned long long deadline; /* of the lifetime; 0 before the first launch */
     unsigned long long worked;  /* when it was last seen to have calls; 0 before the first launch */
@@ -30,14 +31,19 @@ struct board {
     unsigned ordered[2];        /* orders when launch number n began: in ordered[n % 2] */
     unsigned failure[2];        /* status and line of the first failure in another block */
     alignas(128) unsigned long long barrier; /* arrivals of blocks at gd_sync(), ever */
-    alignas(128) unsigned arrived; /* blocks that have ended their part of a call, ever */
-    alignas(128) uint4 order[ORDER_PARTS]; /* a packet's words but the first; each part: three and its number */
+    struct alignas(128) {
+        unsigned arrived;       /* blocks that have ended their part of a call, ever */
+    } back[COPIES];
+    struct alignas(128) {       /* a packet's words but the first; each part: three and the order's number */
+        uint4 parts[ORDER_PARTS];
+    } order[COPIES];
 };
-static_assert(sizeof(board) == 512, "_layout.py says so");
+static_assert(sizeof(board) == 1280, "_layout.py says so");
 
 __shared__ unsigned team;       /* which kind runs a function now */
 __shared__ unsigned failure[2]; /* status and line of the call's first failure in this block */
 __shared__ unsigned blocks;     /* of this block's lane */
+__shared__ unsigned before;     /* threads of its blocks before this one */
 __shared__ board *shared_board; /* of this lane */
 
 __device__ inline void gd_fail(unsigned status, unsigned line)
@@ -110,7 +116,7 @@ __device__ inline unsigned gd_rank()
 {
     switch (gd_service::team) {
     case gd_service::THREAD: return 0;
-    case gd_service::GRID: return blockIdx.x % gd_service::blocks * blockDim.x + threadIdx.x;
+    case gd_service::GRID: return gd_service::before + threadIdx.x;
     default: return threadIdx.x;
     }
 }

@@ -30,7 +30,7 @@ struct gd_lane {
     unsigned long long cut;              /* when the slice is over; never, for ever */
     unsigned long long worked;           /* when it last had calls */
     unsigned orders;                     /* to the other blocks, ever */
-    unsigned arrivals;                   /* of theirs, ever */
+    unsigned arrivals;                   /* of theirs, ever, at this thread's counter */
     bool open;                           /* functions may have written what no fence stands behind */
 
     /* Whether it has had no call for so long. */
@@ -133,14 +133,12 @@ __device__ inline unsigned long long gd_serve_one(F function, gd_lane &l, unsign
         __syncthreads();
         value = gd_run(number);
         __syncthreads();
-        if (grid)
-            l.arrivals += blocks - 1;
-        if (me == 0) {
-            if (d::gd_writes)
-                release();
-            if (grid)
-                await_grid(l.arrivals);
-            if (GD_FAILS && grid)
+        if (d::gd_writes && me == 0)
+            release();
+        if (grid) {
+            l.arrivals += arriving_at(me);
+            await_grid(l.arrivals);
+            if (GD_FAILS && me == 0)
                 failure_of_grid();
         }
     }
@@ -348,6 +346,7 @@ __device__ inline void gd_reside(
 
     if (threadIdx.x == 0) {
         blocks = blocks_per_lane;
+        before = blockIdx.x % blocks_per_lane * blockDim.x;
         shared_board = (board *)(boards + (unsigned long long)number * board_size);
         ending = end_of_launch;
         lanes = gridDim.x / blocks_per_lane;
@@ -376,7 +375,7 @@ __device__ inline void gd_reside(
     l.open = false;
     if (blocks > 1) {
         l.orders = look(&shared_board->ordered[turn % 2]);
-        l.arrivals = look(&shared_board->arrived);
+        l.arrivals = look(&shared_board->back[threadIdx.x % COPIES].arrived);
     }
     unsigned first = look(&shared_board->answered) + 1;
     l.go_to(first);

@@ -54,19 +54,18 @@ __device__ inline void follow()
  */
 __device__ inline void order_grid(unsigned number, const volatile unsigned *words, unsigned function)
 {
-    unsigned at = 3 * threadIdx.x;
+    unsigned part = threadIdx.x % ORDER_PARTS, copy = threadIdx.x / ORDER_PARTS, at = 3 * part;
 
-    if (threadIdx.x < ORDER_PARTS)
-        put(&shared_board->order[threadIdx.x],
-            make_uint4(words[at], words[at + 1],
-                       threadIdx.x == ORDER_PARTS - 1 ? function : words[at + 2], number));
+    if (copy < COPIES)
+        put(&shared_board->order[copy].parts[part],
+            make_uint4(words[at], words[at + 1], part == ORDER_PARTS - 1 ? function : words[at + 2], number));
 }
 
 /* By the first warp of another block: wait for the order of this number, and make it ready to be run. */
-__device__ inline void take_order(unsigned number)
+__device__ inline void take_order(unsigned number, unsigned copy)
 {
     unsigned me = threadIdx.x, looks = 0, *words = (unsigned *)gd_arguments();
-    const uint4 *at = &shared_board->order[me < ORDER_PARTS ? me : 0];
+    const uint4 *at = &shared_board->order[copy].parts[me < ORDER_PARTS ? me : 0];
     uint4 part;
 
     while (!__all_sync(ALL, (part = look(at)).w == number))
@@ -94,9 +93,11 @@ __device__ inline void take_order(unsigned number)
 /* The other blocks of a lane. */
 __device__ inline void second(unsigned turn)
 {
+    unsigned copy = blockIdx.x % blocks % COPIES;
+
     for (unsigned number = look(&shared_board->ordered[turn % 2]) + 1;; number++) {
         if (threadIdx.x < 32)
-            take_order(number);
+            take_order(number, copy);
         __syncthreads();
         if (ordered == P2PMOD_FUNCTION_STOP)
             return;
@@ -109,25 +110,31 @@ __device__ inline void second(unsigned turn)
                 release();
             else
                 agree();
-            atomicAdd(&shared_board->arrived, 1u);
+            atomicAdd(&shared_board->back[copy].arrived, 1u);
         }
     }
 }
 
+/* How many blocks but the first add to a counter. */
+__device__ inline unsigned arriving_at(unsigned copy)
+{
+    return copy < COPIES ? (blocks - 1 + COPIES - copy) / COPIES - (copy == 0) : 0;
+}
+
 /*
- * By the polling warp's first thread: until so many have arrived, ever. No fence stands behind it, as none
+ * By the polling warp: until so many have arrived, ever, at the counter of each thread. No fence stands behind it, as none
  * stands behind the packet: what is loaded next comes from where the others' stores have arrived, and their
  * fences reach the CPU that will see the reply.
  */
 __device__ inline void await_grid(unsigned arrivals)
 {
-    unsigned looks = 0;
+    unsigned copy = threadIdx.x % COPIES, looks = 0;
 
-    while (look(&shared_board->arrived) != arrivals)
+    while (!__all_sync(ALL, threadIdx.x >= COPIES || look(&shared_board->back[copy].arrived) == arrivals))
         between_looks(looks);
 }
 
-/* By the same, behind that: what failed in another block, if nothing did in this one. */
+/* By its first thread, behind that: what failed in another block, if nothing did in this one. */
 __device__ inline void failure_of_grid()
 {
     unsigned status = look(&shared_board->failure[0]);

@@ -23,7 +23,7 @@ NAMES = sorted(set("""
     ordered failure blocks relayed relay control replies packets row at next far near quarters me start
     there word words half ready gone since stops stop heard polls work worked t end entry described touches
     choose indices count_to offset_of parameter kind number tabled from_row order_grid await_grid
-    take_order agree between_looks failure_of_grid open orders arrivals part grid_barrier
+    take_order copy back before agree between_looks failure_of_grid open orders arrivals part grid_barrier
     look_ahead go_to mask grids all plain reads writes count bits result both magic alignment
     pointee THREAD WARP BLOCK GRID ALL WORDS TAG SLOW GO_ON STOP PAUSE F R P I N T x y z w a b c d i j n
     sin cos pow sqrt log round swap move forward begin data time div rand signal remove rename abort exit
