@@ -61,7 +61,7 @@ from .memory import statistics
 from .service import Doorbell, Future, Service, ServiceInfo
 
 
-def use(*, device: str | None = None, bridge: str | None = None) -> None:
+def use(*, device: Device | str | int | None = None, bridge: str | None = None) -> None:
     """Choose the device and the bridge of calls that name none; None chooses automatically.
 
     At start they are what $GPUDIRECT_DEVICE and $GPUDIRECT_BRIDGE say.
@@ -69,8 +69,9 @@ def use(*, device: str | None = None, bridge: str | None = None) -> None:
     """
     from . import bridges
 
-    bridges.choose(devices.get(device), bridge)
-    defaults.device, defaults.bridge = device, bridge
+    chosen = devices.get(device)
+    bridges.choose(chosen, bridge)
+    defaults.device, defaults.bridge = None if device is None else chosen.id, bridge
 
 
 def stream(device: Device | str | int | None = None) -> Stream:

@@ -11,7 +11,7 @@ import numpy as np
 from . import _native
 from ._host import HostView
 from .dtypes import become, elements, written
-from .errors import ArgumentError, DTypeError
+from .errors import ArgumentError, DTypeError, Error, RangeError
 from .extent import Shape
 
 MAX_DIMS = 64  # NumPy's
@@ -23,6 +23,27 @@ def index(value: object, what: str) -> int:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise DTypeError(f"{what} is {value!r}: give a whole number") from None
+
+
+def flag(value: object, what: str) -> bool:
+    """Whether something is true; ``what`` names it in the error. Raises ArgumentError."""
+    try:
+        return bool(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{what} is {value!r}: give True or False") from None
+
+
+REFUSALS = (IndexError, TypeError, ValueError, OverflowError)
+"""What NumPy raises for what it does not take."""
+
+
+def refusal(e: Exception, doing: str) -> Error:
+    """One of them as an error of ours, which is still of NumPy's kind."""
+    if isinstance(e, Error):
+        return e
+    kinds = ((IndexError, RangeError), (TypeError, DTypeError), (Exception, ArgumentError))
+    kind: type[Error] = next(ours for theirs, ours in kinds if isinstance(e, theirs))
+    return kind(f"{doing}: {e}")
 
 
 def as_shape(shape: Any) -> Shape:

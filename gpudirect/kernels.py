@@ -58,6 +58,8 @@ class Kernel:
     """A compiled kernel. Call it as ``k[grid, block](...)`` or ``k.launch(...)``."""
 
     def __init__(self, function: Function, device: Device) -> None:
+        if not isinstance(function, Function) or not isinstance(device, Device):
+            raise ArgumentError("kernels are made by gpudirect.kernel")
         self._function = function
         self.device = device
         self.name = function.name
@@ -111,6 +113,8 @@ class Kernel:
     def pack(self, arguments: Sequence[Any]) -> bytes:
         """The argument block. Raises ArgumentError or DTypeError naming the argument at fault."""
         packers = self._packers
+        if not isinstance(arguments, (tuple, list)):
+            raise ArgumentError(f"arguments is {arguments!r}: give a list of them")
         if len(arguments) != len(packers):
             wanted = ", ".join(_describe(p) for p in self.parameters) or "nothing"
             raise ArgumentError(

@@ -16,7 +16,7 @@ from . import couriers, paths
 
 
 def check_via(via: str | None) -> None:
-    if via not in (None, *PATHS):
+    if via is not None and (not isinstance(via, str) or via not in PATHS):
         raise ArgumentError(f"via={via!r}: give 'map', 'dma', 'courier' or None for the fastest one")
 
 

@@ -82,7 +82,8 @@ def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | 
     copies.refuse_courier(via)
     queue = stream.queue
     now = queue.now()
-    locked = via != "map" and _page_locked(source, extent)
+    here = via in ("map", "courier")  # by whoever calls, after the stream
+    locked = not here and _page_locked(source, extent)
     if now is Now.CAPTURED and not locked:
         raise ArgumentError(
             f"writing to {extent}: the stream is being captured, and a graph copies from page-locked "
@@ -91,7 +92,7 @@ def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | 
     if now is Now.IDLE:
         queued = via == "dma" or (locked and copies.choose(extent, source, write=True) == PATHS[1])
     else:
-        queued = via != "map"
+        queued = not here
     if not queued or not (locked or source.nbytes <= STAGED):
         waited(stream, f"writing to {extent}")
         return False

@@ -17,7 +17,7 @@ from . import copies, couriers, ondemand, paths
 
 def scatter(extent: Extent, places: Any, items: Any, via: str | None = None) -> None:
     """``Array.scatter``."""
-    if via not in (None, "map", "courier"):
+    if via is not None and (not isinstance(via, str) or via not in ("map", "courier")):
         raise ArgumentError(f"via={via!r}: scatter() goes by 'map', 'courier' or None for the faster one")
     check_mapped(extent.memory)
     if not extent.contiguous:

@@ -45,6 +45,9 @@ class Writer(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
+    def readinto(self, out: Any, /) -> int:
+        raise io.UnsupportedOperation("a writer is not read from: use Array.read")
+
     def seekable(self) -> bool:
         return True
 
@@ -56,9 +59,9 @@ class Writer(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Go on elsewhere: bytes from the start, from here, or from the end. Returns ``tell()``."""
         size = self._open().nbytes
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: size}.get(whence)
-        if origin is None:
+        if not isinstance(whence, int) or not 0 <= whence <= 2:
             raise ArgumentError(f"whence is {whence!r}: give 0, 1 or 2")
+        origin = (0, self._at, size)[whence]  # io.SEEK_SET, SEEK_CUR, SEEK_END
         at = origin + index(offset, "offset")
         if not 0 <= at <= size:
             raise RangeError(f"byte {at} is not inside an array of {size} bytes")

@@ -18,11 +18,14 @@ from .._transfer.gather import checked_out, gather, picked
 from .._transfer.scatter import scatter
 from .._transfer.writer import Writer
 from ..arguments import (
+    REFUSALS,
     as_element,
     as_source,
+    flag,
     index,
     overlap,
     raw_bytes,
+    refusal,
     refuse_keywords,
 )
 from ..bridges import PageRun
@@ -255,14 +258,17 @@ class Array(Operators, _native.Mapped):
             clean.append(Ellipsis)  # an integer index gives a view too, never an element
         try:
             return self._like(self._shape_of()[tuple(clean)])
-        except IndexError as e:
+        except (IndexError, OverflowError) as e:
             raise RangeError(f"{e} (shape {self.shape})") from None
         except (TypeError, ValueError) as e:  # a step of 0, a slice of words
             raise ArgumentError(f"a[{index!r}]: {e}") from None
 
     def __setitem__(self, index: Any, value: ArrayLike) -> None:
         """Store values: ``a[3:5] = x`` is ``a.host[3:5] = x``."""
-        self.host[index] = value
+        try:
+            self.host[index] = value
+        except REFUSALS as e:
+            raise refusal(e, f"storing into an array of shape {self.shape} and {self.dtype}") from None
 
     def reshape(self, *shape: Any) -> Array:
         """The same memory in another shape. Raises ArgumentError if that needs a copy."""
@@ -349,6 +355,8 @@ class Array(Operators, _native.Mapped):
         if others:
             refuse_keywords("write", others)
         piece = self._open()
+        if via is not None:
+            copies.check_via(via)
         on = None
         if stream is not None:
             on = piece.device.as_stream(stream)
@@ -520,10 +528,13 @@ class Array(Operators, _native.Mapped):
         if others:
             refuse_keywords("read", others)
         piece = self._open()
+        if via is not None:
+            copies.check_via(via)
         on = None if stream is None else piece.device.as_stream(stream)
+        start = index(start, "start")
         part = start != 0 or count is not None
+        synchronize = flag(synchronize, "synchronize")
         if part:
-            start = index(start, "start")
             count = self.size - start if count is None else index(count, "count")
             if not self.contiguous:
                 raise ArgumentError("a non-contiguous array is read whole; slice it instead")
@@ -558,12 +569,11 @@ class Array(Operators, _native.Mapped):
 
     def _read_later(self, out: Any, shape: Shape, start: int, via: str | None, on: Stream) -> Any:
         """``read(stream=..., synchronize=False)``: the device fills page-locked memory."""
-        if via == "map" or not self.contiguous:
+        if via not in (None, "dma") or not self.contiguous:
             raise ArgumentError(
                 "read(stream=..., synchronize=False) is a copy that the device makes later: of a "
                 "contiguous array, and not via='map'"
             )
-        copies.check_via(via)
         target = pinned(shape, self.dtype, device=on.device) if out is None else \
             _target(out, shape, self.dtype)  # fmt: skip
         if out is not None and not np.may_share_memory(target, np.asarray(out)):
@@ -607,10 +617,14 @@ class Array(Operators, _native.Mapped):
         """What ``read()`` gives, read-only: a store into it would not reach the device."""
         if copy is False:
             raise ArgumentError("a NumPy array of device memory is a copy; use .host for a view")
+        copied = flag(copy, "copy")
         found = self.read()
         if dtype is not None:
-            found = found.astype(dtype, copy=False)
-        found.flags.writeable = bool(copy)
+            try:
+                found = found.astype(dtype, copy=False)
+            except REFUSALS as e:
+                raise refusal(e, f"{self.dtype} as {dtype!r}") from None
+        found.flags.writeable = copied
         return found
 
     def item(self, *where: Any) -> Any:
@@ -660,8 +674,9 @@ class Array(Operators, _native.Mapped):
 
         Raises ExportError (another device, strides that are no whole number of elements), DTypeError.
         """
-        lent = self.copy() if copy else self
-        return _export.dlpack(lent._extent(), stream, max_version, dl_device, copied=bool(copy))
+        copied = flag(copy, "copy")
+        lent = self.copy() if copied else self
+        return _export.dlpack(lent._extent(), stream, max_version, dl_device, copied=copied)
 
     def __reduce__(self) -> Any:
         raise DTypeError("device memory cannot be pickled: pickle a.read(), and asarray() it there")

@@ -11,7 +11,7 @@ from typing import Any
 from .. import _native
 from ..devices import Device, Stream
 from ..dtypes import typestr
-from ..errors import ExportError
+from ..errors import ArgumentError, ExportError
 from ..extent import Extent
 from . import _dlpack
 
@@ -74,7 +74,14 @@ def dlpack(
     """A DLPack capsule that keeps the memory. Raises ExportError, DTypeError, ArgumentError."""
     memory, device = extent.memory, extent.memory.device
     there = dlpack_device(extent)
-    if dl_device is not None and tuple(dl_device) != there:
+    try:
+        asked = None if dl_device is None else (int(dl_device[0]), int(dl_device[1]))
+        max_version = None if max_version is None else (int(max_version[0]), int(max_version[1]))
+    except (TypeError, ValueError, LookupError, OverflowError):
+        raise ArgumentError(
+            f"dl_device={dl_device!r}, max_version={max_version!r}: give two numbers each"
+        ) from None
+    if asked is not None and asked != there:
         raise ExportError(f"the memory is on {device.id}, DLPack's {there}, and not on {dl_device}")
     code, bits = _dlpack.code_of(extent.dtype)
     itemsize = extent.itemsize
@@ -83,10 +90,10 @@ def dlpack(
             f"DLPack counts strides in elements, and {extent.strides} bytes are no whole number of "
             f"{extent.dtype} ({itemsize} bytes): export a.copy()"
         )
-    versioned = max_version is not None and tuple(max_version) >= (1, 0)
+    versioned = max_version is not None and max_version >= (1, 0)
     flags = _dlpack.COPIED if copied else 0
     if bits < 8:
-        if max_version is None or tuple(max_version) < _dlpack.VERSION:
+        if max_version is None or max_version < _dlpack.VERSION:
             raise ExportError(
                 f"{extent.dtype} lies in a byte each, and only DLPack {_dlpack.VERSION} can say so; "
                 f"the consumer takes {max_version}"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .. import devices
-from ..arguments import as_shape
+from ..arguments import as_shape, flag
 from ..devices import Device
 from ..dtypes import as_dtype
 from ..errors import ArgumentError, DTypeError
@@ -48,14 +48,21 @@ def empty(
     BridgeUnavailableError.
     """
     kind = as_dtype(dtype)
-    if order not in ("C", "F"):
+    if not isinstance(order, str) or order not in ("C", "F"):
         raise ArgumentError(f"order is {order!r}: give 'C' or 'F'")
+    if bridge is not None and not isinstance(bridge, str):
+        raise ArgumentError(f"bridge is {bridge!r}: give a bridge's name")
     extents = (shape,) if type(shape) is int and shape >= 0 else as_shape(shape)
     nbytes = kind.itemsize * math.prod(extents)
     if nbytes >> ADDRESS_BITS:
         raise ArgumentError(f"an array of shape {extents} and {kind} would be {nbytes} bytes")
+    if mapped is not None and mapped is not True:
+        mapped = flag(mapped, "mapped")
+    if pool is not True or shareable is not False:
+        shareable = flag(shareable, "shareable")
+        pool = flag(pool, "pool") and not shareable
     source = heap(devices.get(device), bridge)
-    piece = source.take(max(nbytes, 1), mapped=mapped, pool=pool and not shareable)
+    piece = source.take(max(nbytes, 1), mapped=mapped, pool=pool)
     if shareable:
         piece.block.shareable = True
     strides = None if order == "C" else packed(extents[::-1], kind.itemsize)[::-1]
@@ -207,7 +214,10 @@ def _alike(
     prototype: Any, shape: Any, dtype: DTypeLike | None, device: Device | str | int | None
 ) -> tuple[Any, Any, Any]:
     """What an array like another one has, where nothing else was asked for."""
-    like = prototype if hasattr(prototype, "dtype") else np.asarray(prototype)
+    try:
+        like = prototype if hasattr(prototype, "dtype") else np.asarray(prototype)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise DTypeError(f"{type(prototype).__name__} has no shape: {e}") from None
     if device is None and isinstance(like, Array):
         device = like.device
     return (

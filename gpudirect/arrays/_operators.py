@@ -10,15 +10,27 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..arguments import REFUSALS, refusal
 from ..errors import DTypeError
 
 
 def _comparison(compare: Callable[[Any, Any], Any], doc: str) -> Any:
     def method(self: Any, other: Any) -> Any:
-        return compare(self.read(), other.read() if isinstance(other, type(self)) else other)
+        try:
+            return compare(self.read(), other.read() if isinstance(other, type(self)) else other)
+        except REFUSALS as e:
+            raise refusal(e, f"comparing an array of shape {self.shape}") from None
 
     method.__doc__ = doc
     return method
+
+
+def _as_number(what: Callable[[Any], Any], array: Any) -> Any:
+    """A number of Python, where NumPy makes one of such an array."""
+    try:
+        return what(array.read())
+    except REFUSALS as e:
+        raise refusal(e, f"an array of shape {array.shape} and {array.dtype} is no such number") from None
 
 
 def _refused(sign: str) -> Any:
@@ -45,7 +57,10 @@ class Operators:
     __hash__ = object.__hash__  # an array is itself, whatever it holds
 
     def __contains__(self: Any, value: object) -> bool:
-        return value in self.read()
+        try:
+            return value in self.read()
+        except REFUSALS as e:
+            raise refusal(e, f"looking into an array of shape {self.shape}") from None
 
     def __iter__(self: Any) -> Iterator[Any]:
         """Rows as Arrays that share the memory; the elements of one dimension, read at once."""
@@ -64,16 +79,16 @@ class Operators:
         return bool(self.item())
 
     def __int__(self: Any) -> int:
-        return int(self.read())
+        return int(_as_number(int, self))
 
     def __float__(self: Any) -> float:
-        return float(self.read())
+        return float(_as_number(float, self))
 
     def __complex__(self: Any) -> complex:
-        return complex(self.read())
+        return complex(_as_number(complex, self))
 
     def __index__(self: Any) -> int:
-        return operator.index(self.read())
+        return int(_as_number(operator.index, self))
 
 
 for _name, _sign in {

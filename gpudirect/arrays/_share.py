@@ -23,7 +23,7 @@ _shares: weakref.WeakKeyDictionary[Any, list[Share]] = weakref.WeakKeyDictionary
 def share(array: Array, mode: str, uses: int | None) -> Token:
     """``Array.share``."""
     piece = array._open()
-    if mode not in ("r", "rw"):
+    if not isinstance(mode, str) or mode not in ("r", "rw"):
         raise ArgumentError(f"mode is {mode!r}: give 'r' or 'rw'")
     if uses is not None and (type(uses) is not int or uses < 1):
         raise ArgumentError(f"uses is {uses!r}: give how many processes may attach with the token, 1 or more, "
@@ -59,4 +59,3 @@ def peers(array: Array) -> tuple[int, ...]:
     """``Array.peers``."""
     shares = tuple(_shares.get(array._open(), ()))
     return tuple(pid for one in shares for pid in tuple(one.peers.values()))
-

@@ -6,8 +6,9 @@ import importlib
 import os
 import threading
 
+from .._descriptors import telling
 from ..config import defaults
-from ..errors import ArgumentError, BridgeUnavailableError
+from ..errors import ArgumentError, BridgeError, BridgeUnavailableError
 from .base import Bridge, Facts, Mapping, PageRun, Source, Standing
 
 NAMES = ("p2pmod", "dmabuf", "gdrdrv", "rm", "emulated")
@@ -23,7 +24,8 @@ def get(name: str) -> Bridge:
         if name not in _made:
             if name not in NAMES:
                 raise ArgumentError(f"there is no bridge {name!r}; there are {', '.join(NAMES)}")
-            module = importlib.import_module(f".{name}", __name__)
+            with telling(f"loading the bridge {name}", BridgeError):
+                module = importlib.import_module(f".{name}", __name__)
             _made.setdefault(name, getattr(module, f"{name.capitalize()}Bridge")())
         return _made[name]
 
@@ -39,6 +41,8 @@ def choose(device: Facts, name: str | None = None) -> Bridge:
 
     Raises BridgeUnavailableError, with every bridge's reason, when none does.
     """
+    if name is not None and not isinstance(name, str):
+        raise ArgumentError(f"bridge is {name!r}: give its name, one of {', '.join(NAMES)}")
     wanted = name or defaults.bridge
     if wanted:
         bridge = get(wanted)

@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from .. import _native
+from .._descriptors import telling
 from ..errors import ApertureError, BridgeError, NotMappableError, RevokedError
 from .base import (
     PAGE,
@@ -175,10 +176,8 @@ class P2pmodBridge(Bridge):
         """The module's open file, made on first use."""
         with self._lock:
             if self._fd is None:
-                try:
+                with telling(f"p2pmod: cannot open {NODE}", BridgeError):
                     self._fd = os.open(NODE, os.O_RDWR | os.O_CLOEXEC)
-                except OSError as e:
-                    raise BridgeError(f"p2pmod: cannot open {NODE}: {e.strerror}", e.errno) from e
             return self._fd
 
     def query(self) -> Any:

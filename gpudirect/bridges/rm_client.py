@@ -20,6 +20,7 @@ from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 from pathlib import Path
 from typing import Any
 
+from .._descriptors import telling
 from ..errors import ApertureError, BridgeError, BridgeUnavailableError
 
 OLDEST_DRIVER = 535
@@ -189,7 +190,8 @@ class Client:
     """A client of the driver: one control file, and a device object for each GPU in use."""
 
     def __init__(self) -> None:
-        self.fd = os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC)
+        with telling(f"rm: cannot open {CONTROL_NODE}", BridgeError):
+            self.fd = os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC)
         self._handles = itertools.count(0x6D000001)
         self._devices: dict[int, tuple[int, int]] = {}  # device instance -> device, subdevice
         self._files: dict[int, int] = {}  # minor -> the file that keeps the GPU open
@@ -226,13 +228,8 @@ class Client:
     def open_device_file(self, minor: int) -> int:
         """A fresh /dev/nvidiaN, tied to this client's control file."""
         path = f"/dev/nvidia{minor}"
-        try:
+        with telling(f"rm: cannot open {path}, which every mapping does once", BridgeError):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as e:
-            raise BridgeError(
-                f"rm: cannot open {path}: {e.strerror}. Every mapping opens it once: look at the "
-                "limit of open files (ulimit -n) and at the permissions of the node.", e.errno,
-            ) from e  # fmt: skip
         try:
             _ioctl(fd, RegisterFile(control_fd=self.fd), f"tying {path} to {CONTROL_NODE}")
         except BaseException:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 
 from .. import _native
+from .._descriptors import told
 from ..errors import DeviceError
 
 _SEALS = fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -26,9 +26,7 @@ def new_descriptor(size: int) -> int:
     except OSError as e:
         if fd >= 0:
             os.close(fd)
-        number = e.errno or errno.EIO
-        what = f"making {size} bytes of shared host memory: {os.strerror(number)}"
-        raise DeviceError(f"{what}. See ulimit -n for descriptors.", number) from e
+        raise told(e, f"making {size} bytes of memory that a descriptor stands for") from e
     return fd
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import _native
+from .._descriptors import telling
 from .._keeper import keeper, patient
 from ..config import env_size
 from ..errors import (
@@ -367,12 +368,13 @@ class EmulatedDevice(Device):
 
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> EmulatedFunction:
         self.ensure_usable()
-        compiled = compile_kernel(source, name, options)
-        with self.lock:
-            key = str(compiled.path)
-            if key not in self._functions:
-                self._functions[key] = self.process.load(compiled)
-            module = self._functions[key]
+        with telling(f"compiling {name}"):
+            compiled = compile_kernel(source, name, options)
+            with self.lock:
+                key = str(compiled.path)
+                if key not in self._functions:
+                    self._functions[key] = self.process.load(compiled)
+                module = self._functions[key]
         return EmulatedFunction(self, name, module, tuple(compiled.parameters))
 
     def relay(self, launch: Launch) -> EmulatedRelayed:

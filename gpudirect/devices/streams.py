@@ -55,7 +55,7 @@ class Event(ABC):
         self.wait()
 
     @abstractmethod
-    def since(self, earlier: Any) -> float:
+    def _since(self, earlier: Any) -> float:
         """Milliseconds from another event to this one; both have been reached."""
 
     def __sub__(self, earlier: object) -> float:
@@ -72,7 +72,7 @@ class Event(ABC):
                 raise ArgumentError("the event tells no time: record it with timing=True")
             if not event.done():
                 raise ArgumentError("the event was not reached yet: sync() it before")
-        return self.since(earlier)
+        return self._since(earlier)
 
     def __repr__(self) -> str:
         state = "reached" if self.done() else "not reached yet"
@@ -188,6 +188,8 @@ class Stream:
     """The driver's number of it. Raises ClosedError when the stream was closed."""
 
     def __init__(self, queue: Queue, *, owned: bool = True) -> None:
+        if not isinstance(queue, Queue):
+            raise ArgumentError("streams are made by gpudirect.stream")
         self._lease = keeper.leave(partial(queue.device.retire, queue)) if owned else None
         self._queue: Queue | None = queue
         self._work: Any = queue.work
@@ -244,7 +246,11 @@ class Stream:
 
     def record(self, *, timing: bool = True) -> Event:
         """A point after everything queued so far. timing: it tells when it was reached."""
-        return self.queue.record(bool(timing))
+        try:
+            timing = bool(timing)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"timing is {timing!r}: give True or False") from None
+        return self.queue.record(timing)
 
     def wait(self, what: Event | Stream) -> None:
         """Have what is queued from now on wait for an event, or for what is queued on a stream.

@@ -33,7 +33,7 @@ class Doorbell:
     def __init__(
         self, *, bits: int = 32, device: Device | str | int | None = None, bridge: str | None = None
     ) -> None:
-        if bits not in (32, 64):
+        if not isinstance(bits, int) or bits not in (32, 64):
             raise ArgumentError(f"bits is {bits!r}; a doorbell's words have 32 or 64")
         lib = _native.lib
         self.device = devices.get(device)
@@ -62,7 +62,7 @@ class Doorbell:
         lib.gd_fence()
         try:
             code = self._store(self._bell, value, lib.GD_GUARDED)
-        except (OverflowError, TypeError):
+        except (OverflowError, TypeError, ValueError):
             raise ArgumentError(
                 f"{value!r} is no whole number of {self.bits} bits, 0 or more"
             ) from None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .. import _native
+from .._descriptors import none_left, telling, told
 from .._keeper import keeper
 from ..bridges import base, get
 from ..errors import ArgumentError, BridgeError, ClosedError, DTypeError, ForkError, RangeError, SharingError
@@ -34,7 +35,8 @@ class _Handed:
         self.pci_address: str = said["pci_address"]
 
     def export_fd(self) -> int:
-        return os.dup(self._descriptor)
+        with telling(f"naming {self.size} bytes by a descriptor", BridgeError):
+            return os.dup(self._descriptor)
 
     def dmabuf_fd(self, offset: int, length: int) -> int:
         raise NotImplementedError
@@ -262,7 +264,8 @@ def opened(token: Token, timeout: float,
     """What ``make`` makes of a connection, of what the owner says, and of the descriptors that come with it
     (which are closed then). From then on it is told when the owner ends. Raises SharingError."""
     keeper.begin()  # who unmaps
-    connection = _wire.opened()
+    with telling("asking for the array of another process", lambda message, _: SharingError(message)):
+        connection = _wire.opened()
     try:
         said, descriptors = _asked(connection, token, timeout)
         try:
@@ -299,6 +302,8 @@ def _asked(connection: socket.socket, token: Token, timeout: float) -> tuple[dic
                            "has ended, or runs in another network namespace (container)") from None  # fmt: skip
     if "refused" in said:
         raise SharingError(f"process {token.pid} refused: {said['refused']}")
+    if not descriptors and (none := none_left()):
+        raise SharingError(str(told(none, f"taking the memory that process {token.pid} shared")))
     if not descriptors:
         raise SharingError(f"process {token.pid} ended while it was asked")
     connection.settimeout(None)

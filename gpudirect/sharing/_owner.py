@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .._descriptors import telling
 from ..errors import SharingError
 from . import _wire
 from ._token import Token
@@ -42,19 +43,25 @@ def _fingerprint(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
+def _refused(message: str, number: int) -> SharingError:
+    return SharingError(message)
+
+
 class Server:
     """Answers on one socket. Everything but ``offer`` runs on its thread."""
 
     def __init__(self) -> None:
         self._name = "gpudirect-" + secrets.token_hex(16)
-        self._listener = _wire.opened()
-        self._listener.bind("\0" + self._name)
-        self._listener.listen(64)
         self._shares: dict[bytes, Share] = {}  # by what the secret hashes to
         self._jobs: list[Callable[[], None]] = []
-        self._woken, self._waker = socket.socketpair()
-        self._waker.setblocking(False)
-        self._selector = selectors.DefaultSelector()
+        with contextlib.ExitStack() as undo, telling("sharing memory with other processes", _refused):
+            self._listener = undo.enter_context(_wire.opened())
+            self._listener.bind("\0" + self._name)
+            self._listener.listen(64)
+            self._woken, self._waker = map(undo.enter_context, socket.socketpair())
+            self._waker.setblocking(False)
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            undo.pop_all()
         self._selector.register(self._listener, selectors.EVENT_READ, self._welcome)
         self._selector.register(self._woken, selectors.EVENT_READ, self._work)
         threading.Thread(target=self._serve, name="gpudirect sharing", daemon=True).start()
@@ -164,7 +171,8 @@ class Server:
 def read_only(descriptor: int) -> int:
     """The same file, opened for reading; the descriptor given is closed."""
     try:
-        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        with telling("opening memory once more, for reading", _refused):
+            return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(descriptor)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Any
 
+from ..._descriptors import none_left, told
 from ...errors import NotMappableError
 from ..base import DeviceMemory
 from ._driver import check, driver
@@ -39,6 +40,8 @@ class CudaMemory(DeviceMemory):
                 0,
             )
         if int(result[0]):
+            if none := none_left():
+                raise told(none, f"exporting {self.size} bytes at {self.ptr:#x}")
             raise NotMappableError(
                 f"memory at {self.ptr:#x} cannot be exported as a file descriptor "
                 f"({result[0].name}): its maker did not ask for an exportable handle. PyTorch does "

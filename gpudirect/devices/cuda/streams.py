@@ -54,7 +54,7 @@ class CudaEvent(Event):
         if code:
             raise self.device.error(code, "waiting for an event")
 
-    def since(self, earlier: Any) -> float:
+    def _since(self, earlier: Any) -> float:
         with self.device.current():
             return float(check(driver().cuEventElapsedTime(earlier._event, self._event), "timing events"))
 

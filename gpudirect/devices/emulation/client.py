@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import marshal
 import mmap
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..._descriptors import telling
 from ...errors import ArgumentError, ClosedError, DeviceLostError, ForkError, LaunchError
 from .compiler import SHARED_MEMORY, CompiledKernel
 
@@ -62,17 +64,21 @@ class GpuProcess:
         self._lost: str | None = None
         self._lost_by: int | None = None
         self._closed = False
-        self._obituary = os.memfd_create("gpudirect-obituary")
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        program = Path(__file__).parent / "gpu_process.py"
-        fds = (theirs.fileno(), self._obituary)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable or "python3", "-I", "-S", program, *map(str, (*fds, self._owner))],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is not meant for it
-            )
+        with contextlib.ExitStack() as undo, telling(f"starting the process of {name}"):
+            self._obituary = os.memfd_create("gpudirect-obituary")
+            undo.callback(os.close, self._obituary)
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._control.close)
+            program = Path(__file__).parent / "gpu_process.py"
+            fds = (theirs.fileno(), self._obituary)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable or "python3", "-I", "-S", program, *map(str, (*fds, self._owner))],
+                    pass_fds=fds,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C in the terminal is not meant for it
+                )
+            undo.pop_all()
         self._end = weakref.finalize(
             self, _end_process, self._process, self._control, self._obituary, self._owner
         )
@@ -133,9 +139,10 @@ class GpuProcess:
 
     def open_stream(self) -> StreamConnection:
         """A queue of launches; those of several streams run at once."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with telling(f"opening a stream of {self.name}"):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
+            with theirs, telling(f"opening a stream of {self.name}"):
                 number = self._request("stream", fd=theirs.fileno())
         except BaseException:
             ours.close()

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ... import _native
+from ..._descriptors import telling
 from ...errors import DeviceError, NotMappableError, OutOfMemoryError
 from ..base import DeviceMemory
 
@@ -59,7 +60,8 @@ class EmulatedMemory(DeviceMemory):
         self._view = 0  # this process's private mapping, for emulated DMA
 
     def export_fd(self) -> int:
-        return os.dup(self._fd)
+        with telling(f"naming {self.size} bytes at {self.ptr:#x} by a descriptor"):
+            return os.dup(self._fd)
 
     def dmabuf_fd(self, offset: int, length: int) -> int:
         raise NotMappableError("the emulated device makes no dma-bufs; use the bridge 'emulated'")
@@ -105,7 +107,7 @@ class BorrowedMemory(EmulatedMemory):
     """A view of a block that somebody else owns, for ``locate``."""
 
     def __init__(self, owner: EmulatedMemory) -> None:
-        super().__init__(owner.device, owner.ptr, owner.size, os.dup(owner._fd))
+        super().__init__(owner.device, owner.ptr, owner.size, owner.export_fd())
 
     def free(self) -> None:
         fd, self._fd = self._fd, -1
@@ -128,7 +130,8 @@ class StandIn:
         argument = _native.ffi.new("struct standin_alloc *")
         argument.size = _native.ffi.sizeof("struct standin_alloc")
         argument.length, argument.va = size, ptr
-        fd = os.open(self.NODE, os.O_RDWR | os.O_CLOEXEC)
+        with telling(f"opening {self.NODE}"):
+            fd = os.open(self.NODE, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.ioctl(fd, _native.lib.STANDIN_ALLOC, _native.ffi.buffer(argument), True)
         except OSError as e:

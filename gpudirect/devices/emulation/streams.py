@@ -49,7 +49,7 @@ class EmulatedEvent(Event):
             )
         self._reached.wait()
 
-    def since(self, earlier: Any) -> float:
+    def _since(self, earlier: Any) -> float:
         return (self._at - float(earlier._at)) * 1e3
 
 
