@@ -231,7 +231,7 @@ static int naps(const struct gd_relay *relay, const struct gd_resident *r)
 static void ride_again(struct gd_relay *relay, struct gd_resident *r)
 {
     if (r->away >= GD_LAST)
-        r->joined = 0;
+        __atomic_store_n(&r->joined, 0, __ATOMIC_RELAXED); /* the waker looks at it, too */
     __atomic_store_n(&r->away, GD_RIDES, __ATOMIC_RELEASE);
     __atomic_store_n(&r->park.state, GD_PARK_NO, __ATOMIC_SEQ_CST);
     r->called_at = gd_now();
