@@ -11,7 +11,9 @@ lengths, adapters, page tables. Ways to do that, side by side, each with the sam
     gpudirect, direct                gd.torch.Inputs(ahead=0): the graph reads what the CPU stores to
     gpudirect, slots                 gd.torch.Inputs(ahead=1): the graph takes its step's slot
 
-Each is timed with a wait for every step, and with one step queued ahead. Needs PyTorch and a GPU.
+A server keeps its values in arrays and changes them in place; so does each way, in memory that it can start
+from. `fill` is that; `update` is what brings them to the device. Each way is timed with a wait for every
+step, and with one step queued ahead. Needs PyTorch and a GPU.
 
     python examples/decode_inputs.py [--json FIGURES]
 """
@@ -34,7 +36,9 @@ import gpudirect as gd
 BATCH, PAGES, PAGE = 64, 128, 16  # sequences; entries of a page table; tokens a page
 SHAPES = {"ids": (BATCH,), "positions": (BATCH,), "stores": (BATCH,), "lengths": (BATCH,),
           "adapters": (BATCH,), "tables": (BATCH, PAGES)}  # fmt: skip
-Step = dict[str, np.ndarray]
+VECTORS = tuple(SHAPES)[:-1]
+Step = dict[str, Any]
+"""A value for each vector, and what changes in the page tables: rows, columns, pages."""
 
 
 # -- the model --------------------------------------------------------------------------------
@@ -82,26 +86,50 @@ class Decoder:
 
 
 def schedule(steps: int, context: int = 128, words: int = 8192) -> list[Step]:
-    """What a scheduler hands out for each step: sequences grow, end, and others begin in their place."""
+    """What a scheduler hands out for each step: sequences grow by a token, get a page when they need one,
+    end, and others begin in their place."""
     draw = np.random.default_rng(7)
     pages = context // PAGE
     lengths = draw.integers(0, context - 1, BATCH)
-    tables = np.zeros((BATCH, PAGES), "i4")
-    tables[:, :pages] = draw.permutation(BATCH * pages).reshape(BATCH, pages)
+    free = [int(p) for p in draw.permutation(BATCH * pages)]
+    tables = np.zeros((BATCH, PAGES), "i8")
+    for row, length in enumerate(lengths):
+        for column in range(length // PAGE + 1):
+            tables[row, column] = free.pop()
+    every = np.indices((BATCH, pages)).reshape(2, -1)
+    changes = [(*every, tables[:, :pages].ravel())]  # all of them at first
     found = []
     for _ in range(steps):
-        ended = lengths >= context - 1
-        lengths[ended] = 0
-        for row in np.flatnonzero(ended):
-            tables[row, :pages] = draw.permutation(tables[row, :pages])
         at = tables[np.arange(BATCH), lengths // PAGE] * PAGE + lengths % PAGE
         found.append({
             "ids": draw.integers(0, words, BATCH).astype("i4"), "positions": lengths.astype("i4"),
             "stores": at.astype("i4"), "lengths": (lengths + 1).astype("i4"),
-            "adapters": draw.integers(0, 16, BATCH).astype("i4"), "tables": tables.copy(),
+            "adapters": draw.integers(0, 16, BATCH).astype("i4"),
+            "tables": tuple(np.concatenate([c[i] for c in changes]) for i in range(3)),
         })  # fmt: skip
+        changes = [(np.zeros(0, int),) * 3]
         lengths = lengths + 1
+        for row in np.flatnonzero((lengths % PAGE == 0) | (lengths >= context - 1)):
+            if lengths[row] >= context - 1:
+                free.extend(int(p) for p in tables[row, : lengths[row] // PAGE + 1])
+                lengths[row] = 0
+            tables[row, lengths[row] // PAGE] = page = free.pop(0)
+            changes.append(([row], [lengths[row] // PAGE], [page]))
     return found
+
+
+def put(seen: dict[str, np.ndarray], step: Step) -> None:
+    """A step's values in arrays that hold those of the step before."""
+    for name in VECTORS:
+        seen[name][...] = step[name]
+    put_pages(seen, step)
+
+
+def put_pages(seen: dict[str, np.ndarray], step: Step) -> None:
+    """What changed in the page tables."""
+    rows, columns, pages = step["tables"]
+    if len(rows):
+        seen["tables"][rows, columns] = pages
 
 
 # -- ways to update ---------------------------------------------------------------------------
@@ -141,21 +169,26 @@ class Way:
     def tensors(self, side: int) -> dict[str, Any]:
         raise NotImplementedError
 
-    def update(self, step: Step, side: int) -> None:
+    def fill(self, step: Step, before: Step | None) -> None:
+        """The values, in memory that this way starts from; ``before`` is the step before, if any."""
         raise NotImplementedError
 
-    def step(self, step: Step) -> float:
-        """Update and replay; the seconds that the update took."""
+    def update(self) -> None:
+        """From there to the device."""
+
+    def step(self, step: Step, before: Step | None) -> tuple[float, float]:
+        """Fill, update and replay; the seconds of the first two."""
         self.number += 1
-        side = self.number % 2
         # what this side's buffers were used for must be over: two steps ago
-        self.ends[side].synchronize()
+        self.ends[self.number % 2].synchronize()
         start = time.perf_counter()
-        self.update(step, side % self.sides)
-        taken = time.perf_counter() - start
-        self.graphs[side % self.sides].replay()
-        self.ends[side].record()
-        return taken
+        self.fill(step, before)
+        filled = time.perf_counter()
+        self.update()
+        updated = time.perf_counter()
+        self.graphs[self.number % 2 % self.sides].replay()
+        self.ends[self.number % 2].record()
+        return filled - start, updated - filled
 
     @property
     def last(self) -> Any:
@@ -174,32 +207,44 @@ class Copies(Way):
 
     def prepare(self) -> None:
         self.there = {n: self.torch.zeros(s, dtype=self.torch.int32, device="cuda") for n, s in SHAPES.items()}
+        self.seen = {n: np.zeros(s, "i4") for n, s in SHAPES.items()}
 
     def tensors(self, side: int) -> dict[str, Any]:
         return self.there
 
-    def update(self, step: Step, side: int) -> None:
-        for name, value in step.items():
-            self.there[name].copy_(self.torch.from_numpy(value))
+    def fill(self, step: Step, before: Step | None) -> None:
+        put(self.seen, step)
+
+    def update(self) -> None:
+        for name, tensor in self.there.items():
+            tensor.copy_(self.torch.from_numpy(self.seen[name]))
 
 
-class PinnedCopies(Copies):
+class PinnedCopies(Way):
     """A copy for each tensor, from pinned memory: two sets of it, since copies are still on their way."""
 
     name = "six copy_, pinned"
 
     def prepare(self) -> None:
-        super().prepare()
         zeros, kind = self.torch.zeros, self.torch.int32
+        self.there = {n: zeros(s, dtype=kind, device="cuda") for n, s in SHAPES.items()}
         self.staged = [{n: zeros(s, dtype=kind, pin_memory=True) for n, s in SHAPES.items()}
                        for _ in range(2)]  # fmt: skip
         self.seen = [{n: t.numpy() for n, t in staged.items()} for staged in self.staged]
 
-    def update(self, step: Step, side: int) -> None:
-        side = self.number % 2
-        for name, value in step.items():
-            self.seen[side][name][...] = value
-            self.there[name].copy_(self.staged[side][name], non_blocking=True)
+    def tensors(self, side: int) -> dict[str, Any]:
+        return self.there
+
+    def fill(self, step: Step, before: Step | None) -> None:
+        seen = self.seen[self.number % 2]
+        if before is not None:
+            put_pages(seen, before)  # which the other buffer has
+        put(seen, step)
+
+    def update(self) -> None:
+        staged = self.staged[self.number % 2]
+        for name, tensor in self.there.items():
+            tensor.copy_(staged[name], non_blocking=True)
 
 
 def packed(buffer: Any) -> dict[str, Any]:
@@ -214,7 +259,7 @@ def packed(buffer: Any) -> dict[str, Any]:
 TOTAL = sum(math.prod(s) for s in SHAPES.values())
 
 
-class PackedCopy(Way):
+class PackedCopy(PinnedCopies):
     """All in one pinned buffer, one asynchronous copy."""
 
     name = "one packed copy"
@@ -226,18 +271,8 @@ class PackedCopy(Way):
         self.staged = [torch.zeros(TOTAL, dtype=torch.int32, pin_memory=True) for _ in range(2)]
         self.seen = [packed(s.numpy()) for s in self.staged]
 
-    def tensors(self, side: int) -> dict[str, Any]:
-        return self.there
-
-    def fill(self, step: Step, side: int) -> None:
-        seen = self.seen[side]
-        for name, value in step.items():
-            seen[name][...] = value
-
-    def update(self, step: Step, side: int) -> None:
-        side = self.number % 2
-        self.fill(step, side)
-        self.all.copy_(self.staged[side], non_blocking=True)
+    def update(self) -> None:
+        self.all.copy_(self.staged[self.number % 2], non_blocking=True)
 
 
 class CapturedCopy(PackedCopy):
@@ -252,8 +287,7 @@ class CapturedCopy(PackedCopy):
     def begin(self, side: int) -> None:
         self.all.copy_(self.staged[side], non_blocking=True)
 
-    def update(self, step: Step, side: int) -> None:
-        self.fill(step, side)
+    def update(self) -> None: ...
 
 
 class PageLocked(PackedCopy):
@@ -269,8 +303,7 @@ class PageLocked(PackedCopy):
     def tensors(self, side: int) -> dict[str, Any]:
         return self.read[side]
 
-    def update(self, step: Step, side: int) -> None:
-        self.fill(step, side)
+    def update(self) -> None: ...
 
 
 class OnTheDevice:
@@ -289,6 +322,7 @@ class Direct(Way):
     def prepare(self) -> None:
         fields = {n: (s, self.torch.int32) for n, s in SHAPES.items()}
         self.inputs = gd.torch.Inputs(fields, ahead=self.ahead)
+        self.seen = dict(self.inputs)
 
     def begin(self, side: int) -> None:
         self.inputs.take()
@@ -296,17 +330,11 @@ class Direct(Way):
     def tensors(self, side: int) -> dict[str, Any]:
         return dict(self.inputs.tensors)
 
-    def step(self, step: Step) -> float:
-        self.number += 1
-        inputs = self.inputs
-        start = time.perf_counter()
-        for name, value in step.items():
-            inputs[name][...] = value
-        inputs.commit()  # with replay() it is one call; here the update is timed by itself
-        taken = time.perf_counter() - start
-        self.graphs[0].replay()
-        self.ends[self.number % 2].record()
-        return taken
+    def fill(self, step: Step, before: Step | None) -> None:
+        put(self.seen, step)
+
+    def update(self) -> None:
+        self.inputs.commit()  # with replay() it is one call; here each is timed by itself
 
 
 class Slots(Direct):
@@ -326,8 +354,8 @@ def results(torch: Any, way: Way, steps: list[Step], ahead: bool) -> Any:
     way.model.cache.zero_()
     torch.cuda.synchronize()
     found = []
-    for step in steps:
-        way.step(step)
+    for before, step in zip([None, *steps], steps, strict=False):
+        way.step(step, before)
         found.append(way.last.clone())
         if not ahead:
             torch.cuda.synchronize()
@@ -336,21 +364,23 @@ def results(torch: Any, way: Way, steps: list[Step], ahead: bool) -> Any:
 
 
 def timed(torch: Any, way: Way, steps: list[Step], ahead: bool) -> dict[str, float]:
-    """Medians in microseconds: of an update, and of a whole step."""
-    updates, wholes = [], []
+    """Medians in microseconds: of filling, of an update, and of a whole step."""
+    fills, updates, wholes = [], [], []
     torch.cuda.synchronize()
-    for step in steps:
+    for before, step in zip([None, *steps], steps, strict=False):
         start = time.perf_counter()
-        updates.append(way.step(step))
+        fill, update = way.step(step, before)
         if ahead:
             way.previous().synchronize()
         else:
             torch.cuda.current_stream().synchronize()
         wholes.append(time.perf_counter() - start)
+        fills.append(fill)
+        updates.append(update)
     torch.cuda.synchronize()
     skip = len(steps) // 10
     return {name: 1e6 * statistics.median(found[skip:])
-            for name, found in (("update_us", updates), ("step_us", wholes))}  # fmt: skip
+            for name, found in (("fill_us", fills), ("update_us", updates), ("step_us", wholes))}  # fmt: skip
 
 
 def replay_alone(torch: Any, way: Way, count: int) -> float:
@@ -392,16 +422,17 @@ def compare(torch: Any, layers: int, checked: int, measured: int) -> dict[str, A
 def table(figures: dict[str, Any]) -> str:
     """For people: microseconds, and what a step saves beside six copies from pinned memory."""
     base = figures["ways"]["six copy_, pinned"]
-    lines = [f"{'':22} {'waiting for each step':>36}   {'one step ahead':>36}",
-             f"{'us':22}" + f"{'update':>9} {'step':>9} {'saved':>9} {'share':>7}  " * 2]  # fmt: skip
+    lines = [f"{'':22} {'waiting for each step':>42}   {'one step ahead':>42}",
+             f"{'us':22}" + f"{'fill':>8} {'update':>8} {'step':>9} {'saved':>8} {'share':>6}   " * 2]
     for name, way in figures["ways"].items():
         cells = ""
         for key in ("waiting", "ahead"):
-            saved = base[key]["step_us"] - way[key]["step_us"]
-            share = saved / base[key]["step_us"]
-            cells += f"{way[key]['update_us']:9.2f} {way[key]['step_us']:9.2f} {saved:9.2f} {share:7.1%}  "
+            found = way[key]
+            saved = base[key]["step_us"] - found["step_us"]
+            cells += (f"{found['fill_us']:8.2f} {found['update_us']:8.2f} {found['step_us']:9.2f} {saved:8.2f} "
+                      f"{saved / base[key]['step_us']:6.1%}   ")  # fmt: skip
         lines.append(f"{name:22}{cells}")
-    lines.append(f"{'replay and wait alone':22}{'':>9} {figures['replay_alone_us']:9.2f}")
+    lines.append(f"{'replay and wait alone':22}{'':>17} {figures['replay_alone_us']:9.2f}")
     ratio = base["waiting"]["update_us"] / figures["ways"]["gpudirect, slots"]["waiting"]["update_us"]
     lines.append(f"updates: gpudirect, slots is {ratio:.1f} times faster than six copy_ from pinned memory")
     return "\n".join(lines)

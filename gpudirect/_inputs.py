@@ -135,24 +135,26 @@ class Inputs(Mapping[str, np.ndarray[Any, Any]]):
             {name: block[at : at + size].view(dtype).reshape(shape)
              for name, (at, size, shape, dtype) in places.items()})  # fmt: skip
         """What the step reads, by name."""
-        self._step = 0  # replayed so far
         self._taken = False  # take() was called: a graph can have it
         self._slots = self._cut(block, slots)
-        self._told = _native.ffi.cast("uint64_t *", memory.told.ptr)
-        self._from = _native.ffi.from_buffer("char[]", self._now)
-        self._flags = GUARDED if block._open().revocable else 0
+        self._state = _native.ffi.new("struct gd_inputs *", {
+            "slots": self._slots, "ahead": slots, "n": self._nbytes,
+            "now": _native.ffi.from_buffer("char[]", self._now),
+            "told": _native.ffi.cast("uint64_t *", memory.told.ptr),
+            "flags": GUARDED if block._open().revocable else 0,
+        })  # fmt: skip
         self._take = self._kernel(block, slots) if slots else None
 
-    def _cut(self, block: Array, slots: int) -> list[Any]:
+    def _cut(self, block: Array, slots: int) -> Any:
         """What C knows of each slot; without any, of what the step reads."""
-        found, nbytes, ffi = [], self._nbytes, _native.ffi
+        nbytes, ffi = self._nbytes, _native.ffi
         self._there = [np.zeros(nbytes, np.uint8) for _ in range(max(slots, 1))]
+        found = ffi.new("struct gd_slot[]", len(self._there))
         for i, there in enumerate(self._there):
-            fields = {"data": block.host_ptr, "there": ffi.from_buffer("char[]", there)}
+            found[i].data, found[i].there = block.host_ptr, ffi.from_buffer("char[]", there)
             if slots:
-                fields["data"] += (i + 1) * nbytes
-                fields["number"] = block.host_ptr + (slots + 1) * nbytes + (2 + i) * 8
-            found.append(ffi.new("struct gd_slot *", fields))
+                found[i].data += (i + 1) * nbytes
+                found[i].number = block.host_ptr + (slots + 1) * nbytes + (2 + i) * 8
         return found
 
     def _kernel(self, block: Array, slots: int) -> Callable[[Stream], None]:
@@ -214,12 +216,8 @@ class Inputs(Mapping[str, np.ndarray[Any, Any]]):
 
         stream: where the step will be queued. Waits as ``replay`` does. Gives the bytes stored.
         """
-        memory = self._open()
-        queued = self._stream(stream)
-        self._wait(memory)
-        stored = self._commit(memory)
-        memory.stream = queued
-        self._step += 1
+        stored = self._commit(stream)
+        self._state.step += 1
         return stored
 
     def replay(self, graph: Any, stream: Any = None) -> None:
@@ -231,13 +229,9 @@ class Inputs(Mapping[str, np.ndarray[Any, Any]]):
         What the graph raises goes through: the values then wait for the next replay.
         Raises Error where no graph ever takes the values, DeviceLostError, RevokedError, ClosedError.
         """
-        memory = self._open()
-        queued = self._stream(stream)
-        self._wait(memory)
-        self._commit(memory)
-        memory.stream = queued
+        self._commit(stream)
         getattr(graph, "replay", graph)()
-        self._step += 1
+        self._state.step += 1
 
     def _stream(self, stream: Any) -> Stream:
         if stream is None:
@@ -252,39 +246,31 @@ class Inputs(Mapping[str, np.ndarray[Any, Any]]):
             self.device.ensure_usable()
         return memory
 
-    def _wait(self, memory: _Memory) -> None:
-        """ahead=0: until the last step is over."""
-        if not self.ahead and memory.stream is not None:
-            memory.stream.synchronize()
-
-    def _commit(self, memory: _Memory) -> int:
-        ahead, step, told = self.ahead, self._step + 1, self._told
-        if not ahead:
-            slot, least = self._slots[0], 0
-        else:
-            if told[0] >= step:  # somebody replayed a graph by himself, and it took what was committed
-                self._step, step = told[0], told[0] + 1
-            slot, least = self._slots[step % ahead], max(step - ahead, 0)
-        patience = 0
-        while True:
-            stored = _native.lib.gd_inputs_commit(
-                slot, self._from, self._nbytes, step, told, least, patience, self._flags
-            )
-            if stored >= 0:
-                return int(stored)
+    def _commit(self, stream: Any) -> int:
+        memory = self._memory
+        if memory is None or self.device.forked:
+            memory = self._open()
+        before = memory.stream
+        if not self.ahead and before is not None:
+            before.synchronize()
+        stored = _native.lib.gd_inputs_commit(self._state, 0)
+        while stored < 0:
             if stored != -errno.EAGAIN:
                 check_mapped(memory.block._open())
                 raise RevokedError(f"the memory of the inputs was revoked (error {-stored})")
-            patience = PATIENCE
-            self._explain(memory, least)
+            self._explain(memory)
+            stored = _native.lib.gd_inputs_commit(self._state, PATIENCE)
+        memory.stream = self._stream(stream)
+        return int(stored)
 
-    def _explain(self, memory: _Memory, least: int) -> None:
+    def _explain(self, memory: _Memory) -> None:
         """Raises what keeps a slot from getting free for ever."""
         self.device.ensure_alive()
-        if memory.stream is not None and memory.stream.idle() and self._told[0] < least:
+        state = self._state
+        if memory.stream is not None and memory.stream.idle() and state.told[0] + self.ahead <= state.step:
             what = "of a graph that was captured without inputs.take()" if self._taken else "without " \
                 "inputs.take(), which has to be called first in what is captured"  # fmt: skip
-            raise Error(f"{self._step} steps were replayed and {self._told[0]} took their values: they are "
+            raise Error(f"{state.step} steps were replayed and {state.told[0]} took their values: they are "
                         f"{what}, or were queued on another stream than they were said to be")  # fmt: skip
 
     def close(self) -> None:
@@ -292,7 +278,6 @@ class Inputs(Mapping[str, np.ndarray[Any, Any]]):
         self._memory = None  # type: ignore[assignment]
         self.arrays = MappingProxyType({})
         self._lease = self._take = None
-        self._slots = []
 
     def __enter__(self) -> Inputs:
         return self

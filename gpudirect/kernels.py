@@ -18,7 +18,7 @@ import numpy as np
 from . import _native, devices
 from ._host import HostView
 from ._pinned import PinnedArray, piece_of
-from .arrays import Array
+from .arrays import Array, stream_of
 from .devices import Device, Function, Parameter, Stream
 from .dtypes import why_no_pointer
 from .errors import ArgumentError, DTypeError, LaunchError
@@ -104,7 +104,8 @@ class Kernel:
         grid, block: one to three numbers. shared: bytes of dynamic shared memory.
         stream: None takes the current one: of ``with stream:``, or else the default stream.
         arguments: arrays (pinned ones too) go by reference, numbers and NumPy scalars by value,
-            structured NumPy scalars as structs.
+            structured NumPy scalars as structs. Of another library's array, what its current stream has
+            queued comes before, and what it queues there later comes after.
         cooperative: every block is resident at once (grid-wide synchronisation).
         Raises ArgumentError, DTypeError or LaunchError; nothing was queued then.
         """
@@ -112,6 +113,10 @@ class Kernel:
 
     def pack(self, arguments: Sequence[Any]) -> bytes:
         """The argument block. Raises ArgumentError or DTypeError naming the argument at fault."""
+        return self._pack(arguments)[0]
+
+    def _pack(self, arguments: Sequence[Any]) -> tuple[bytes, list[Any]]:
+        """``pack``, and the streams that other libraries' arrays among the arguments are used on."""
         packers = self._packers
         if not isinstance(arguments, (tuple, list)):
             raise ArgumentError(f"arguments is {arguments!r}: give a list of them")
@@ -121,9 +126,12 @@ class Kernel:
                 f"{self.name} takes {len(packers)} argument(s) ({wanted}); {len(arguments)} given"
             )
         block = bytearray(self._size)
+        theirs = []
         for pack, value in zip(packers, arguments, strict=True):
-            pack(block, value, self.device)
-        return bytes(block)
+            stream = pack(block, value, self.device)
+            if stream is not None:
+                theirs.append(stream)
+        return bytes(block), theirs
 
     def __repr__(self) -> str:
         kinds = ", ".join(_describe(p) for p in self.parameters)
@@ -154,13 +162,37 @@ class Launcher:
 
     def __call__(self, *arguments: Any) -> None:
         kernel = self._kernel
-        block = kernel.pack(arguments)
+        block, theirs = kernel._pack(arguments)
         stream = self._stream or kernel.device.current_stream
+        others = _others(stream, theirs) if theirs else ()
+        for other in others:  # what their library queued on the arguments comes before
+            stream.wait(other)
         _native.lib.gd_fence()
         kernel._function.launch(
             self._grid, self._block, self._shared, stream, block,
             cooperative=self._cooperative,
         )  # fmt: skip
+        for other in others:  # and what it queues there from now on comes after
+            other.wait(stream)
+
+
+def _others(stream: Stream, theirs: Sequence[Any]) -> list[Stream]:
+    """Streams of other libraries, each once, that are another one than a launch goes to.
+
+    Raises LaunchError where one is being captured: the launch would not be part of the graph.
+    """
+    device = stream.device
+    if device.emulated:
+        return []
+    found = {s.queue: s for s in map(device.adopt_stream, theirs) if s.queue is not stream.queue}
+    for queue in found:
+        if queue.capturing():
+            raise LaunchError(
+                "an argument's library captures a graph on its current stream, and this launch goes to "
+                f"another one ({stream!r}), so it would not be captured: name that stream, as in "
+                "k[grid, block, torch.cuda.current_stream()]"
+            )
+    return list(found.values())
 
 
 def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
@@ -176,7 +208,8 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
             + (f" ({why})" if why else "")
         )
 
-    def pack_pointer(block: bytearray, value: Any, device: Device) -> None:
+    def pack_pointer(block: bytearray, value: Any, device: Device) -> Any:
+        stream = None
         if isinstance(value, Array):
             if value.device is not device:
                 device.ensure_usable()  # of the parent, maybe
@@ -202,6 +235,7 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
             if why := why_no_pointer(np.dtype(interface["typestr"]), parameter.pointee):
                 raise refuse(value, why)
             address = interface["data"][0]
+            stream = stream_of(value, interface)
         elif hasattr(value, "device_pointer"):
             address = value.device_pointer
         else:
@@ -214,6 +248,7 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
             if not 0 <= address < 1 << 64:
                 raise refuse(value, "no address")
         struct.pack_into("<Q", block, offset, address)
+        return stream
 
     def pack_number(block: bytearray, value: Any, device: Device) -> None:
         assert layout is not None

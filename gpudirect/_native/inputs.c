@@ -43,34 +43,52 @@ static int64_t store(const struct gd_slot *slot, const char *now, size_t from, s
     return stored;
 }
 
-int64_t gd_inputs_commit(const struct gd_slot *slot, const char *now, size_t n, uint64_t step,
-                         const uint64_t *told, uint64_t least, int64_t patience, unsigned flags)
+/* The slot of the next step, once it is free; NULL if it is not in time. */
+static const struct gd_slot *next_slot(struct gd_inputs *inputs, int64_t patience)
 {
+    const uint64_t *told = inputs->told;
+    uint64_t step = inputs->step + 1, ahead = inputs->ahead, until = 0;
+
+    if (!ahead)
+        return inputs->slots;
+    /* somebody replayed a graph by himself, and it took what was committed */
+    if (__atomic_load_n(told, __ATOMIC_ACQUIRE) >= step) {
+        inputs->step = __atomic_load_n(told, __ATOMIC_ACQUIRE);
+        step = inputs->step + 1;
+    }
+    while (__atomic_load_n(told, __ATOMIC_ACQUIRE) + ahead < step) {
+        if (!until)
+            until = gd_now() + patience;
+        if (gd_now() >= until)
+            return NULL;
+        gd_relax();
+    }
+    return &inputs->slots[step % ahead];
+}
+
+int64_t gd_inputs_commit(struct gd_inputs *inputs, int64_t patience)
+{
+    const struct gd_slot *slot = next_slot(inputs, patience);
+    const char *now = inputs->now;
+    size_t n = inputs->n;
     int64_t stored = 0;
 
-    if (slot->number && __atomic_load_n(told, __ATOMIC_ACQUIRE) < least) {
-        uint64_t until = gd_now() + patience;
-
-        while (__atomic_load_n(told, __ATOMIC_ACQUIRE) < least) {
-            if (gd_now() >= until)
-                return -EAGAIN;
-            gd_relax();
-        }
-    }
+    if (!slot)
+        return -EAGAIN;
     for (size_t from = 0; from < n; from += AREA) {
         size_t to = least_of(from + AREA, n);
         int64_t done;
 
         if (!memcmp(now + from, slot->there + from, to - from))
             continue;
-        done = store(slot, now, from, to, flags);
+        done = store(slot, now, from, to, inputs->flags);
         if (done < 0)
             return done;
         stored += done;
     }
     gd_fence(); /* the data before the number: whoever finds the one finds the other */
     if (slot->number) {
-        int code = gd_store64(slot->number, step, flags);
+        int code = gd_store64(slot->number, inputs->step + 1, inputs->flags);
 
         if (code)
             return code;

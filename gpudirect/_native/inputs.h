@@ -13,13 +13,22 @@ struct gd_slot {
     char *there;      /* ordinary memory: what `data` holds */
 };
 
+struct gd_inputs {
+    struct gd_slot *slots;
+    uint64_t ahead; /* slots; 0: there is one, which has no number and is always free */
+    uint64_t step;  /* steps replayed so far: the caller counts */
+    const char *now; /* the values of the next step */
+    size_t n;        /* bytes of them */
+    const uint64_t *told; /* the last step whose values were taken: the device counts it up */
+    unsigned flags;       /* GD_GUARDED */
+};
+
 /*
- * Store what differs between n bytes at `now` and what a slot holds, then the step's number, and fence.
- * A slot with a number must be free: once *told, which the device counts up, has reached `least`.
- * Returns the bytes stored; -EAGAIN if the slot is not free after `patience` ns, and nothing is stored;
- * -EFAULT as gd_write (GD_GUARDED).
+ * Give the next step its values: store what differs between them and what its slot holds, then the step's
+ * number, and fence. The slot is free once the step `ahead` before has taken it.
+ * Returns the bytes stored; -EAGAIN if it is not free after `patience` ns, and nothing is stored; -EFAULT
+ * as gd_write.
  */
-int64_t gd_inputs_commit(const struct gd_slot *slot, const char *now, size_t n, uint64_t step,
-                         const uint64_t *told, uint64_t least, int64_t patience, unsigned flags);
+int64_t gd_inputs_commit(struct gd_inputs *inputs, int64_t patience);
 
 #endif

@@ -20,7 +20,7 @@ from ._factories import (
     zeros,
     zeros_like,
 )
-from ._foreign import host, register
+from ._foreign import host, register, stream_of
 from ._window import Window
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "ones",
     "ones_like",
     "register",
+    "stream_of",
     "zeros",
     "zeros_like",
 ]

@@ -432,3 +432,20 @@ def test_rmm_allocates_from_us():
         assert bytes(buffer.copy_to_host()) == b"\7" * 4096
     finally:
         rmm.mr.set_current_device_resource(rmm.mr.CudaMemoryResource())
+
+
+def test_a_launch_comes_between_what_pytorch_queues_on_its_tensors(torch):
+    slow = gd.kernel(SLOW, "slow")
+    side = torch.cuda.Stream()
+    x, seen = torch.zeros(100, device="cuda"), torch.zeros(100, device="cuda")
+    torch.cuda.synchronize()
+    for i in range(5):
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(50_000_000)
+            x.fill_(i)  # on PyTorch's stream, after a while
+            with gd.stream():
+                gd.kernel(TWICE, "twice")[1, 128](x, 100)  # on ours
+                slow[1, 128](seen, 100, 0.0)
+            seen.copy_(x)  # on PyTorch's again
+        torch.cuda.synchronize()
+        assert seen.cpu().tolist() == [2.0 * i] * 100

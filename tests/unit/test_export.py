@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import gpudirect as gd
+from gpudirect import arrays
 from gpudirect._native import _dlpack as dlpack
 from gpudirect.arrays import _dlpack, _export
 
@@ -354,3 +355,77 @@ def test_registering_an_array_keeps_its_memory_and_not_the_array():
     owner.close()
     gd.full(3, 9)
     assert b.read().tolist() == [7, 7, 7]
+
+
+# -- launches on arrays of others ---------------------------------------------------------------
+
+
+class Line:
+    """A stream that notes what it is told to wait for."""
+
+    def __init__(self, name, device, capturing=False):
+        self.name, self.device, self.waits = name, device, []
+        self.queue = type("Q", (), {"capturing": lambda q: capturing})()
+
+    def wait(self, what):
+        self.waits.append(what.name)
+
+    def __repr__(self):
+        return f"<{self.name}>"
+
+
+class Lines:
+    """A GPU with streams by number."""
+
+    emulated = False
+
+    def __init__(self, *capturing):
+        self.lines = {n: Line(f"stream {n}", self, n in capturing) for n in (1, 7, 8)}
+
+    def adopt_stream(self, number):
+        return self.lines[number]
+
+
+def test_a_launch_comes_between_what_others_queue_on_its_arguments():
+    launched = []
+    gpu = Lines()
+    mine, theirs, other = gpu.lines.values()
+    k = gd.kernel("__global__ void f(float *a, float *b, float *c, float *d) { }", "f")
+    a = gd.zeros(3)
+
+    class On:
+        def __init__(self, stream):
+            self.__cuda_array_interface__ = {"shape": (3,), "typestr": "<f4", "data": (a.ptr, False),
+                                             "version": 3, "stream": stream}  # fmt: skip
+
+    class Function:
+        def launch(self, *arguments, **more):
+            launched.append([list(s.waits) for s in gpu.lines.values()])
+
+    k._function = Function()
+    launcher = k[1, 1]
+    launcher._stream = mine
+    launcher(On(7), On(8), On(7), On(1))
+    assert launched == [[["stream 7", "stream 8"], [], []]]  # before it is queued
+    assert theirs.waits == other.waits == ["stream 1"]  # after
+    launcher(a, On(None), None, On(1))
+    assert len(launched) == 2 and len(mine.waits) == 2
+    gpu.lines = Lines(7).lines
+    with pytest.raises(gd.LaunchError, match="captures a graph.*stream 1.*current_stream"):
+        launcher(On(7), None, None, None)
+    assert len(launched) == 2
+
+
+def test_pytorchs_arrays_are_ordered_by_its_current_stream(monkeypatch):
+    import sys
+    import types
+
+    class Tensor:
+        device = "cuda:3"
+
+    torch = types.SimpleNamespace(
+        Tensor=Tensor, cuda=types.SimpleNamespace(current_stream=lambda device: ("current of", device)))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert arrays.stream_of(Tensor(), {"version": 2}) == ("current of", "cuda:3")
+    assert arrays.stream_of(object(), {"version": 2}) is None
+    assert arrays.stream_of(Tensor(), {"version": 3, "stream": 5}) == 5

@@ -261,11 +261,13 @@ def test_stores_of_any_pattern_arrive():
         with gd.zeros(n, "u1") as a:
             now, there = np.zeros(n, "u1"), np.zeros(n, "u1")
             slot = ffi.new("struct gd_slot *", {"data": a.host_ptr, "there": ffi.from_buffer("char[]", there)})
+            state = ffi.new("struct gd_inputs *",
+                            {"slots": slot, "n": n, "now": ffi.from_buffer("char[]", now)})  # fmt: skip
             for _ in range(50):
                 start, count = draw.integers(n), draw.integers(1, 200)
                 now[start : start + count] = draw.integers(0, 256)
                 changed = int((now != there).any())
-                stored = lib.gd_inputs_commit(slot, ffi.from_buffer("char[]", now), n, 0, ffi.NULL, 0, 0, 0)
+                stored = lib.gd_inputs_commit(state, 0)
                 assert stored >= changed and np.array_equal(a.read(), now) and np.array_equal(there, now)
 
 
