@@ -16,6 +16,7 @@
  *     0. Whoever lets go of a pin in another process leaves it, an orphan, to the callback, or to the
  *     owner when that pins again.
  */
+#include <linux/hashtable.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/overflow.h>
@@ -27,14 +28,17 @@
 #include "compat.h"
 #include "internal.h"
 
-/* cookie -> buffer, for the callback. The lock is the XArray's own. */
-static DEFINE_XARRAY_ALLOC1(cookies);
-static u32 next_cookie = 1; /* a number is used again as late as can be */
-#define ORPHAN XA_MARK_1
+/* Buffers by cookie, for the callback. The lock is for what it changes in them, too. */
+static DEFINE_HASHTABLE(cookies, 10);
+static LIST_HEAD(orphans);
+static unsigned long last_cookie; /* none is used twice */
+static DEFINE_SPINLOCK(cookies_lock);
 
 struct p2pmod_buffer *p2pmod_buffer_find(struct p2pmod_file *file, u32 handle)
 {
-	return handle ? xa_load(&file->buffers, handle) : NULL;
+	void *entry = xa_load(&file->buffers, handle);
+
+	return xa_is_value(entry) ? NULL : entry; /* a number: only mapped */
 }
 
 struct p2pmod_buffer *p2pmod_buffer_get(struct p2pmod_file *file, u32 handle)
@@ -62,12 +66,14 @@ u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer)
 
 /*
  * Empty every mapping of the buffer, then give its reservation back: the pages may be somebody else's
- * soon. No page can appear again once the buffer is revoked or unlisted. (Both may happen at once.)
+ * soon. No page, and no mapping, can appear again once the buffer is revoked or unlisted. (Both may
+ * happen at once.)
  */
-static void empty(struct p2pmod_buffer *buffer)
+static void empty_mappings(struct p2pmod_buffer *buffer, bool mapped)
 {
-	unmap_mapping_range(buffer->file->inode->i_mapping,
-			    (loff_t)buffer->handle << HANDLE_SHIFT, 1ULL << HANDLE_SHIFT, 1);
+	if (mapped)
+		unmap_mapping_range(buffer->file->inode->i_mapping,
+				    (loff_t)buffer->handle << HANDLE_SHIFT, 1ULL << HANDLE_SHIFT, 1);
 	if (xchg(&buffer->reserved, false))
 		p2pmod_release_write_combining(buffer->bus, buffer->pages);
 }
@@ -75,13 +81,15 @@ static void empty(struct p2pmod_buffer *buffer)
 static void revoke(struct p2pmod_buffer *buffer)
 {
 	unsigned long flags;
+	bool mapped;
 
 	down_write(&buffer->file->lock);
 	raw_spin_lock_irqsave(&buffer->access, flags);
 	buffer->revoked = true;
 	raw_spin_unlock_irqrestore(&buffer->access, flags);
+	mapped = buffer->maps;
 	up_write(&buffer->file->lock);
-	empty(buffer);
+	empty_mappings(buffer, mapped);
 }
 
 /* Held for reading over every callback: closing a file waits until those under way have ended. */
@@ -89,24 +97,37 @@ static DECLARE_RWSEM(callbacks);
 
 static void buffer_free(struct p2pmod_buffer *buffer);
 
+/* With the lock held. */
+static struct p2pmod_buffer *of_cookie(unsigned long cookie)
+{
+	struct p2pmod_buffer *buffer;
+
+	hash_for_each_possible(cookies, buffer, by_cookie, cookie)
+		if (buffer->cookie == cookie)
+			return buffer;
+	return NULL;
+}
+
 static void free_callback(void *data)
 {
 	struct p2pmod_buffer *buffer;
 	bool orphan, alive;
 
 	down_read(&callbacks);
-	xa_lock(&cookies);
-	buffer = xa_load(&cookies, (unsigned long)data);
+	spin_lock(&cookies_lock);
+	buffer = of_cookie((unsigned long)data);
 	if (WARN_ON_ONCE(!buffer)) { /* a pin that was put, or called back, before */
-		xa_unlock(&cookies);
+		spin_unlock(&cookies_lock);
 		goto out;
 	}
 	buffer->pinned = false; /* the driver frees the page table after this */
-	orphan = xa_get_mark(&cookies, buffer->cookie, ORPHAN);
-	if (orphan)
-		__xa_erase(&cookies, buffer->cookie);
+	orphan = !list_empty(&buffer->orphan);
+	if (orphan) {
+		list_del(&buffer->orphan);
+		hash_del(&buffer->by_cookie);
+	}
 	alive = kref_get_unless_zero(&buffer->ref);
-	xa_unlock(&cookies);
+	spin_unlock(&cookies_lock);
 	if (orphan) {
 		atomic64_dec(&p2pmod_count.orphans);
 		buffer_free(buffer);
@@ -115,7 +136,7 @@ static void free_callback(void *data)
 		wait_for_completion(&buffer->ready);
 		revoke(buffer);
 		atomic64_inc(&p2pmod_count.revoked);
-		p2pmod_buffer_put(buffer);
+		p2pmod_put(buffer);
 	} /* else it is being unpinned: its mappings are gone already */
 out:
 	up_read(&callbacks);
@@ -144,15 +165,15 @@ static DECLARE_RWSEM(gate);
 
 static int get_persistent(struct p2pmod_buffer *buffer)
 {
-	int err = nv_get_persistent(buffer->start, buffer->span, &buffer->table,
-				    buffer->flags & P2PMOD_PIN_FORCE_BAR1 ? NV_FORCE_BAR1 : 0);
+	u32 flags = buffer->flags & P2PMOD_PIN_FORCE_BAR1 ? NV_FORCE_BAR1 : 0;
+	int err = nvidia_p2p_get_pages_persistent(buffer->start, buffer->span, &buffer->table, flags);
 
-	if (err != -EINVAL || !(buffer->flags & P2PMOD_PIN_FORCE_BAR1))
+	if (err != -EINVAL || !flags)
 		return err;
 	/* the memory, or the flag? Drivers before 570 know none */
-	if (nv_get_persistent(buffer->start, buffer->span, &buffer->table, 0))
+	if (nvidia_p2p_get_pages_persistent(buffer->start, buffer->span, &buffer->table, 0))
 		return -EINVAL;
-	nv_put_persistent(buffer->start, buffer->table);
+	nvidia_p2p_put_pages_persistent(buffer->start, buffer->table, 0);
 	return -EOPNOTSUPP;
 }
 
@@ -167,7 +188,7 @@ static int get_pages(struct p2pmod_buffer *buffer)
 		err = get_persistent(buffer);
 	else
 		err = nvidia_p2p_get_pages(0, 0, buffer->start, buffer->span, &buffer->table,
-					   free_callback, (void *)(unsigned long)buffer->cookie);
+					   free_callback, (void *)buffer->cookie);
 	up_read(&gate);
 	if (err) {
 		buffer->pinned = false;
@@ -183,13 +204,13 @@ static void put_pages(struct p2pmod_buffer *buffer)
 	bool pinned;
 
 	if (buffer->flags & P2PMOD_PIN_PERSISTENT) {
-		nv_put_persistent(buffer->start, buffer->table);
+		nvidia_p2p_put_pages_persistent(buffer->start, buffer->table, 0);
 		return;
 	}
 	down_write(&gate);
-	xa_lock(&cookies);
+	spin_lock(&cookies_lock);
 	pinned = buffer->pinned;
-	xa_unlock(&cookies);
+	spin_unlock(&cookies_lock);
 	if (pinned)
 		nvidia_p2p_put_pages(0, 0, buffer->start, buffer->table);
 	up_write(&gate);
@@ -238,23 +259,30 @@ static bool leave_to_owner(struct p2pmod_buffer *buffer)
 {
 	bool pinned;
 
-	xa_lock(&cookies);
+	spin_lock(&cookies_lock);
 	pinned = buffer->pinned;
 	if (pinned) {
 		__module_get(THIS_MODULE);
-		__xa_set_mark(&cookies, buffer->cookie, ORPHAN);
+		list_add(&buffer->orphan, &orphans);
 		atomic64_inc(&p2pmod_count.orphans);
 	}
-	xa_unlock(&cookies);
+	spin_unlock(&cookies_lock);
 	return pinned;
 }
 
+static void forget_cookie(struct p2pmod_buffer *buffer)
+{
+	spin_lock(&cookies_lock);
+	hash_del(&buffer->by_cookie);
+	spin_unlock(&cookies_lock);
+}
+
 /* No reference is left, and no orphan: only a callback can still come, and find that out. */
-static void finish(struct p2pmod_buffer *buffer)
+static void buffer_finish(struct p2pmod_buffer *buffer)
 {
 	if (READ_ONCE(buffer->pinned))
 		put_pages(buffer);
-	xa_erase(&cookies, buffer->cookie);
+	forget_cookie(buffer);
 	buffer_free(buffer);
 }
 
@@ -266,29 +294,27 @@ static void buffer_release(struct kref *ref)
 	if (!(buffer->flags & P2PMOD_PIN_PERSISTENT) && buffer->owner != current->tgid &&
 	    leave_to_owner(buffer))
 		return;
-	finish(buffer);
+	buffer_finish(buffer);
 }
 
 /* Unpin the orphans of the calling process: it can. */
 static void adopt_orphans(void)
 {
 	struct p2pmod_buffer *buffer, *mine;
-	unsigned long cookie;
 
 	while (atomic64_read(&p2pmod_count.orphans)) {
 		mine = NULL;
-		xa_lock(&cookies);
-		xa_for_each_marked(&cookies, cookie, buffer, ORPHAN)
-			if (buffer->owner == current->tgid) {
+		spin_lock(&cookies_lock);
+		list_for_each_entry(buffer, &orphans, orphan)
+			if (buffer->owner == current->tgid)
 				mine = buffer;
-				__xa_clear_mark(&cookies, cookie, ORPHAN);
-				break;
-			}
-		xa_unlock(&cookies);
+		if (mine)
+			list_del_init(&mine->orphan);
+		spin_unlock(&cookies_lock);
 		if (!mine)
 			return;
 		atomic64_dec(&p2pmod_count.orphans);
-		finish(mine);
+		buffer_finish(mine);
 		module_put(THIS_MODULE); /* not the last one: a file is open */
 	}
 }
@@ -296,18 +322,18 @@ static void adopt_orphans(void)
 void p2pmod_orphans_show(struct seq_file *out)
 {
 	struct p2pmod_buffer *buffer;
-	unsigned long cookie;
 
-	xa_lock(&cookies);
-	xa_for_each_marked(&cookies, cookie, buffer, ORPHAN)
+	spin_lock(&cookies_lock);
+	list_for_each_entry(buffer, &orphans, orphan)
 		seq_printf(out, "orphan     %llu bytes of process %d\n", buffer->span, buffer->owner);
-	xa_unlock(&cookies);
+	spin_unlock(&cookies_lock);
 }
 
-void p2pmod_buffer_put(struct p2pmod_buffer *buffer)
+void p2pmod_put(struct p2pmod_buffer *buffer)
 {
 	kref_put(&buffer->ref, buffer_release);
 }
+EXPORT_SYMBOL(p2pmod_put);
 
 #define PIN_FLAGS (P2PMOD_PIN_PERSISTENT | P2PMOD_PIN_UNCACHED | P2PMOD_PIN_CACHED | \
 		   P2PMOD_PIN_FORCE_BAR1)
@@ -316,26 +342,22 @@ void p2pmod_buffer_put(struct p2pmod_buffer *buffer)
  * No pin is longer than the largest memory BAR of this machine, or than its memory where a GPU's is
  * part of it: the driver would allocate for any length that it is asked for.
  */
-static u64 longest_span(void)
-{
-	u64 longest = IS_ENABLED(CONFIG_ARM64) ? (u64)totalram_pages() << PAGE_SHIFT : 0;
-	struct pci_dev *pci = NULL;
-	int i;
-
-	while ((pci = pci_get_device(PCI_ANY_ID, PCI_ANY_ID, pci)))
-		for (i = 0; i < PCI_STD_NUM_BARS; i++)
-			if (pci_resource_flags(pci, i) & IORESOURCE_MEM)
-				longest = max_t(u64, longest, pci_resource_len(pci, i));
-	return longest;
-}
-
 static bool too_long(u64 span)
 {
 	static u64 longest;
+	struct pci_dev *pci = NULL;
+	u64 found;
+	int i;
 
-	if (span > READ_ONCE(longest)) /* devices come and go */
-		WRITE_ONCE(longest, longest_span());
-	return span > READ_ONCE(longest);
+	if (span <= READ_ONCE(longest))
+		return false;
+	found = IS_ENABLED(CONFIG_ARM64) ? (u64)totalram_pages() << PAGE_SHIFT : 0;
+	while ((pci = pci_get_device(PCI_ANY_ID, PCI_ANY_ID, pci)))
+		for (i = 0; i < PCI_STD_NUM_BARS; i++)
+			if (pci_resource_flags(pci, i) & IORESOURCE_MEM)
+				found = max_t(u64, found, pci_resource_len(pci, i));
+	WRITE_ONCE(longest, found); /* devices come and go */
+	return span > found;
 }
 
 static int check_pin(const struct p2pmod_pin *pin, u64 *start, u64 *span)
@@ -371,7 +393,11 @@ static struct p2pmod_buffer *buffer_new(struct p2pmod_file *file, const struct p
 	/* before the driver is asked: its callback waits for what is done between that and "ready" */
 	buffer->bus = kvmalloc_array(buffer->pages, sizeof(*buffer->bus),
 				     GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	if (!buffer->bus) {
+	buffer->user = p2pmod_user_get();
+	if (!buffer->bus || !buffer->user) {
+		if (buffer->user)
+			p2pmod_user_put(buffer->user);
+		kvfree(buffer->bus);
 		kfree(buffer);
 		return NULL;
 	}
@@ -383,32 +409,26 @@ static struct p2pmod_buffer *buffer_new(struct p2pmod_file *file, const struct p
 	buffer->length = pin->length;
 	buffer->start = start;
 	buffer->span = span;
+	INIT_LIST_HEAD(&buffer->orphan);
 	raw_spin_lock_init(&buffer->access);
 	init_completion(&buffer->ready);
 	return buffer;
 }
 
-/* Nobody finds the buffer before it is stored. A handle that is still mapped is not given again. */
-static int reserve_handle(struct p2pmod_buffer *buffer)
+/* Nobody finds the buffer before it is stored. */
+static int take_handle(struct p2pmod_buffer *buffer)
 {
 	struct p2pmod_file *file = buffer->file;
 	int err;
 
 	down_write(&file->lock);
-	for (;;) {
-		err = xa_alloc_cyclic(&file->buffers, &buffer->handle, NULL, XA_LIMIT(1, HANDLE_MAX),
-				      &file->next_handle, GFP_KERNEL);
-		if (err < 0 || !xa_load(&file->mapped, buffer->handle))
-			break;
-		xa_erase(&file->buffers, buffer->handle);
-	}
+	err = xa_alloc_cyclic(&file->buffers, &buffer->handle, NULL, XA_LIMIT(1, HANDLE_MAX),
+			      &file->next_handle, GFP_KERNEL);
 	up_write(&file->lock);
-	if (err < 0)
-		buffer->handle = 0;
 	return err == -EBUSY ? -ENOSPC : min(err, 0);
 }
 
-static void free_handle(struct p2pmod_buffer *buffer)
+static void give_handle_back(struct p2pmod_buffer *buffer)
 {
 	struct p2pmod_file *file = buffer->file;
 
@@ -419,33 +439,28 @@ static void free_handle(struct p2pmod_buffer *buffer)
 
 static bool charge(struct p2pmod_buffer *buffer)
 {
-	if (!p2pmod_charge(buffer->user, buffer->span))
-		return false;
-	atomic64_add(buffer->span, &buffer->file->bytes);
-	atomic64_inc(&buffer->file->pins);
-	buffer->charged = true;
-	return true;
+	buffer->charged = p2pmod_charge(buffer->user, buffer->span);
+	if (buffer->charged) {
+		atomic64_add(buffer->span, &buffer->file->bytes);
+		atomic64_inc(&buffer->file->pins);
+	}
+	return buffer->charged;
 }
 
-/* Show the buffer to its file, with its pages reserved; a revocation may have been faster. */
-static int publish(struct p2pmod_buffer *buffer, struct p2pmod_pin *pin)
+int p2pmod_buffer_reserve(struct p2pmod_buffer *buffer)
 {
-	struct p2pmod_file *file = buffer->file;
-	int all = 0;
+	int got;
 
-	down_write(&file->lock);
-	if (!buffer->revoked && !(buffer->flags & P2PMOD_PIN_UNCACHED) && !buffer->cacheable) {
-		all = p2pmod_reserve_write_combining(buffer->bus, buffer->pages);
-		buffer->reserved = all >= 0;
-		buffer->write_combined = all > 0;
-	}
-	if (all >= 0) {
-		pin->state = p2pmod_buffer_state(buffer);
-		/* cannot fail: the slot was reserved */
-		xa_store(&file->buffers, buffer->handle, buffer, GFP_KERNEL);
-	}
-	up_write(&file->lock);
-	return min(all, 0);
+	lockdep_assert_held_write(&buffer->file->lock);
+	if (buffer->reserved || !buffer->write_combined)
+		return 0;
+	got = p2pmod_reserve_write_combining(buffer->bus, buffer->pages);
+	if (got < 0)
+		return got;
+	buffer->reserved = true;
+	buffer->write_combined = got > 0;
+	buffer->in_one = got > 1;
+	return 0;
 }
 
 int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
@@ -462,28 +477,21 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 	buffer = buffer_new(file, pin, start, span);
 	if (!buffer)
 		goto fail;
-	buffer->user = p2pmod_user_get();
-	err = PTR_ERR_OR_ZERO(buffer->user);
-	if (err) {
-		kvfree(buffer->bus);
-		kfree(buffer);
-		p2pmod_file_put(file);
-		goto fail;
-	}
 	err = -ENOSPC;
 	if (!p2pmod_may_charge(buffer->user, span))
 		goto undo_buffer;
-	err = xa_alloc_cyclic(&cookies, &buffer->cookie, buffer, XA_LIMIT(1, U32_MAX), &next_cookie,
-			      GFP_KERNEL);
-	if (err < 0)
-		goto undo_buffer;
-	err = reserve_handle(buffer);
+	err = take_handle(buffer);
 	if (err)
-		goto undo_cookie;
+		goto undo_buffer;
+	spin_lock(&cookies_lock);
+	buffer->cookie = ++last_cookie;
+	hash_add(cookies, &buffer->by_cookie, buffer->cookie);
+	spin_unlock(&cookies_lock);
 	err = get_pages(buffer);
 	if (err)
-		goto undo_handle;
+		goto undo_cookie;
 	err = read_table(buffer);
+	buffer->write_combined = !(buffer->flags & P2PMOD_PIN_UNCACHED) && !buffer->cacheable;
 	/* from here on the callback may go on, and the page table may go */
 	complete_all(&buffer->ready);
 	if (!err && buffer->flags & P2PMOD_PIN_CACHED && !buffer->cacheable)
@@ -498,21 +506,21 @@ int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 	pin->map_length = span;
 	pin->lead = pin->address - start;
 	pin->page_count = buffer->pages;
-	err = publish(buffer, pin);
-	if (err)
-		goto undo_pin;
+	down_write(&file->lock);
+	pin->state = p2pmod_buffer_state(buffer); /* a revocation may have been faster */
+	xa_store(&file->buffers, buffer->handle, buffer, GFP_KERNEL); /* cannot fail: the slot is there */
+	up_write(&file->lock);
 	atomic64_inc(&p2pmod_count.pinned);
 	return 0;
 
 undo_pin:
 	/* a callback may be looking at it: so by its references only */
-	free_handle(buffer);
-	p2pmod_buffer_put(buffer);
+	give_handle_back(buffer);
+	p2pmod_put(buffer);
 	goto fail;
-undo_handle:
-	free_handle(buffer);
 undo_cookie:
-	xa_erase(&cookies, buffer->cookie);
+	forget_cookie(buffer);
+	give_handle_back(buffer);
 undo_buffer:
 	buffer_free(buffer);
 fail:
@@ -520,45 +528,36 @@ fail:
 	return err;
 }
 
-/* Take the handle away and empty the mappings; what remains is for the last reference to do. */
-static void unlist(struct p2pmod_buffer *buffer)
-{
-	empty(buffer);
-	p2pmod_buffer_put(buffer);
-}
-
+/*
+ * Take the handle away, and empty the mappings; what remains is for the last reference to do. A handle
+ * that is still mapped is not given to another buffer.
+ */
 int p2pmod_buffer_unpin(struct p2pmod_file *file, u32 handle)
 {
 	struct p2pmod_buffer *buffer;
 
 	down_write(&file->lock);
 	buffer = p2pmod_buffer_find(file, handle);
-	if (buffer)
+	if (buffer && buffer->maps)
+		xa_store(&file->buffers, handle, xa_mk_value(buffer->maps), GFP_KERNEL);
+	else if (buffer)
 		xa_erase(&file->buffers, handle);
 	up_write(&file->lock);
 	if (!buffer)
 		return -ENOENT;
-	unlist(buffer);
+	empty_mappings(buffer, buffer->maps);
+	p2pmod_put(buffer);
 	return 0;
 }
 
+/* The file is closed: no ioctl, no fault and no mapping is left, only callbacks. */
 void p2pmod_buffers_drain(struct p2pmod_file *file)
 {
 	struct p2pmod_buffer *buffer;
 	unsigned long handle;
 
-	/* the file is closed: no ioctl, no fault and no mapping is left, only callbacks */
-	for (;;) {
-		handle = 0;
-		down_write(&file->lock);
-		buffer = xa_find(&file->buffers, &handle, ULONG_MAX, XA_PRESENT);
-		if (buffer)
-			xa_erase(&file->buffers, handle);
-		up_write(&file->lock);
-		if (!buffer)
-			break;
-		unlist(buffer);
-	}
+	xa_for_each(&file->buffers, handle, buffer)
+		p2pmod_buffer_unpin(file, handle);
 	adopt_orphans(); /* whoever closed them elsewhere could not */
 	p2pmod_callbacks_wait(); /* one may hold the last reference, and the module go with this file */
 }

@@ -57,28 +57,10 @@ static inline bool nv_table_cacheable(const struct nvidia_p2p_page_table *table)
 /* In the header, and in the driver that is installed (its symbols were looked at). */
 #if defined(NVIDIA_P2P_CAP_GET_PAGES_PERSISTENT_API) && !defined(P2PMOD_NO_PERSISTENT)
 #define NV_HAVE_PERSISTENT 1
-static inline int nv_get_persistent(u64 address, u64 length, struct nvidia_p2p_page_table **table,
-				    u32 flags)
-{
-	return nvidia_p2p_get_pages_persistent(address, length, table, flags);
-}
-
-static inline int nv_put_persistent(u64 address, struct nvidia_p2p_page_table *table)
-{
-	return nvidia_p2p_put_pages_persistent(address, table, 0);
-}
 #else
 #define NV_HAVE_PERSISTENT 0
-static inline int nv_get_persistent(u64 address, u64 length, struct nvidia_p2p_page_table **table,
-				    u32 flags)
-{
-	return -EOPNOTSUPP;
-}
-
-static inline int nv_put_persistent(u64 address, struct nvidia_p2p_page_table *table)
-{
-	return -EOPNOTSUPP;
-}
+#define nvidia_p2p_get_pages_persistent(address, length, table, flags) (-EOPNOTSUPP)
+#define nvidia_p2p_put_pages_persistent(address, table, flags) ((void)(table))
 #endif
 
 /*
@@ -131,18 +113,34 @@ static inline bool compat_can_write_combine(void)
 #endif
 }
 
-/* Is a page of user space that was just put in for write-combining mapped so? */
-static inline bool compat_is_write_combined(struct vm_fault *vmf, unsigned long address)
+/*
+ * After a page that a fault has just put in for write-combining: was it mapped so? Then put in, too, what
+ * follows it on the bus and has its type, up to @bytes with it, in the same table: entries like its own,
+ * a page further each. vmf_insert_pfn_prot() comes to the same, but asks for the type of each page anew,
+ * at ten times the cost. Returns how many bytes are in now; 0: mapped otherwise.
+ */
+static inline unsigned long compat_insert_following(struct vm_fault *vmf, unsigned long at,
+						    unsigned long bytes)
 {
 #ifdef CONFIG_X86
-	/* tables stay while the fault is handled; the kernel's way here is GPL-only */
-	pte_t *pte = pmd_none(*vmf->pmd) || address >> PMD_SHIFT != vmf->address >> PMD_SHIFT ? NULL :
-		     pte_offset_kernel(vmf->pmd, address);
+	/* the table stays while the fault is handled; the kernel's way to it is GPL-only */
+	pte_t *first = pte_offset_kernel(vmf->pmd, at), *pte = first, entry;
+	spinlock_t *lock = pte_lockptr(vmf->vma->vm_mm, vmf->pmd);
+	unsigned long n = PAGE_SIZE;
 
-	return !pte || pte_none(*pte) ||
-	       (pte_flags(*pte) & _PAGE_CACHE_MASK) == cachemode2protval(_PAGE_CACHE_MODE_WC);
+	spin_lock(lock);
+	entry = *first;
+	if (!(pte_flags(entry) & _PAGE_PRESENT))
+		bytes = n; /* somebody was emptying this handle's mappings, late */
+	else if ((pte_flags(entry) & _PAGE_CACHE_MASK) != cachemode2protval(_PAGE_CACHE_MODE_WC))
+		n = 0;
+	for (; n && n < bytes; n += PAGE_SIZE)
+		if (pte_none(*++pte))
+			set_pte_at(vmf->vma->vm_mm, at + n, pte, __pte(pte_val(entry) + n));
+	spin_unlock(lock);
+	return n;
 #else
-	return true;
+	return PAGE_SIZE;
 #endif
 }
 
@@ -250,7 +248,7 @@ static inline long compat_pin_user_pages(unsigned long address, unsigned long co
 }
 #endif
 
-/* Has the CPU a store of 64 bytes that arrives whole, MOVDIR64B? */
+/* Has the CPU a store of 64 bytes that arrives whole? */
 static inline bool compat_has_store64(void)
 {
 #ifdef CONFIG_X86_64
@@ -264,9 +262,7 @@ static inline bool compat_has_store64(void)
 static inline void compat_store64(void __iomem *to, const void *from)
 {
 #ifdef CONFIG_X86_64
-	/* movdir64b (%rdx), %rax: in bytes, since binutils before 2.33 lack the name */
-	asm volatile(".byte 0x66, 0x0f, 0x38, 0xf8, 0x02"
-		     : : "a"((void __force *)to), "d"(from) : "memory");
+	movdir64b(to, from); /* sparse: a plain pointer in some kernels, __iomem in others */
 #endif
 }
 

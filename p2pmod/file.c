@@ -30,21 +30,18 @@ static struct file_system_type p2pmod_fs = {
 static struct vfsmount *p2pmod_mount;
 static int p2pmod_mount_count;
 
-static int inode_new(struct inode **result)
+static struct inode *inode_new(void)
 {
 	struct inode *inode;
 	int err;
 
 	err = simple_pin_fs(&p2pmod_fs, &p2pmod_mount, &p2pmod_mount_count);
 	if (err)
-		return err;
+		return ERR_PTR(err);
 	inode = alloc_anon_inode(p2pmod_mount->mnt_sb);
-	if (IS_ERR(inode)) {
+	if (IS_ERR(inode))
 		simple_release_fs(&p2pmod_mount, &p2pmod_mount_count);
-		return PTR_ERR(inode);
-	}
-	*result = inode;
-	return 0;
+	return inode;
 }
 
 static void inode_free(struct inode *inode)
@@ -55,33 +52,12 @@ static void inode_free(struct inode *inode)
 
 /* ---- files ---- */
 
-struct p2pmod_file *p2pmod_file_new(void)
-{
-	struct p2pmod_file *file = kzalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
-	int err;
-
-	if (!file)
-		return ERR_PTR(-ENOMEM);
-	err = inode_new(&file->inode);
-	if (err) {
-		kfree(file);
-		return ERR_PTR(err);
-	}
-	kref_init(&file->ref);
-	init_rwsem(&file->lock);
-	xa_init_flags(&file->buffers, XA_FLAGS_ALLOC1);
-	xa_init(&file->mapped);
-	file->next_handle = 1;
-	return file;
-}
-
 static void file_release(struct kref *ref)
 {
 	struct p2pmod_file *file = container_of(ref, struct p2pmod_file, ref);
 
 	inode_free(file->inode);
 	xa_destroy(&file->buffers);
-	xa_destroy(&file->mapped);
 	kfree(file);
 }
 
@@ -92,10 +68,21 @@ void p2pmod_file_put(struct p2pmod_file *file)
 
 static int p2pmod_open(struct inode *inode, struct file *filp)
 {
-	struct p2pmod_file *file = p2pmod_file_new();
+	struct p2pmod_file *file = kzalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
+	int err;
 
-	if (IS_ERR(file))
-		return PTR_ERR(file);
+	if (!file)
+		return -ENOMEM;
+	file->inode = inode_new();
+	if (IS_ERR(file->inode)) {
+		err = PTR_ERR(file->inode);
+		kfree(file);
+		return err;
+	}
+	kref_init(&file->ref);
+	init_rwsem(&file->lock);
+	xa_init_flags(&file->buffers, XA_FLAGS_ALLOC1);
+	file->next_handle = 1;
 	filp->private_data = file;
 	filp->f_mapping = file->inode->i_mapping; /* so that revoking finds this file's mappings */
 	return nonseekable_open(inode, filp);
@@ -127,17 +114,16 @@ union command {
 	struct p2pmod_status status;
 };
 
-static_assert(sizeof(struct p2pmod_query) == 56 && sizeof(struct p2pmod_pin) == 64 &&
-	      sizeof(struct p2pmod_pages) == 32 && sizeof(struct p2pmod_unpin) == 8 &&
-	      sizeof(struct p2pmod_status) == 64);
+static_assert(sizeof(struct p2pmod_query) == 56);
+static_assert(sizeof(struct p2pmod_pin) == 64);
+static_assert(sizeof(struct p2pmod_pages) == 32);
+static_assert(sizeof(struct p2pmod_unpin) == 8);
+static_assert(sizeof(struct p2pmod_status) == 64);
 
 static int do_query(struct p2pmod_file *file, union command *c)
 {
 	struct p2pmod_query *q = &c->query;
 
-	if (q->flags || q->abi_version || q->features || q->__reserved[0] || q->__reserved[1] ||
-	    q->max_bytes_total || q->max_bytes_per_user || q->max_pins_per_user)
-		return -EINVAL;
 	q->abi_version = P2PMOD_ABI_VERSION;
 	q->features = (NV_HAVE_PERSISTENT ? P2PMOD_FEATURE_PERSISTENT : 0) |
 		      (p2pmod_may_see_bus_addresses() ? P2PMOD_FEATURE_BUS_ADDRESSES : 0);
@@ -174,7 +160,7 @@ static int do_pages(struct p2pmod_file *file, union command *c)
 				 p->count * sizeof(u64)))
 			err = -EFAULT;
 	}
-	p2pmod_buffer_put(buffer);
+	p2pmod_put(buffer);
 	return err;
 }
 
@@ -188,9 +174,6 @@ static int do_status(struct p2pmod_file *file, union command *c)
 	struct p2pmod_status *s = &c->status;
 	struct p2pmod_buffer *buffer;
 
-	if (s->state || s->__reserved || s->address || s->length || s->file_bytes ||
-	    s->file_pins || s->total_bytes || s->total_pins)
-		return -EINVAL;
 	if (s->handle) {
 		down_read(&file->lock);
 		buffer = p2pmod_buffer_find(file, s->handle);
@@ -210,19 +193,20 @@ static int do_status(struct p2pmod_file *file, union command *c)
 	return 0;
 }
 
-/* Each command with the size of its first version: shorter ones are refused. */
+/* Each command with the last field that is read, and the last of its first version. */
 static const struct {
 	unsigned int number;
-	u32 smallest, size;
+	u32 inputs, smallest, size; /* bytes */
 	int (*run)(struct p2pmod_file *file, union command *command);
 } commands[] = {
-#define COMMAND(cmd, type, last, fn) \
-	{ _IOC_NR(cmd), offsetofend(struct type, last), sizeof(struct type), fn }
-	COMMAND(P2PMOD_QUERY, p2pmod_query, max_bytes_total, do_query),
-	COMMAND(P2PMOD_PIN, p2pmod_pin, page_count, do_pin),
-	COMMAND(P2PMOD_PAGES, p2pmod_pages, addresses, do_pages),
-	COMMAND(P2PMOD_UNPIN, p2pmod_unpin, handle, do_unpin),
-	COMMAND(P2PMOD_STATUS, p2pmod_status, total_pins, do_status),
+#define COMMAND(cmd, type, in, last, fn) \
+	{ _IOC_NR(cmd), offsetofend(struct type, in), offsetofend(struct type, last), \
+	  sizeof(struct type), fn }
+	COMMAND(P2PMOD_QUERY, p2pmod_query, size, max_bytes_total, do_query),
+	COMMAND(P2PMOD_PIN, p2pmod_pin, length, page_count, do_pin),
+	COMMAND(P2PMOD_PAGES, p2pmod_pages, addresses, addresses, do_pages),
+	COMMAND(P2PMOD_UNPIN, p2pmod_unpin, handle, handle, do_unpin),
+	COMMAND(P2PMOD_STATUS, p2pmod_status, handle, total_pins, do_status),
 };
 
 static long p2pmod_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
@@ -251,6 +235,9 @@ static long p2pmod_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
 	err = copy_struct_from_user(&command, commands[i].size, user, size);
 	if (err)
 		return err;
+	/* flags that nobody knows yet, what is reserved, what is to be filled in */
+	if (memchr_inv((u8 *)&command + commands[i].inputs, 0, commands[i].size - commands[i].inputs))
+		return -EINVAL;
 	command.size = size; /* user space may have changed it meanwhile */
 	err = commands[i].run(file, &command);
 	if (err)
@@ -281,8 +268,18 @@ static u64 offset_of(pgoff_t pgoff)
 	return ((u64)pgoff << PAGE_SHIFT) & ((1ULL << HANDLE_SHIFT) - 1);
 }
 
-/* A fault fills what lies around it, so far: most programs touch all they map. */
-#define FILL ((u64)SZ_2M)
+/* A fault fills what lies around it, so far: most programs touch all they map. One table holds it. */
+#define FILL min_t(unsigned long, SZ_2M, PMD_SIZE)
+
+/* From an offset on: bytes that follow each other on the bus, and have one type. */
+static u64 stretch(const struct p2pmod_buffer *buffer, u64 offset, u64 most)
+{
+	u64 i = offset >> GPU_PAGE_SHIFT, n = GPU_PAGE - (offset & (GPU_PAGE - 1));
+
+	for (; buffer->in_one && n < most && buffer->bus[i + 1] == buffer->bus[i] + GPU_PAGE; i++)
+		n += GPU_PAGE;
+	return min(n, most);
+}
 
 /*
  * Pages are put in when they are touched, and only under the lock that revoking takes: what a
@@ -293,28 +290,30 @@ static vm_fault_t p2pmod_fault(struct vm_fault *vmf)
 {
 	struct vm_area_struct *vma = vmf->vma;
 	struct p2pmod_file *file = vma->vm_file->private_data;
-	u64 offset = offset_of(vmf->pgoff), bus;
+	unsigned long at = vmf->address & ~(FILL - 1), end = min(at + FILL, vma->vm_end), n;
 	vm_fault_t result = VM_FAULT_SIGBUS;
 	struct p2pmod_buffer *buffer;
-	unsigned long at, low, high;
+	u64 offset, bus;
 
+	at = max(at, vma->vm_start);
+	offset = offset_of(vma->vm_pgoff) + (at - vma->vm_start); /* all of a mapping is in the buffer */
 	down_read(&file->lock);
-	buffer = p2pmod_buffer_find(file, handle_of(vmf->pgoff));
-	if (!buffer || buffer->revoked || offset >= buffer->span)
+	buffer = p2pmod_buffer_find(file, handle_of(vma->vm_pgoff));
+	if (!buffer || buffer->revoked)
 		goto out;
-	at = vmf->address & PAGE_MASK;
-	low = at - min_t(u64, offset & (FILL - 1), at - vma->vm_start);
-	high = at + min3(FILL - (offset & (FILL - 1)), (u64)vma->vm_end - at, buffer->span - offset);
-	offset -= at - low;
-	for (at = low; at < high; at += PAGE_SIZE, offset += PAGE_SIZE) {
+	for (; at < end; at += n, offset += n) {
 		bus = buffer->bus[offset >> GPU_PAGE_SHIFT] + (offset & (GPU_PAGE - 1));
 		result = vmf_insert_pfn_prot(vma, at, bus >> PAGE_SHIFT, vma->vm_page_prot);
 		if (result != VM_FAULT_NOPAGE)
 			break;
-		/* somebody else's reservation may have won */
-		if (buffer->write_combined && !(offset & (GPU_PAGE - 1)) &&
-		    !compat_is_write_combined(vmf, at))
+		n = PAGE_SIZE;
+		if (!READ_ONCE(buffer->write_combined))
+			continue;
+		n = compat_insert_following(vmf, at, stretch(buffer, offset, end - at));
+		if (!n) { /* another's reservation has won */
 			WRITE_ONCE(buffer->write_combined, false);
+			n = PAGE_SIZE;
+		}
 	}
 out:
 	up_read(&file->lock);
@@ -322,35 +321,35 @@ out:
 }
 
 /* How many mappings a handle has: it is not given to another buffer before they are gone. */
-static int count_mapping(struct p2pmod_file *file, u32 handle, int change)
+static void count_mapping(struct vm_area_struct *vma, int change)
 {
-	long n = change;
-	void *entry;
+	struct p2pmod_file *file = vma->vm_file->private_data;
+	u32 handle = handle_of(vma->vm_pgoff);
+	struct p2pmod_buffer *buffer;
+	unsigned long left;
 
-	lockdep_assert_held_write(&file->lock);
-	entry = xa_load(&file->mapped, handle);
-	if (entry)
-		n += xa_to_value(entry);
-	return xa_err(xa_store(&file->mapped, handle, n ? xa_mk_value(n) : NULL, GFP_KERNEL));
+	down_write(&file->lock);
+	buffer = xa_load(&file->buffers, handle);
+	if (!xa_is_value(buffer)) {
+		buffer->maps += change;
+	} else { /* unpinned. The entry is there: no allocation, that could fail */
+		left = xa_to_value(buffer) + change;
+		if (left)
+			xa_store(&file->buffers, handle, xa_mk_value(left), GFP_KERNEL);
+		else
+			xa_erase(&file->buffers, handle);
+	}
+	up_write(&file->lock);
 }
 
 static void p2pmod_vm_open(struct vm_area_struct *vma)
 {
-	struct p2pmod_file *file = vma->vm_file->private_data;
-
-	/* part of a mapping that is counted: so there is an entry, and no allocation to fail */
-	down_write(&file->lock);
-	count_mapping(file, handle_of(vma->vm_pgoff), 1);
-	up_write(&file->lock);
+	count_mapping(vma, 1);
 }
 
 static void p2pmod_vm_close(struct vm_area_struct *vma)
 {
-	struct p2pmod_file *file = vma->vm_file->private_data;
-
-	down_write(&file->lock);
-	count_mapping(file, handle_of(vma->vm_pgoff), -1);
-	up_write(&file->lock);
+	count_mapping(vma, -1);
 }
 
 static const struct vm_operations_struct p2pmod_vm_ops = {
@@ -362,11 +361,9 @@ static const struct vm_operations_struct p2pmod_vm_ops = {
 static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 {
 	struct p2pmod_file *file = filp->private_data;
-	u64 offset = offset_of(vma->vm_pgoff);
-	u32 handle = handle_of(vma->vm_pgoff);
-	u64 length = vma->vm_end - vma->vm_start;
+	u64 offset = offset_of(vma->vm_pgoff), length = vma->vm_end - vma->vm_start;
 	struct p2pmod_buffer *buffer;
-	int err = 0;
+	int err;
 
 	/*
 	 * A private writable mapping of such pages is a BUG in the kernel's copy-on-write. VM_MAYSHARE
@@ -378,30 +375,27 @@ static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 		return -EACCES;
 
 	down_write(&file->lock);
-	buffer = p2pmod_buffer_find(file, handle);
-	if (!buffer)
-		err = -ENOENT;
-	else if (buffer->revoked)
-		err = -ENODEV;
-	else if (offset >= buffer->span || length > buffer->span - offset)
-		err = -EINVAL;
-	else if (buffer->flags & P2PMOD_PIN_UNCACHED)
+	buffer = p2pmod_buffer_find(file, handle_of(vma->vm_pgoff));
+	err = !buffer ? -ENOENT :
+	      buffer->revoked ? -ENODEV :
+	      offset >= buffer->span || length > buffer->span - offset ? -EINVAL :
+	      p2pmod_buffer_reserve(buffer);
+	if (err)
+		goto out;
+	if (buffer->flags & P2PMOD_PIN_UNCACHED)
 		vma->vm_page_prot = compat_uncached(vma->vm_page_prot);
 	else if (!buffer->cacheable)
 		vma->vm_page_prot = compat_writecombine(vma->vm_page_prot);
 	/* else as it is, cached: beside the cached mappings of others no other type is coherent */
 	vma->vm_page_prot = compat_decrypted(vma->vm_page_prot);
-	if (!err)
-		err = count_mapping(file, handle, 1);
-	up_write(&file->lock);
-	if (err)
-		return err;
-
 	compat_change_vm_flags(vma, VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY,
 			       VM_MAYEXEC);
 	vma->vm_ops = &p2pmod_vm_ops;
+	buffer->maps++;
 	atomic64_inc(&p2pmod_count.maps);
-	return 0;
+out:
+	up_write(&file->lock);
+	return err;
 }
 
 const struct file_operations p2pmod_fops = {

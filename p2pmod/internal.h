@@ -11,6 +11,7 @@
 #include <linux/spinlock.h>
 #include <linux/xarray.h>
 
+#include "p2pmod-kernel.h"
 #include "p2pmod.h"
 
 struct nvidia_p2p_page_table;
@@ -42,8 +43,11 @@ struct seq_file;
 struct p2pmod_file {
 	struct kref ref;
 	struct rw_semaphore lock;
-	struct xarray buffers;  /* handle -> buffer; written under @lock */
-	struct xarray mapped;   /* handle -> number of its mappings, pinned or not; under @lock */
+	/*
+	 * handle -> buffer, or, once it was unpinned, the number of mappings that are left: till they
+	 * are gone the handle is not given again. Written under @lock.
+	 */
+	struct xarray buffers;
 	u32 next_handle;
 	struct inode *inode;    /* anonymous: its i_mapping holds this file's mappings and no others */
 	atomic64_t bytes, pins;
@@ -57,14 +61,18 @@ struct p2pmod_buffer {
 	pid_t owner;            /* the process, as the driver knows it: whose memory it is */
 	u32 handle;
 	u32 flags;              /* P2PMOD_PIN_* */
-	u32 cookie;             /* what the driver's callback gets instead of a pointer */
+	unsigned long cookie;   /* what the driver's callback gets instead of a pointer */
+	struct hlist_node by_cookie;
+	struct list_head orphan; /* listed: it waits for its owner */
+	unsigned int maps;      /* mappings; under file->lock */
 	u64 address, length;    /* as asked for */
 	u64 start, span;        /* whole GPU pages */
 	unsigned long pages;
 	bool charged;
 	bool cacheable;
 	bool reserved;          /* our reservation of the pages' type is to be given back */
-	bool write_combined;    /* all of it, as far as is known */
+	bool write_combined;    /* all of it is to be mapped so, and was so far */
+	bool in_one;            /* what is contiguous was reserved in one, and has one type */
 	bool pinned;            /* @table is there to be put; the callback clears it */
 	bool revoked;           /* under file->lock and @access */
 	raw_spinlock_t access;  /* raw: it is taken in interrupts, also on PREEMPT_RT */
@@ -75,7 +83,6 @@ struct p2pmod_buffer {
 
 extern const struct file_operations p2pmod_fops;
 
-struct p2pmod_file *p2pmod_file_new(void);
 void p2pmod_file_put(struct p2pmod_file *file);
 
 int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin);
@@ -83,21 +90,22 @@ int p2pmod_buffer_unpin(struct p2pmod_file *file, u32 handle);
 /* With file->lock held, for reading at least. NULL: no such handle. */
 struct p2pmod_buffer *p2pmod_buffer_find(struct p2pmod_file *file, u32 handle);
 struct p2pmod_buffer *p2pmod_buffer_get(struct p2pmod_file *file, u32 handle);
-void p2pmod_buffer_put(struct p2pmod_buffer *buffer);
 u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer);
+/* Before it is mapped, with file->lock held for writing. */
+int p2pmod_buffer_reserve(struct p2pmod_buffer *buffer);
 void p2pmod_buffers_drain(struct p2pmod_file *file);
 void p2pmod_orphans_show(struct seq_file *out);
 void p2pmod_callbacks_wait(void);
 void p2pmod_callbacks_wait_in_driver(void);
 
-/* Whether all of it is: 1 or 0. -ENOMEM: nothing is reserved. */
+/* 0: not all of it is. 1: all. 2: and what is contiguous has one type. -ENOMEM: nothing is reserved. */
 int p2pmod_reserve_write_combining(const u64 *bus, unsigned long pages);
 void p2pmod_release_write_combining(const u64 *bus, unsigned long pages);
 
-/* The calling process's user. A charge is given back with the last buffer, wherever that happens. */
+/* The calling process's user, or NULL: no memory. A charge is given back with the last buffer, wherever that happens. */
 struct p2pmod_user *p2pmod_user_get(void);
 void p2pmod_user_put(struct p2pmod_user *user);
-bool p2pmod_may_charge(struct p2pmod_user *user, u64 bytes);
+bool p2pmod_may_charge(struct p2pmod_user *user, u64 bytes); /* asked before the driver is */
 bool p2pmod_charge(struct p2pmod_user *user, u64 bytes);
 void p2pmod_uncharge(struct p2pmod_user *user, u64 bytes);
 

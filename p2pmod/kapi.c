@@ -9,7 +9,6 @@
 
 #include "compat.h"
 #include "internal.h"
-#include "p2pmod-kernel.h"
 
 struct p2pmod_buffer *p2pmod_get(struct file *filp, u32 handle)
 {
@@ -21,18 +20,12 @@ struct p2pmod_buffer *p2pmod_get(struct file *filp, u32 handle)
 	if (!buffer)
 		return ERR_PTR(-ENOENT);
 	if (p2pmod_revoked(buffer)) {
-		p2pmod_buffer_put(buffer);
+		p2pmod_put(buffer);
 		return ERR_PTR(-ENODEV);
 	}
 	return buffer;
 }
 EXPORT_SYMBOL(p2pmod_get);
-
-void p2pmod_put(struct p2pmod_buffer *buffer)
-{
-	p2pmod_buffer_put(buffer);
-}
-EXPORT_SYMBOL(p2pmod_put);
 
 u64 p2pmod_address(const struct p2pmod_buffer *buffer)
 {
@@ -54,7 +47,7 @@ EXPORT_SYMBOL(p2pmod_revoked);
 
 /* ---- windows ---- */
 
-/* GPU pages are scattered, and ioremap takes one run: a window is an array of runs. */
+/* GPU pages are scattered, and ioremap takes one run: a window is an array of pages. */
 struct p2pmod_window {
 	struct p2pmod_buffer *buffer;
 	u64 length, lead;     /* bytes; from the first page's start to the window's */
@@ -62,60 +55,33 @@ struct p2pmod_window {
 	void __iomem *page[]; /* one GPU page each */
 };
 
-static void window_unmap(struct p2pmod_window *window)
-{
-	unsigned int i;
-
-	for (i = 0; i < window->pages; i++) {
-		if (window->page[i])
-			iounmap(window->page[i]);
-		window->page[i] = NULL;
-	}
-}
-
-static int window_map(struct p2pmod_window *window, u64 offset)
-{
-	struct p2pmod_buffer *buffer = window->buffer;
-	u64 at = buffer->address - buffer->start + offset;
-	unsigned int i, n;
-
-	if (offset > buffer->length || window->length > buffer->length - offset)
-		return -ERANGE;
-	if (p2pmod_revoked(buffer))
-		return -ENODEV;
-	window->lead = at & (GPU_PAGE - 1);
-	n = (window->lead + window->length + GPU_PAGE - 1) >> GPU_PAGE_SHIFT;
-	for (i = 0; i < n; i++) {
-		window->page[i] = compat_ioremap(buffer->bus[(at >> GPU_PAGE_SHIFT) + i], GPU_PAGE,
-						 buffer->cacheable);
-		if (!window->page[i]) {
-			window_unmap(window);
-			return -ENOMEM;
-		}
-	}
-	return 0;
-}
-
 struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offset, u64 length)
 {
+	u64 at = buffer->address - buffer->start + offset, lead = at & (GPU_PAGE - 1);
 	struct p2pmod_window *window;
-	u64 pages = (length + 2 * GPU_PAGE - 2) >> GPU_PAGE_SHIFT; /* at the worst alignment */
-	int err;
+	unsigned int i, pages;
 
-	if (!length || length > buffer->length)
+	if (!length || offset > buffer->length || length > buffer->length - offset)
 		return ERR_PTR(-ERANGE);
+	if (p2pmod_revoked(buffer))
+		return ERR_PTR(-ENODEV);
+	pages = (lead + length + GPU_PAGE - 1) >> GPU_PAGE_SHIFT;
 	window = kvzalloc(struct_size(window, page, pages), GFP_KERNEL);
 	if (!window)
 		return ERR_PTR(-ENOMEM);
+	kref_get(&buffer->ref);
 	window->buffer = buffer;
 	window->length = length;
-	window->pages = pages;
-	err = window_map(window, offset);
-	if (err) {
-		kvfree(window);
-		return ERR_PTR(err);
+	window->lead = lead;
+	for (i = 0; i < pages; i++) {
+		window->page[i] = compat_ioremap(buffer->bus[(at >> GPU_PAGE_SHIFT) + i], GPU_PAGE,
+						 buffer->cacheable);
+		if (!window->page[i]) {
+			p2pmod_window_close(window);
+			return ERR_PTR(-ENOMEM);
+		}
+		window->pages++;
 	}
-	kref_get(&buffer->ref);
 	return window;
 }
 EXPORT_SYMBOL(p2pmod_window_open);
@@ -124,9 +90,10 @@ void p2pmod_window_close(struct p2pmod_window *window)
 {
 	struct p2pmod_buffer *buffer = window->buffer;
 
-	window_unmap(window);
+	while (window->pages)
+		iounmap(window->page[--window->pages]);
 	kvfree(window);
-	p2pmod_buffer_put(buffer);
+	p2pmod_put(buffer);
 }
 EXPORT_SYMBOL(p2pmod_window_close);
 
@@ -155,31 +122,29 @@ static int window_copy(struct p2pmod_window *window, u64 offset, void *data, siz
 	struct p2pmod_buffer *buffer = window->buffer;
 	u64 most = write ? WRITE_PIECE : READ_PIECE;
 	unsigned long flags;
+	int err = 0;
 
 	if (offset > window->length || n > window->length - offset)
 		return -ERANGE;
-	while (n) {
-		u64 at = window->lead + offset;
-		size_t piece = min3((u64)n, most, GPU_PAGE - (at & (GPU_PAGE - 1)));
-		void __iomem *page = window->page[at >> GPU_PAGE_SHIFT];
+	while (n && !err) {
+		size_t piece = min3((u64)n, most, GPU_PAGE - ((window->lead + offset) & (GPU_PAGE - 1)));
+		void __iomem *at = p2pmod_window_at(window, offset);
 
 		raw_spin_lock_irqsave(&buffer->access, flags);
-		if (buffer->revoked || !page) {
-			raw_spin_unlock_irqrestore(&buffer->access, flags);
-			return -ENODEV;
-		}
-		if (write)
-			memcpy_toio(page + (at & (GPU_PAGE - 1)), data, piece);
-		else
-			memcpy_fromio(data, page + (at & (GPU_PAGE - 1)), piece);
-		if (write)
+		if (buffer->revoked) {
+			err = -ENODEV;
+		} else if (write) {
+			memcpy_toio(at, data, piece);
 			wmb(); /* out of the write-combining buffers before revoking may go on */
+		} else {
+			memcpy_fromio(data, at, piece);
+		}
 		raw_spin_unlock_irqrestore(&buffer->access, flags);
 		offset += piece;
 		data += piece;
 		n -= piece;
 	}
-	return 0;
+	return err;
 }
 
 int p2pmod_window_write(struct p2pmod_window *window, u64 offset, const void *data, size_t n)

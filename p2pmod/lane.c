@@ -21,7 +21,9 @@
 
 #include "compat.h"
 #include "internal.h"
-#include "p2pmod-kernel.h"
+
+static_assert(sizeof(struct p2pmod_packet) == P2PMOD_PACKET_BYTES);
+static_assert(sizeof(struct p2pmod_reply) == P2PMOD_REPLY_BYTES);
 
 /* A slot of the rings, from the kernel's side. */
 enum slot {
@@ -178,7 +180,7 @@ static void store_packet(u8 __iomem *to, const struct p2pmod_packet *packet)
 }
 
 /* Interrupts are off: the lane's lock is held. */
-static int send(struct p2pmod_lane *lane, const struct p2pmod_packet *packet)
+static int send_packet(struct p2pmod_lane *lane, const struct p2pmod_packet *packet)
 {
 	struct p2pmod_buffer *buffer = lane->buffer;
 	u64 at = (u64)slot_of(lane, packet->sequence) * sizeof(*packet);
@@ -214,7 +216,7 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 	if (*slot == SLOT_FREE) {
 		packet.sequence = lane->next;
 		packet.tag = (u32)function << 16 | (lane->next & 0xffff);
-		err = send(lane, &packet);
+		err = send_packet(lane, &packet);
 	} else {
 		err = p2pmod_revoked(lane->buffer) ? -ENODEV : -EAGAIN;
 	}
@@ -234,7 +236,7 @@ EXPORT_SYMBOL(p2pmod_lane_submit);
 
 #define TOLD_BYTES (P2PMOD_TOLD_WORDS * sizeof(u32))
 
-static int check(const struct p2pmod_buffer *buffer, const struct p2pmod_lane_description *d)
+static int check_description(const struct p2pmod_buffer *buffer, const struct p2pmod_lane_description *d)
 {
 	u64 bytes = (u64)d->slots * sizeof(struct p2pmod_packet), end;
 
@@ -322,7 +324,7 @@ static void close_naps(struct p2pmod_lane *lane)
 }
 
 /* Do the replies look as if all calls before the next one were answered, and none after it? */
-static bool quiet(const struct p2pmod_lane *lane)
+static bool replies_fit(const struct p2pmod_lane *lane)
 {
 	u32 i;
 
@@ -413,9 +415,7 @@ struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
 	struct p2pmod_lane *lane;
 	int err;
 
-	BUILD_BUG_ON(sizeof(struct p2pmod_packet) != P2PMOD_PACKET_BYTES);
-	BUILD_BUG_ON(sizeof(struct p2pmod_reply) != P2PMOD_REPLY_BYTES);
-	err = check(buffer, d);
+	err = check_description(buffer, d);
 	if (err)
 		return ERR_PTR(err);
 	if (atomic64_inc_return(&p2pmod_count.lanes) > p2pmod_max_lanes) {
@@ -443,7 +443,7 @@ struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
 	err = open_naps(lane, d);
 	if (err)
 		goto undo_replies;
-	err = quiet(lane) ? list_lane(lane) : -EBUSY;
+	err = replies_fit(lane) ? list_lane(lane) : -EBUSY;
 	if (err)
 		goto undo_naps;
 	return lane;

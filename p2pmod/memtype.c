@@ -82,12 +82,12 @@ static void release_range(u64 start, u64 end)
 	}
 }
 
-/* How much of it is write-combined then: 1 all, 0 not all; or an error, and nothing is held. */
+/* p2pmod_reserve_write_combining() of a range. */
 static int reserve_range(u64 start, u64 end)
 {
 	struct run *run;
+	int got = 2, err;
 	u64 at = start;
-	int all = 1, err;
 
 	while (at < end) {
 		run = run_after(at);
@@ -100,10 +100,10 @@ static int reserve_range(u64 start, u64 end)
 			continue;
 		}
 		run->holders++;
-		all &= run->reserved;
+		got = run->reserved ? min(got, at == start ? 2 : 1) : 0;
 		at = run->end;
 	}
-	return all;
+	return got;
 }
 
 /* Pages from @i on that follow each other. */
@@ -131,7 +131,7 @@ void p2pmod_release_write_combining(const u64 *bus, unsigned long pages)
 int p2pmod_reserve_write_combining(const u64 *bus, unsigned long pages)
 {
 	unsigned long i, n;
-	int all = 1, one = 0;
+	int got = 2, one = 0;
 
 	mutex_lock(&runs_lock);
 	for (i = 0; i < pages; i += n) {
@@ -139,7 +139,7 @@ int p2pmod_reserve_write_combining(const u64 *bus, unsigned long pages)
 		one = reserve_range(bus[i], bus[i] + n * GPU_PAGE);
 		if (one < 0)
 			break;
-		all &= one;
+		got = min(got, one);
 	}
 	mutex_unlock(&runs_lock);
 	if (one < 0) {
@@ -147,5 +147,5 @@ int p2pmod_reserve_write_combining(const u64 *bus, unsigned long pages)
 		p2pmod_release_write_combining(bus, i);
 		return one;
 	}
-	return all;
+	return got;
 }

@@ -98,8 +98,8 @@ struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
 				       const struct p2pmod_lane_description *description);
 
 /*
- * Detach, with or without calls in flight: the GPU may still answer them. May sleep. That nobody else uses the lane any more is for the caller to see to. Returns the number
- * of the next call.
+ * Detach, with or without calls in flight: the GPU may still answer them. May sleep. That nobody else
+ * uses the lane any more is for the caller to see to. Returns the number of the next call.
  */
 u32 p2pmod_lane_detach(struct p2pmod_lane *lane);
 

@@ -30,9 +30,9 @@
  * Caching: memory that the driver calls cacheable (on machines where CPU and GPU are coherent) is
  * mapped cached, all other write-combined, unless asked otherwise. One physical page has one type: where
  * somebody else has reserved the range with another (the driver, or a mapping of the PCI device), that
- * type is what every mapping gets. p2pmod_pin.state says what was reserved; P2PMOD_STATUS, of pages that
- * were touched, says what the page tables hold. On x86 CACHED gives what the platform allows for device
- * memory, which is uncached.
+ * type is what every mapping gets. p2pmod_pin.state says what is asked for; P2PMOD_STATUS says what the
+ * first mapping could reserve and, of pages that were touched, what the page tables hold. On x86 CACHED
+ * gives what the platform allows for device memory, which is uncached.
  *
  * Owner: a pin is the process's that made it (its thread group), and the driver lets nobody else unpin
  * it. The file may be inherited or passed on: whoever has it may map, and may unpin. Where that, or the
@@ -72,7 +72,7 @@
 #define P2PMOD_STATE_REVOKED 1
 #define P2PMOD_STATE_PERSISTENT 2
 #define P2PMOD_STATE_CACHEABLE 4      /* the driver says that the pages may be mapped cached */
-#define P2PMOD_STATE_WRITE_COMBINED 8 /* reserved as such, and no page was found to be mapped otherwise */
+#define P2PMOD_STATE_WRITE_COMBINED 8 /* is to be, and nothing was found to be otherwise yet */
 
 /**
  * struct p2pmod_query - what module and driver offer

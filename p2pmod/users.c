@@ -10,8 +10,8 @@
 
 struct p2pmod_user {
 	unsigned long uid;
-	unsigned int buffers; /* that refer to this; under the lock of @users */
-	atomic64_t bytes, pins;
+	unsigned int buffers; /* that refer to this; under the lock of @users, as all here */
+	u64 bytes, pins;
 };
 
 static DEFINE_XARRAY(users); /* uid -> user */
@@ -31,7 +31,7 @@ struct p2pmod_user *p2pmod_user_get(void)
 			return user;
 		user = kzalloc(sizeof(*user), GFP_KERNEL_ACCOUNT);
 		if (!user)
-			return ERR_PTR(-ENOMEM);
+			return NULL;
 		user->uid = uid;
 		user->buffers = 1;
 		other = xa_cmpxchg(&users, uid, NULL, user, GFP_KERNEL);
@@ -39,7 +39,7 @@ struct p2pmod_user *p2pmod_user_get(void)
 			return user;
 		kfree(user);
 		if (xa_is_err(other))
-			return ERR_PTR(xa_err(other));
+			return NULL;
 	}
 }
 
@@ -56,43 +56,36 @@ void p2pmod_user_put(struct p2pmod_user *user)
 		kfree(user);
 }
 
-static bool take_share(atomic64_t *count, u64 n, u64 limit)
+bool p2pmod_may_charge(struct p2pmod_user *user, u64 bytes)
 {
-	if ((u64)atomic64_add_return(n, count) <= limit)
-		return true;
-	atomic64_sub(n, count);
-	return false;
+	return READ_ONCE(user->pins) < p2pmod_max_pins_per_user &&
+	       READ_ONCE(user->bytes) + bytes <= p2pmod_max_bytes_per_user &&
+	       (u64)atomic64_read(&p2pmod_count.bytes) + bytes <= p2pmod_max_bytes_total;
+}
+
+static void change_share(struct p2pmod_user *user, s64 pins, s64 bytes)
+{
+	WRITE_ONCE(user->pins, user->pins + pins);
+	WRITE_ONCE(user->bytes, user->bytes + bytes);
+	atomic64_add(pins, &p2pmod_count.pins);
+	atomic64_add(bytes, &p2pmod_count.bytes);
 }
 
 bool p2pmod_charge(struct p2pmod_user *user, u64 bytes)
 {
-	if (!take_share(&user->pins, 1, p2pmod_max_pins_per_user))
-		return false;
-	if (!take_share(&user->bytes, bytes, p2pmod_max_bytes_per_user))
-		goto undo_pin;
-	if (!take_share(&p2pmod_count.bytes, bytes, p2pmod_max_bytes_total))
-		goto undo_bytes;
-	atomic64_inc(&p2pmod_count.pins);
-	return true;
-undo_bytes:
-	atomic64_sub(bytes, &user->bytes);
-undo_pin:
-	atomic64_dec(&user->pins);
-	return false;
-}
+	bool may;
 
-/* Before the driver is troubled; the charge itself decides. */
-bool p2pmod_may_charge(struct p2pmod_user *user, u64 bytes)
-{
-	return (u64)atomic64_read(&user->pins) < p2pmod_max_pins_per_user &&
-	       (u64)atomic64_read(&user->bytes) + bytes <= p2pmod_max_bytes_per_user &&
-	       (u64)atomic64_read(&p2pmod_count.bytes) + bytes <= p2pmod_max_bytes_total;
+	xa_lock(&users);
+	may = p2pmod_may_charge(user, bytes);
+	if (may)
+		change_share(user, 1, bytes);
+	xa_unlock(&users);
+	return may;
 }
 
 void p2pmod_uncharge(struct p2pmod_user *user, u64 bytes)
 {
-	atomic64_dec(&p2pmod_count.pins);
-	atomic64_sub(bytes, &p2pmod_count.bytes);
-	atomic64_sub(bytes, &user->bytes);
-	atomic64_dec(&user->pins);
+	xa_lock(&users);
+	change_share(user, -1, -(s64)bytes);
+	xa_unlock(&users);
 }

@@ -82,10 +82,6 @@ class P2pmodMapping(Mapping):
         pin.flags = getattr(_lib, flag) if isinstance(flag, str) else flag
         _call(fd, _lib.P2PMOD_PIN, pin, f"pinning {length} bytes at {source.ptr + offset:#x}")
         self._handle = pin.handle
-        if caching == "wc" and pin.state & _lib.P2PMOD_STATE_CACHEABLE:
-            self.caching = "wb"  # coherent memory: cached is what the module maps, and the faster way
-        elif caching == "wc" and not pin.state & _lib.P2PMOD_STATE_WRITE_COMBINED:
-            self.caching = "uc"  # somebody has reserved these pages so, or there is no PAT
         # of the first and last GPU page, only what was asked for: neighbours stay out of reach
         lead = pin.lead % PAGE
         self._size = -(-(lead + length) // PAGE) * PAGE
@@ -95,6 +91,11 @@ class P2pmodMapping(Mapping):
         except BaseException:
             bridge.unpin(self._handle)
             raise
+        state = self._state(fd)  # the first mapping reserves the type of the pages
+        if caching == "wc" and state & _lib.P2PMOD_STATE_CACHEABLE:
+            self.caching = "wb"  # coherent memory: cached is what the module maps, and the faster way
+        elif caching == "wc" and not state & _lib.P2PMOD_STATE_WRITE_COMBINED:
+            self.caching = "uc"  # somebody has reserved these pages so, or there is no PAT
         self._first = source.ptr + offset - lead
         self._into_page = pin.lead - lead
         self._pages = int(pin.page_count)
@@ -123,10 +124,13 @@ class P2pmodMapping(Mapping):
     def revoked(self) -> bool:
         if not self._open or self.bridge._fd is None:
             return False
+        return bool(self._state(self.bridge._fd) & _lib.P2PMOD_STATE_REVOKED)
+
+    def _state(self, fd: int) -> int:
         status = _ffi.new("struct p2pmod_status *")
         status.handle = self._handle
-        _call(self.bridge._fd, _lib.P2PMOD_STATUS, status, "asking for a buffer's state")
-        return bool(status.state & _lib.P2PMOD_STATE_REVOKED)
+        _call(fd, _lib.P2PMOD_STATUS, status, "asking for a buffer's state")
+        return int(status.state)
 
     def close(self) -> None:
         if not self._open:

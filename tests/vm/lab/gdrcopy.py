@@ -70,10 +70,11 @@ def tables(result: dict[str, object]) -> list[str]:
         for who, steps in by.items():
             lines.append(f"| {pages} | {size} | {who} | " + " | ".join(f"{s / 1000:.1f}" for s in steps)
                          + f" | {sum(steps) / 1000:.1f} | {sum(steps) / sum(by['gdrdrv']):.2f} |")  # fmt: skip
-    size = max(s for _, s in costs)
-    for pages in dict.fromkeys(p for p, _ in costs):
-        each = costs[pages, size]["p2pmod"][2] / (size // 4096)
-        lines += ["", f"Touching costs p2pmod {each:.0f} ns for each PTE on {pages} pages."]
+    lines += ["", "What p2pmod spends beyond gdrdrv's map and touch, for each page of 4 KiB (one PTE):", ""]
+    for (pages, size), by in costs.items():
+        ours, theirs = by["p2pmod"], by["gdrdrv"]
+        each = (sum(ours[1:3]) - sum(theirs[1:3])) / (size // 4096)
+        lines.append(f"- {pages}, {size} bytes: {each:.0f} ns; pinning {ours[0] / theirs[0]:.2f} of gdrdrv's")
     lines += ["", "| what | gdrdrv | p2pmod |", "| --- | --- | --- |"]
     lines += [f"| {what} | {by['gdrdrv']} | {by['p2pmod']} |" for what, by in behaviour.items()]
     return lines

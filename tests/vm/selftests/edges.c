@@ -375,6 +375,8 @@ TEST(write_combining_is_reserved_and_given_back)
 	}
 	ASSERT(!p2p_pages(fd, first.handle, 0, &count, &bus));
 	ASSERT(!p2p_pin_flags(fd, gpu.va, 1, 0, &second));
+	ASSERT(p2p_map(fd, &first, 0, CPU_PAGE) != MAP_FAILED &&
+	       p2p_map(fd, &second, 0, CPU_PAGE) != MAP_FAILED);
 	snprintf(want, sizeof(want), "%llx", (unsigned long long)bus);
 	for (i = 0; i < 3; i++) {
 		int in = open(list, O_RDONLY);
