@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
- * Random sequences of calls from several processes: pin, unpin, map, unmap, move, touch, fork, read
- * and write through the kernel (process_vm, /proc/self/mem, pipes), revoke, free, attach to lanes,
- * submit, poll, detach, garbage. Nothing is expected of a single call; the kernel's log is the result.
+ * Random sequences of calls from several processes: pin, unpin, map, unmap, move, touch, fork, pass
+ * files on, dump core, try to unload, read and write through the kernel (abuse.h), revoke, free, attach
+ * to lanes, submit, poll, detach, garbage. Of a mapping one thing is expected: it faults once its buffer
+ * was unpinned or its memory freed. For the rest the kernel's log is the result.
  *
  *   fuzz [SEED [CALLS [SECONDS [PROCESSES]]]]
  *
@@ -14,8 +15,10 @@
 
 #include <sched.h>
 #include <setjmp.h>
-#include <sys/uio.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 
+#include "abuse.h"
 #include "gpu.h"
 #include "test/caller.h"
 
@@ -25,11 +28,12 @@
 #define HANDLES 8
 
 struct shared {
-	uint64_t calls, faults, succeeded, attached, answered;
+	uint64_t calls, faults, succeeded, attached, answered, stale, received, dumped;
 };
 
 static struct shared *shared;
 static uint64_t state;
+static int post[2]; /* files go in at 0, and out at 1 */
 static sigjmp_buf escape;
 
 static uint64_t draw(void) /* splitmix64 */
@@ -66,16 +70,41 @@ static void on_fault(int signal)
 	siglongjmp(escape, signal);
 }
 
-static void touch(volatile uint8_t *at, int store)
+static void count(uint64_t *what)
+{
+	__atomic_fetch_add(what, 1, __ATOMIC_RELAXED);
+}
+
+static int touch(volatile uint8_t *at, int store)
 {
 	if (sigsetjmp(escape, 1)) {
-		__atomic_fetch_add(&shared->faults, 1, __ATOMIC_RELAXED);
-		return;
+		count(&shared->faults);
+		return 1;
 	}
 	if (store)
 		*at = 1;
 	else
 		(void)*at;
+	return 0;
+}
+
+struct map {
+	void *at; /* NULL: none. Its first page is never unmapped alone */
+	size_t length;
+	int file; /* which of the process's files, and the buffer's handle and address there */
+	uint32_t handle;
+	uint64_t va;
+	int persistent;
+};
+
+/* What was unpinned, or freed, must be out of reach. */
+static void must_fault(const struct map *map)
+{
+	if (map->at && !touch(map->at, 0)) {
+		count(&shared->stale);
+		DIAG("handle %u of address %#llx can still be read", map->handle,
+		     (unsigned long long)map->va);
+	}
 }
 
 struct memory {
@@ -83,12 +112,16 @@ struct memory {
 	uint64_t va, length;
 };
 
-static void allocate(struct memory *m)
+static void allocate(struct memory *m, const struct map *maps)
 {
 	struct standin_alloc a = { .size = sizeof(a), .length = (1 + below(24)) * GPU_PAGE };
 
-	if (m->fd >= 0)
+	if (m->fd >= 0) {
 		close(m->fd);
+		for (int i = 0; i < MAPS; i++)
+			if (!maps[i].persistent && maps[i].va - m->va < m->length)
+				must_fault(&maps[i]);
+	}
 	m->fd = open(STANDIN_NODE, O_RDWR | O_CLOEXEC);
 	if (m->fd < 0 || ioctl(m->fd, STANDIN_ALLOC, &a))
 		return;
@@ -203,58 +236,66 @@ static int call_lane(struct lanes *l, int fd, const struct p2pmod_pin *pin)
 	return 0;
 }
 
-/* What a process can do to a mapping, and have the kernel do, besides touching it. */
-static int abuse(void **at, size_t length, int memory)
+/* A child with pins, mappings and a core that is dumped. */
+static void dump_core(void)
 {
-	size_t part = CPU_PAGE * below(length / CPU_PAGE);
-	struct iovec here = { (char *)*at + part, CPU_PAGE }, there;
-	static char bytes[65536];
-	int fd, pipes[2], r = 0;
-	void *moved;
+	struct rlimit most = { RLIM_INFINITY, RLIM_INFINITY };
+	struct memory m = { .fd = -1 };
+	struct p2pmod_pin pin;
+	pid_t child = fork();
+	int fd, status = 0;
 
-	there = (struct iovec){ bytes, sizeof(bytes) };
-	switch (below(7)) {
-	case 0:
-		moved = mremap(*at, length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
-			       mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-		if (moved == MAP_FAILED)
-			return -1;
-		*at = moved;
-		return 0;
-	case 1:
-		return madvise(here.iov_base, CPU_PAGE, below(26));
-	case 2:
-		return below(2) ? process_vm_readv(getpid(), &there, 1, &here, 1, 0) :
-				  process_vm_writev(getpid(), &there, 1, &here, 1, 0);
-	case 3:
-		fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
-		r = below(2) ? pread(fd, bytes, 64, (uintptr_t)here.iov_base) :
-			       pwrite(fd, bytes, 64, (uintptr_t)here.iov_base);
-		close(fd);
-		return r;
-	case 4: /* pages of the mapping into a pipe: copied, and by reference */
-		if (pipe2(pipes, O_NONBLOCK | O_CLOEXEC))
-			return -1;
-		r = below(2) ? vmsplice(pipes[1], &here, 1, SPLICE_F_NONBLOCK) :
-			       write(pipes[1], here.iov_base, 64);
-		close(pipes[0]);
-		close(pipes[1]);
-		return r;
-	case 5: /* unpins that are late, callbacks that are slow: for everybody */
-		return standin_control(memory, below(2) ? STANDIN_DELAY_PUT : STANDIN_DELAY_CALLBACK,
-				       below(20) ? 0 : 1 + below(3));
-	case 6:
-		return mprotect(here.iov_base, CPU_PAGE, below(8));
+	if (!child) {
+		signal(SIGABRT, SIG_DFL);
+		setrlimit(RLIMIT_CORE, &most);
+		if (chdir("/tmp"))
+			_exit(1);
+		allocate(&m, NULL);
+		fd = open(P2PMOD_NODE, O_RDWR | O_CLOEXEC);
+		if (!p2p_pin(fd, m.va, m.length, &pin))
+			touch(p2p_map(fd, &pin, 0, m.length), 1);
+		abort();
 	}
-	return 0;
+	if (waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WCOREDUMP(status))
+		count(&shared->dumped);
+	unlink("/tmp/core");
+}
+
+/* A file of another process, out of a message: unpin, map, ask, and close it, perhaps the last time. */
+static void use_received(int post)
+{
+	struct p2pmod_status s;
+	struct p2pmod_pin pin;
+	int fd = receive_file(post);
+	void *at;
+
+	if (fd < 0)
+		return;
+	count(&shared->received);
+	for (int i = below(6); i; i--) {
+		uint32_t handle = 1 + below(200);
+
+		pin.map_offset = (uint64_t)handle << 44;
+		if (below(3) == 0)
+			p2p_unpin(fd, handle);
+		p2p_status(fd, handle, &s);
+		at = p2p_map(fd, &pin, 0, CPU_PAGE);
+		if (at != MAP_FAILED) {
+			touch(at, below(2));
+			if (below(8))
+				munmap(at, CPU_PAGE);
+		}
+	}
+	close(fd);
 }
 
 static void process(int number_, uint64_t seed, uint64_t calls, time_t until, int depth)
 {
-	struct { void *at; size_t length; } maps[MAPS] = {};
+	struct map maps[MAPS] = {};
 	struct p2pmod_pin pins[HANDLES] = {};
 	struct memory memories[MEMORIES] = {};
-	uint64_t addresses[32], i, mine = 0;
+	uint64_t addresses[32], i, mine = 0, offset;
+	uint32_t handle;
 	struct lanes lanes = {};
 	int files[FILES];
 
@@ -268,7 +309,7 @@ static void process(int number_, uint64_t seed, uint64_t calls, time_t until, in
 		_exit(1);
 	for (i = 0; i < MEMORIES; i++) {
 		memories[i].fd = -1;
-		allocate(&memories[i]);
+		allocate(&memories[i], maps);
 	}
 	while (mine < calls && ((mine & 63) || time(NULL) < until)) {
 		struct memory *m = &memories[below(MEMORIES)];
@@ -277,10 +318,25 @@ static void process(int number_, uint64_t seed, uint64_t calls, time_t until, in
 		int *fd = &files[slot % FILES], r = 0;
 
 		mine++;
-		switch (below(34)) {
+		switch (below(36)) {
 		case 30 ... 33:
 			if (maps[at].at)
-				r = abuse(&maps[at].at, maps[at].length, m->fd);
+				r = abuse(draw(), &maps[at].at, maps[at].length, lanes.replies);
+			break;
+		case 34:
+			if (below(2))
+				r = send_file(post[0], *fd);
+			else
+				use_received(post[1]);
+			break;
+		case 35: /* unpins that are late, callbacks that are slow: for everybody; and rarer things */
+			if (below(100))
+				r = standin_control(m->fd, below(2) ? STANDIN_DELAY_PUT : STANDIN_DELAY_CALLBACK,
+						    below(20) ? 0 : 1 + below(3));
+			else if (below(4))
+				r = syscall(SYS_delete_module, "p2pmod", O_NONBLOCK);
+			else if (!depth)
+				dump_core();
 			break;
 		case 24 ... 29:
 			/* some on end: a lane does not live long here */
@@ -291,23 +347,30 @@ static void process(int number_, uint64_t seed, uint64_t calls, time_t until, in
 			r = call_lane(&lanes, *fd, pin);
 			break;
 		case 0 ... 5: {
-			uint64_t offset = below(m->length ? m->length : 1);
-
+			offset = below(m->length ? m->length : 1);
 			r = p2p_pin_flags(*fd, number(m->va + offset),
 					  number(1 + below(m->length - offset + 1)),
 					  below(8) ? 0 : (uint32_t)draw() >> below(32), pin);
 			break;
 		}
 		case 6 ... 8:
-			r = p2p_unpin(*fd, number(pin->handle));
+			handle = number(pin->handle);
+			r = p2p_unpin(*fd, handle);
+			for (i = 0; !r && i < MAPS; i++)
+				if (maps[i].file == *fd && maps[i].handle == handle)
+					must_fault(&maps[i]);
 			break;
 		case 9 ... 11:
 			if (maps[at].at)
 				munmap(maps[at].at, maps[at].length);
-			maps[at].length = CPU_PAGE * (1 + below(20));
+			maps[at] = (struct map){ .length = CPU_PAGE * (1 + below(20)), .file = *fd,
+						 .va = pin->address };
+			offset = number(pin->map_offset + CPU_PAGE * below(16));
+			maps[at].handle = offset >> 44;
+			maps[at].persistent = maps[at].handle != pin->handle ||
+					      pin->flags & P2PMOD_PIN_PERSISTENT;
 			maps[at].at = mmap(NULL, maps[at].length, below(8) ? 3 : (int)below(8),
-					   below(8) ? MAP_SHARED : MAP_PRIVATE, *fd,
-					   number(pin->map_offset + CPU_PAGE * below(16)));
+					   below(8) ? MAP_SHARED : MAP_PRIVATE, *fd, offset);
 			if (maps[at].at == MAP_FAILED) {
 				maps[at].at = NULL;
 				r = -1;
@@ -320,11 +383,17 @@ static void process(int number_, uint64_t seed, uint64_t calls, time_t until, in
 		case 17: /* a hole; a move */
 			if (!maps[at].at)
 				break;
-			if (below(2))
-				r = munmap((char *)maps[at].at +
-						   maps[at].length / CPU_PAGE / 2 * CPU_PAGE, CPU_PAGE);
-			else
+			if (below(2) && maps[at].length > CPU_PAGE) {
+				char *hole = (char *)maps[at].at +
+					     maps[at].length / CPU_PAGE / 2 * CPU_PAGE;
+
+				r = munmap(hole, CPU_PAGE);
+				/* no other mapping is to come to lie there */
+				mmap(hole, CPU_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+				     -1, 0);
+			} else {
 				r = mprotect(maps[at].at, CPU_PAGE, below(8));
+			}
 			break;
 		case 18: {
 			struct p2pmod_pages p = { .size = sizeof(p), .handle = number(pin->handle),
@@ -349,8 +418,11 @@ static void process(int number_, uint64_t seed, uint64_t calls, time_t until, in
 			break;
 		case 22:
 			if (below(4) == 0)
-				allocate(m);
+				allocate(m, maps);
 			else if (below(4) == 0) {
+				for (i = 0; i < MAPS; i++) /* its number may be another file's soon */
+					if (maps[i].file == *fd)
+						maps[i].file = -1;
 				close(*fd);
 				*fd = open(P2PMOD_NODE, O_RDWR | O_CLOEXEC);
 			}
@@ -390,7 +462,9 @@ int main(int count, char **words)
 	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED || processes < 1)
 		return 2;
-	printf("TAP version 13\n1..2\n");
+	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, post))
+		return 2;
+	printf("TAP version 13\n1..3\n");
 	fflush(stdout);
 	for (i = 0; i < processes; i++)
 		if (!fork()) {
@@ -404,11 +478,16 @@ int main(int count, char **words)
 		}
 	bad |= shared->calls < calls;
 	DIAG("seed %llu: %llu calls of %llu, %llu succeeded, %llu accesses faulted; %llu lanes attached, "
-	     "%llu replies fetched", (unsigned long long)seed, (unsigned long long)shared->calls,
+	     "%llu replies fetched; %llu files passed on, %llu cores dumped", (unsigned long long)seed, (unsigned long long)shared->calls,
 	     (unsigned long long)calls, (unsigned long long)shared->succeeded,
 	     (unsigned long long)shared->faults, (unsigned long long)shared->attached,
-	     (unsigned long long)shared->answered);
+	     (unsigned long long)shared->answered, (unsigned long long)shared->received,
+	     (unsigned long long)shared->dumped);
 	printf("%s 1 fuzz_made_its_calls\n", bad ? "not ok" : "ok");
+	printf("%s 3 what_was_unpinned_or_freed_faults\n", shared->stale ? "not ok" : "ok");
+	bad |= shared->stale != 0;
+	close(post[0]); /* and the files in it */
+	close(post[1]);
 	i = open(STANDIN_NODE, O_RDWR | O_CLOEXEC);
 	standin_control(i, STANDIN_DELAY_PUT, 0);
 	standin_control(i, STANDIN_DELAY_CALLBACK, 0);
