@@ -67,6 +67,39 @@ def test_a_guest_that_stopped_early_is_not_good():
     assert not boot.Result("", 1.0, finished=True, passed=["a"], splats=["BUG:"]).good
 
 
+def test_a_full_run_goes_on_where_it_was():
+    good = f"static (2026-01-01, sources {suites.sources()}, 2 cores)\n\nok\n4 passed, 0 failed"
+    told = suites.sections(f"== {good}\n\n== debug (2026-01-01)\n\nnot ok\n1 passed, 2 failed\n\n")
+    assert suites.good_section(told["static"])
+    assert not suites.good_section(told["debug"])
+    assert not suites.good_section(told["static"].replace("4 passed, 0 failed", "4 passed, 10 failed"))
+    assert not suites.good_section(told["static"].replace(suites.sources(), "0" * 12)), "of other sources"
+
+
+def test_cells_of_the_same_sources_are_kept(monkeypatch, tmp_path):
+    one, other = suites.cells()[:2]
+    monkeypatch.setattr(suites, "MATRIX", tmp_path / "matrix.json")
+    monkeypatch.setattr(suites, "RESULTS", tmp_path)
+    for name in ("prepare", "machine"):
+        monkeypatch.setattr(suites, name, lambda *a: None)
+    monkeypatch.setattr(suites.build, "tests", lambda: None)
+    monkeypatch.setattr(suites.packages, "driver_source", lambda *a: None)
+    ran = []
+
+    def guest(cell):
+        ran.append(cell.name)
+        cell.finished, cell.passed = True, 3
+
+    monkeypatch.setattr(suites, "guest", guest)
+    suites.run_cells([one], suites.kept_cells())
+    done = suites.run_cells(suites.cells()[:2], suites.kept_cells())
+    assert [c.name for c in done] == [one.name, other.name] and ran == [one.name, other.name]
+    assert all(c.good and c.commit for c in suites.kept_cells().values())
+    monkeypatch.setattr(suites, "sources", lambda: "others")
+    suites.run_cells([suites.cells()[0]], suites.kept_cells())
+    assert ran[2:] == [one.name]
+
+
 def test_the_matrix_meets_every_machine_flavour_header_and_page_table():
     cells = suites.cells()
     assert {c.kernel for c in cells} == set(packages.MACHINES)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TextIO
 
@@ -58,6 +60,12 @@ class Cell:
     finished: bool = False
     seconds: float = 0.0
     gpl_only: tuple[str, ...] = ()
+    commit: str = ""
+    sources: str = ""  # of module, stand-in and tests, as a hash
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel}-{self.flavour}-{self.header}-{self.version}"
 
     @property
     def good(self) -> bool:
@@ -79,7 +87,7 @@ def guest(cell: Cell, timeout: float = 600) -> boot.Result:
     cell.release, cell.passed, cell.failed = kernel.release, len(result.passed), tuple(result.failed)
     cell.splats, cell.finished = tuple(result.splats), result.finished
     cell.seconds = round(result.seconds, 1)
-    log = RESULTS / f"{cell.kernel}-{cell.flavour}-{cell.header}-{cell.version}.log"
+    log = RESULTS / f"{cell.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(result.text)
     return result
@@ -89,8 +97,8 @@ def show(cell: Cell) -> None:
     """One line a guest, and what went wrong in it."""
     mark = "ok" if cell.good else "not ok"
     print(f"{mark} - {cell.kernel} ({cell.release}) {cell.flavour} header {cell.header} page table "
-          f"{cell.version}: {cell.passed} passed, {len(cell.failed)} failed, {cell.seconds} s",
-          flush=True)  # fmt: skip
+          f"{cell.version}: {cell.passed} passed, {len(cell.failed)} failed, {cell.seconds} s, at "
+          f"{cell.commit}", flush=True)  # fmt: skip
     for what, lines in (("failed", cell.failed), ("kernel log", cell.splats),
                         ("GPL-only symbol", cell.gpl_only)):  # fmt: skip
         for line in lines[:20]:
@@ -122,9 +130,29 @@ def cells() -> list[Cell]:
     return found
 
 
-def run_cells(wanted: list[Cell]) -> list[Cell]:
-    """Cells, two guests at a time; what they need is fetched before."""
+def commit() -> str:
+    """What is checked out, marked where it was changed."""
+    return run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]).strip()
+
+
+def sources() -> str:
+    """A hash of all that a cell's result depends on in this checkout."""
+    files = [ROOT / "Kbuild", *(ROOT / "p2pmod").rglob("*"), *(ROOT / "tests/vm/standin").rglob("*"),
+             *(ROOT / "tests/vm/selftests").rglob("*")]  # fmt: skip
+    text = b"".join(str(f).encode() + f.read_bytes() for f in sorted(files)
+                    if f.suffix in ("", ".c", ".h") and f.is_file())  # fmt: skip
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def run_cells(wanted: list[Cell], kept: dict[str, Cell] | None = None) -> list[Cell]:
+    """Cells, two guests at a time (GPUDIRECT_LAB_GUESTS); what they need is fetched before. In ``kept`` is
+    what other runs found: good results of the same sources are taken from there, new ones kept."""
     prepare()
+    done = [kept[c.name] for c in wanted if kept and c.name in kept and kept[c.name].good
+            and kept[c.name].sources == sources()]  # fmt: skip
+    for cell in done:
+        show(cell)
+    wanted = [c for c in wanted if c.name not in {d.name for d in done}]
     for name in {c.kernel for c in wanted}:
         machine(name)
     for header in {c.header for c in wanted} - {"own"}:
@@ -133,54 +161,86 @@ def run_cells(wanted: list[Cell]) -> list[Cell]:
     build.tests()
 
     def work(cell: Cell) -> Cell:
+        cell.commit, cell.sources = commit(), sources()
         try:
             guest(cell)
         except LabError as e:
             cell.failed = (str(e)[-1500:],)
         show(cell)
+        if kept is not None:
+            with keeping:
+                kept[cell.name] = cell
+                RESULTS.mkdir(parents=True, exist_ok=True)
+                MATRIX.write_text(json.dumps([vars(c) for c in kept.values()], indent=1))
         return cell
 
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(work, wanted))
+    keeping = threading.Lock()
+    with ThreadPoolExecutor(int(os.environ.get("GPUDIRECT_LAB_GUESTS", "2"))) as pool:
+        return done + list(pool.map(work, wanted))
 
 
-def matrix() -> int:
-    """All cells."""
-    done = run_cells(cells())
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "matrix.json").write_text(json.dumps([vars(c) for c in done], indent=1))
+MATRIX = RESULTS / "matrix.json"
+
+
+def kept_cells() -> dict[str, Cell]:
+    """What earlier runs of the matrix found."""
+    told = json.loads(MATRIX.read_text()) if MATRIX.exists() else []
+    names = {f.name for f in fields(Cell)}
+    found = (Cell(**{k: v for k, v in one.items() if k in names}) for one in told)
+    return {c.name: c for c in found}
+
+
+def matrix(most: str = "1000") -> int:
+    """All cells. One that is interrupted goes on where it was, as long as the sources are the same; or give
+    the number of cells to run this time."""
+    kept, wanted = kept_cells(), cells()
+    missing = [c for c in wanted if not (c.name in kept and kept[c.name].good
+                                         and kept[c.name].sources == sources())]  # fmt: skip
+    later = {c.name for c in missing[int(most) :]}
+    done = run_cells([c for c in wanted if c.name not in later], kept)
     bad = sum(not c.good for c in done)
-    return report(len(done) - bad, bad)
+    if later:
+        print(f"not ok - {len(later)} of {len(wanted)} cells are still to be run")
+    return report(len(done) - bad, bad + len(later))
 
 
 FULL = ROOT / "results" / "p2pmod-full.txt"
 
 
 def full(*names: str) -> int:
-    """Everything, into results/p2pmod-full.txt; or the suites named, whose part of that file is replaced."""
+    """Everything, into results/p2pmod-full.txt: what is there of the same sources, and was good, is kept, so
+    one that is interrupted goes on where it was. Suites that are named are run in any case."""
     suites: dict[str, Callable[[], int]] = {
         "static": static, "matrix": matrix, "debug": debug, "arm64": machines.arm64,
         "compilers": machines.compilers, "dkms": machines.dkms, "quick": quick,
     }  # fmt: skip
-    sections = re.split(r"^== ", FULL.read_text(), flags=re.MULTILINE)[1:] if FULL.exists() else []
-    told = {s.split()[0]: s.rstrip() for s in sections} if names else {}
-    bad = 0
-    for name in names or suites:
+    told = sections(FULL.read_text()) if FULL.exists() else {}
+    for name in names or [n for n in suites if not good_section(told.get(n, ""))]:
         start, said = time.time(), io.StringIO()
         with contextlib.redirect_stdout(_Both(sys.stdout, said)):
             try:
-                status = suites[name]()
+                suites[name]()
             except LabError as e:
                 print(f"not ok - {e}")
-                status = 1
-        bad += status != 0
-        commit = run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]).strip()
+                report(0, 1)
         minutes = (time.time() - start) / 60
         day = time.strftime("%Y-%m-%d", time.gmtime(start))
-        told[name] = (f"{name} ({day}, commit {commit}, {os.cpu_count()} cores, {minutes:.0f} minutes)\n\n"
-                      + said.getvalue().rstrip())  # fmt: skip
+        told[name] = (f"{name} ({day}, commit {commit()}, sources {sources()}, {os.cpu_count()} cores, "
+                      f"{minutes:.0f} minutes)\n\n{said.getvalue().rstrip()}")  # fmt: skip
         FULL.write_text("".join(f"== {told[n]}\n\n" for n in suites if n in told))
-    return report(len(names or suites) - bad, bad)
+    asked = names or tuple(suites)
+    good = sum(good_section(told.get(n, "")) for n in asked)
+    return report(good, len(asked) - good)
+
+
+def sections(text: str) -> dict[str, str]:
+    """The parts of what ``full`` wrote, by suite."""
+    return {s.split()[0]: s.rstrip() for s in re.split(r"^== ", text, flags=re.MULTILINE)[1:]}
+
+
+def good_section(text: str) -> bool:
+    """Did a suite pass, with the sources that are here?"""
+    return f"sources {sources()}," in text.partition("\n")[0] and text.endswith(", 0 failed")
 
 
 class _Both(io.TextIOBase):
@@ -222,25 +282,26 @@ BEGIN_COSTS, END_COSTS = "<!-- costs: made by tests/vm/run table -->", "<!-- cos
 
 def table() -> int:
     """The last matrix as a table in docs/kernel-module.md."""
-    source = RESULTS / "matrix.json"
-    if not source.exists():
+    kept = kept_cells()
+    done = [kept[c.name] for c in cells() if c.name in kept and kept[c.name].sources]
+    if not done:
         raise LabError("there is no matrix yet: tests/vm/run matrix")
-    lines = ["| kernel | driver | nv-p2p layer | page table | tests passed | failed | kernel log |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-    for c in json.loads(source.read_text()):
-        version = next(k for k, v in VERSIONS.items() if v == c["version"])
-        log = "clean" if not c["splats"] else f"{len(c['splats'])} lines"
-        layer = "ours" if c["header"] == "own" else f"{c['header']}'s own source"
-        lines.append(f"| {c['release']} | {c['flavour']} | {layer} | {version} | {c['passed']} "
-                     f"| {len(c['failed'])} | {log if c['finished'] else 'did not finish'} |")  # fmt: skip
-    costs = ["| kernel | driver | costs | lookup |", "| --- | --- | --- | --- |"]
-    for c in json.loads(source.read_text()):
-        if c["header"] != "own":
+    lines = ["| machine | kernel | driver | nv-p2p layer | page table | tests passed | failed | kernel log "
+             "| commit |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    costs = ["| machine | driver | costs | lookup |", "| --- | --- | --- | --- |"]
+    for c in done:
+        version = next(k for k, v in VERSIONS.items() if v == c.version)
+        log = "clean" if not c.splats else f"{len(c.splats)} lines"
+        layer = "ours" if c.header == "own" else f"{c.header}'s own source"
+        lines.append(f"| {c.kernel} | {c.release} | {c.flavour} | {layer} | {version} | {c.passed} "
+                     f"| {len(c.failed)} | {log if c.finished else 'did not finish'} "
+                     f"| {c.commit} |")  # fmt: skip
+        if c.header != "own":
             continue
-        log = RESULTS / f"{c['kernel']}-{c['flavour']}-{c['header']}-{c['version']}.log"
-        told = {k: next((x.partition(k)[2].strip() for x in log.read_text().splitlines() if k in x), "")
+        said = (RESULTS / f"{c.name}.log").read_text().splitlines()
+        told = {k: next((x.partition(k)[2].strip() for x in said if k in x), "")
                 for k in ("# cost ns:", "# lookup:")}  # fmt: skip
-        costs.append(f"| {c['release']} | {c['flavour']} | {told['# cost ns:']} | {told['# lookup:']} |")
+        costs.append(f"| {c.kernel} | {c.flavour} | {told['# cost ns:']} | {told['# lookup:']} |")
     page = ROOT / "docs" / "kernel-module.md"
     text = page.read_text()
     parts = [(BEGIN, END, lines), (BEGIN_COSTS, END_COSTS, costs)]
@@ -267,7 +328,8 @@ def one(kernel: str = "6.1", flavour: str = "open", header: str = "own", test: s
     script = test_script(VERSIONS["1.2"])
     if test:
         alone = test.split()[0] in UNLOADING
-        script = LOAD.format(version=VERSIONS["1.2"])
+        script = f"export ROUNDS={os.environ['ROUNDS']}\n" if "ROUNDS" in os.environ else ""
+        script += LOAD.format(version=VERSIONS["1.2"])
         script += f"{ALONE}/lab/{test}\n" if alone else f"{CLIENTS}/lab/{test}\n{NO_CLIENTS}"
         script += UNLOAD
     result = boot.boot(there, files_of(modules, build.tests(there.architecture)), script, timeout=900,
