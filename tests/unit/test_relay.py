@@ -101,7 +101,7 @@ def test_a_pause_stands_between_two_slices(svc):
 def test_a_grid_team_goes_on_across_slices():
     a = gd.asarray(np.arange(1000, dtype="f4"))
     with gd.Service(SOURCE, {"grid_sum": "grid", "add": "thread"}, threads=64, blocks=3, slice=SLICE,
-                    lifetime=300) as svc:  # fmt: skip
+                    park_after=None, lifetime=300) as svc:  # fmt: skip
         for _ in range(10):
             out = gd.zeros(1, "f4")
             assert svc.call("grid_sum", a, 1000, out, timeout=60) == pytest.approx(499500)
@@ -110,8 +110,8 @@ def test_a_grid_team_goes_on_across_slices():
 
 
 def test_several_services_share_the_clock():
-    with (gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=300) as one,
-          gd.Service(SOURCE, QUICK, slice=10 * SLICE, lifetime=300) as two):  # fmt: skip
+    with (gd.Service(SOURCE, QUICK, slice=SLICE, park_after=None, lifetime=300) as one,
+          gd.Service(SOURCE, QUICK, slice=10 * SLICE, park_after=None, lifetime=300) as two):  # fmt: skip
         counters = gd.zeros(2, "u4")
         for _ in range(20):
             for n, service in enumerate((one, two)):
@@ -142,7 +142,7 @@ def test_a_started_service_goes_on_after_a_stop(svc):
 
 
 def test_a_lifetime_counts_from_the_first_slice_on():
-    with gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=0.2) as svc:
+    with gd.Service(SOURCE, QUICK, slice=SLICE, park_after=None, lifetime=0.2) as svc:
         slices(svc, 2)
         end = time.monotonic() + 60
         with pytest.raises(gd.ServiceError, match=r"lifetime of 0\.2 s is over"):
@@ -289,7 +289,7 @@ def test_a_napping_service_stops_pauses_and_starts_again(sleepy):
 def test_a_grid_team_is_woken():
     a = gd.asarray(np.arange(1000, dtype="f4"))
     with gd.Service(SOURCE, {"grid_sum": "grid"}, threads=64, blocks=3, slice=SLICE, nap_after=SLICE,
-                    lifetime=300) as svc:  # fmt: skip
+                    park_after=None, lifetime=300) as svc:  # fmt: skip
         for _ in range(10):
             napping(svc)
             out = gd.zeros(1, "f4")
