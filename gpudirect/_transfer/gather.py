@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +20,7 @@ NEAR = 128 << 10
 """Bytes between two elements from which on two DMAs take less than one over both."""
 
 
-@dataclass(frozen=True)
-class Picked:
+class Picked(NamedTuple):
     """Which elements of a flattened array are meant, every one of them inside it."""
 
     indices: np.ndarray[Any, Any]
@@ -60,15 +58,14 @@ def picked(given: Any, size: int) -> Picked:
     if found.dtype == np.uint64 and found.size and int(found.max()) >> 63:
         raise RangeError(f"an index of {int(found.max())} is outside any array; nothing was read")
     flat = np.ascontiguousarray(found, np.int64).reshape(-1)
-    ffi = _native.ffi
-    low, high = ffi.new("int64_t *"), ffi.new("int64_t *")
-    wrong = _native.lib.gd_indices_check(_int64s(flat), flat.size, size, low, high)
+    ends = _native.ffi.new("int64_t[2]")
+    wrong = _native.lib.gd_indices_check(_int64s(flat), flat.size, size, ends, ends + 1)
     if wrong >= 0:
         raise RangeError(
             f"index {int(flat[wrong])}, number {wrong} of {flat.size}, is outside an array of {size} "
             "elements; nothing was read"
         )
-    return Picked(flat, found.shape, low[0], high[0])
+    return Picked(flat, found.shape, ends[0], ends[1])
 
 
 def gather(extent: Extent, chosen: Picked, out: np.ndarray[Any, Any], via: str | None) -> None:
@@ -81,7 +78,7 @@ def gather(extent: Extent, chosen: Picked, out: np.ndarray[Any, Any], via: str |
                             "gather from the array that it is a part of")  # fmt: skip
     if not chosen.indices.size:
         return
-    if overlap(out, piece.host or piece.ptr, piece.nbytes) or mapped(out):
+    if overlap(out, piece.host or piece.ptr, piece.nbytes):
         raise ArgumentError("out is device memory, mapped: give ordinary memory")
     if via in (None, "courier") and _by_courier(extent, chosen, out, via == "courier"):
         return

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-NAMES = ("alloc", "apiperf", "copybw", "copylat", "doorbell", "engine", "grids", "launch", "pingpong",
-         "slices", "windows")
+NAMES = ("alloc", "apiperf", "copybw", "copylat", "courier", "doorbell", "engine", "grids", "launch",
+         "pingpong", "slices", "windows")
 """Every benchmark: a module of this package with NAME, NOTE and run(device, quick, tell)."""
 
 

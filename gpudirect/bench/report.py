@@ -85,6 +85,12 @@ ABOUT: dict[str, tuple[str, str, str]] = {
         "wake one that has left the GPU, and how long those wait who wait for the GPU.",
         THERE_AND_BACK,
     ),
+    "courier": (
+        "Couriers",
+        "Reads, gathers and scatters by a worker beside the GPU's memory, beside the CPU's loads and stores "
+        "and the GPU's copy engine.",
+        RETURNED,
+    ),
     "grids": (
         "Functions run by the whole device",
         "A function that blocks on all multiprocessors run together, called through a lane, beside a launch of "

@@ -19,6 +19,10 @@ CASES = {
                "read: gpudirect", "read: bare 16"},
     "apiperf": {"a.write(64 bytes)", "map and unmap 64 KiB: emulated"},
     "launch": {"gpudirect, synchronised", "gpudirect, queued"},
+    "courier": {*(f"{kind}: {way}" for kind in ("read", "read pinned")
+                  for way in ("courier", "loads", "DMA", "chosen")),
+                "gather: courier", "gather: loads", "gather: a load each", "gather: whole array by DMA",
+                "scatter: courier", "scatter: stores"},
     "windows": {"128 MiB: fully mapped", "128 MiB: 64 MiB budget"},
 }
 
