@@ -140,3 +140,13 @@ def direct(work):
         values.flush()
 
     return update, product(work, values)
+
+
+def courier(work):
+    values = gd.asarray(work.values)
+    worker = gd.Courier().start()
+
+    def update(r, worker=worker):  # it stops with the last reference
+        values.scatter(*work.changes[r])
+
+    return update, product(work, values)

@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 
 COPIES = ("copy, pageable", "copy, pinned")
 VERSIONS = (*COPIES, "double-buffered", "direct")
+COURIER = "courier"  # of some ports
 # What issue-sized claims must reach: direct's time over the other's
 MEDIAN_LIMIT, WORST_LIMIT, COPY_LIMIT = 1.00, 1.10, 0.90
 UPDATE_FACTOR = 3.0
@@ -98,7 +99,7 @@ class Experiment:
         own = {case: t for (bench, g, case), t in medians.items() if (bench, g) == (c["port"], group)}
 
         def times(what: str) -> dict[str, float]:
-            names = ("sequential", *VERSIONS)
+            names = ("sequential", *VERSIONS, COURIER)
             return {v: own[f"{v}: {what}"] for v in names if f"{v}: {what}" in own}
 
         mark = " (sweep): step"
@@ -145,6 +146,23 @@ def updates(e: Experiment) -> Table:
             table.add(r.name, *(time_text(r.update[v]) for v in VERSIONS),
                       *(f"{1 / r.ratio(v, 'update'):.1f}" for v in VERSIONS[:3]))  # fmt: skip
     return table
+
+
+def couriers(e: Experiment) -> Table:
+    """The update alone, of ports that have a version with a courier."""
+    table = Table("The update alone, with a courier",
+                  ("port, kind, size", *VERSIONS, COURIER, "direct/courier", "best copy/courier"))  # fmt: skip
+    for r in e.rows:
+        if COURIER in r.update:
+            own = r.update[COURIER]
+            table.add(r.name, *(time_text(r.update[v]) for v in (*VERSIONS, COURIER)),
+                      f"{r.update['direct'] / own:.1f}", f"{_best_copy(r) / own:.1f}")  # fmt: skip
+    return table
+
+
+def _best_copy(r: Row) -> float:
+    """Of the updates that copy, packed or not."""
+    return min(r.update[v] for v in VERSIONS if v != "direct")
 
 
 def code(e: Experiment) -> Table:
@@ -272,6 +290,14 @@ def verdicts(e: Experiment) -> list[Verdict]:
                 f"median {np.median(factors):.1f}, least {min(factors):.1f} "
                 f"({rows[factors.index(min(factors))].name})",
             ))  # fmt: skip
+        if helped := [r for r in rows if COURIER in r.update]:
+            factors = [_best_copy(r) / r.update[COURIER] for r in helped]
+            found.append(Verdict(
+                f"{port}: with a courier the update beats packing and copying at every size",
+                min(factors) > 1,
+                f"median {np.median(factors):.1f}, least {min(factors):.1f} "
+                f"({helped[factors.index(min(factors))].name})",
+            ))  # fmt: skip
     for port, n in e.lines.items():
         found.append(Verdict(
             f"{port}: direct needs no more lines than copy, at most two thirds of double-buffered",
@@ -291,5 +317,6 @@ def judged(e: Experiment) -> Table:
 
 def tables(e: Experiment) -> list[Table]:
     """All tables there is something to say in."""
-    found = [times(e), reasons(e), updates(e), chunking(e), code(e), traffic(e), link(e), judged(e)]
+    found = [times(e), reasons(e), updates(e), couriers(e), chunking(e), code(e), traffic(e), link(e),
+             judged(e)]  # fmt: skip
     return [t for t in found if t.rows]

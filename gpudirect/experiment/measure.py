@@ -15,7 +15,7 @@ import gpudirect as gd
 from ..bench.measure import Figure, figure, interleaved
 from ..devices import Device
 from ..errors import Error
-from .ports import Port, Step, chunked
+from .ports import COURIER, Port, Step, chunked
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 16 << 10, 16 << 20  # bytes
 MOST_CHUNKS = 512  # of one step: smaller ones are far from the best
@@ -271,6 +271,11 @@ def run(port: Port, n: int, kind: str, seconds: float) -> tuple[list[Figure], Co
             runner.add(name, made[name])
     for name, (steps, updates) in runner.times(final, seconds * 0.6).items():
         keep(name, steps, updates, case="double-buffered" if name == best else name)
+    if COURIER in made:  # by itself: its blocks would be in the way of the others' kernels
+        runner.add(COURIER, made[COURIER])
+        keep(COURIER, *runner.times([COURIER], seconds * 0.2)[COURIER])
+        del runner.steps[COURIER]
+        gc.collect()
     runner.add("sequential", made["sequential"])
     alone = [runner.one("sequential")]
     while len(alone) < LEAST and sum(t for t, _ in alone) < seconds * 2e8:

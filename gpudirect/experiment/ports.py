@@ -3,7 +3,8 @@
 A port's module has ``FLOW`` (where its data goes), ``SIZES``, ``KINDS`` (how much work there is for
 each byte), ``TOLERANCE`` (largest difference from the sequential result, as NumPy's ``allclose``
 takes it, 0 for equality), ``Work`` and the versions ``sequential``, ``copy``, ``double_buffered``
-and ``direct``. A version takes a Work, allocates what it needs and returns
+and ``direct``; some have ``courier`` too, which does as ``direct`` while a courier runs. A version takes a
+Work, allocates what it needs and returns
 
     step() -> result             where data flows: one whole step, from production to result
     update(round), run() -> result   where little changes: the change, and the launch after it
@@ -32,6 +33,9 @@ NAMES = (
     "inference_params", "steering",
 )  # fmt: skip
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
+
+COURIER = "courier"
+"""The further version of some ports."""
 
 Step = Callable[[int], tuple[Any, int]]
 """A step by its round: (result, nanoseconds of the update alone or 0)."""
@@ -94,6 +98,8 @@ class Port:
             "copy, pinned": partial(m.copy, host=gd.pinned),
             "direct": m.direct,
         }
+        if hasattr(m, COURIER):
+            made[COURIER] = m.courier
         for c in chunks:
             made[chunked(c)] = partial(m.double_buffered, chunk=c)
         return made

@@ -38,7 +38,8 @@ def test_every_version_of_every_kind_gives_the_sequential_result(port):
         runner = measure.Runner(port, work, measure.expected(port, work))
         tried = getattr(port.module, "CHUNKS", measure.chunks(work.nbytes))
         made = port.versions(tried)
-        for name in (*VERSIONS, ports.chunked(tried[0]), ports.chunked(tried[-1])):
+        more = [name for name in made if name == ports.COURIER]
+        for name in (*VERSIONS, *more, ports.chunked(tried[0]), ports.chunked(tried[-1])):
             runner.add(name, made[name])  # compares its result
             runner.one(name)
             runner.check(name)
@@ -189,3 +190,18 @@ def test_c_code_calls_the_driver_itself_where_there_is_one(tmp_path, monkeypatch
         for make in (port.module.copy, port.module.direct, lambda w: port.module.double_buffered(w, 16384)):
             assert np.allclose(make(work)(), expected, rtol=1e-6)
     assert current == [3] * 3
+
+
+def test_the_port_with_a_courier_gives_it_its_updates(monkeypatch):
+    port = ports.load("spmv_updates")
+    work = port.work(port.small, "4096 entries")
+    asked = []
+    scatter = gd.Array.scatter
+    monkeypatch.setattr(
+        gd.Array, "scatter", lambda *a, **k: asked.append(1) or scatter(*a, **{**k, "via": "courier"})
+    )
+    update, run = port.module.courier(work)
+    update(0)
+    wanted, sequential = port.module.sequential(work)
+    wanted(0)
+    assert asked and port.same(run(), sequential())

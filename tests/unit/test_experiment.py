@@ -129,6 +129,22 @@ def test_a_claim_holds_only_where_the_figures_do():
     assert good[claim.format("flow")] and not good[claim.format("little")]
 
 
+def test_a_courier_beats_all_that_copies_or_does_not():
+    def found(courier):
+        e = figures(direct=70, double=100)
+        for what, t in (("step", courier), ("update", courier / 10)):
+            e["figures"].append({"bench": "little", "case": f"courier: {what}", "group": "k, 7",
+                                 "size": 1_000_000, "p50": t * 1e3})  # fmt: skip
+        return e
+
+    claim = "little: with a courier the update beats packing and copying at every size"
+    assert claim not in held(figures(70, 100))
+    assert held(found(99))[claim] and not held(found(101))[claim]
+    (table,) = [t for t in analysis.tables(analysis.Experiment(found(50))) if "courier" in t.title]
+    assert table.rows[0][-2:] == ("1.4", "2.0")
+    assert not analysis.couriers(analysis.Experiment(figures(70, 100))).rows
+
+
 def test_the_reason_is_taken_from_what_was_measured():
     def why(**times: float) -> str:
         e = analysis.Experiment(figures(**times))
