@@ -130,6 +130,22 @@ static char element(const Py_buffer *data)
 }
 
 /*
+ * Whether an array of a dtype that no letter stands for (structs, strings) is of the very same. Its format
+ * says so too, and takes microseconds to be read in Python.
+ */
+static int same_dtype(const Mapped *self, PyObject *from)
+{
+    PyObject *dtype = PyObject_GetAttrString(from, "dtype");
+    int same = dtype ? dtype == self->dtype : 0;
+
+    if (dtype && !same)
+        same = PyObject_RichCompareBool(dtype, self->dtype, Py_EQ);
+    Py_XDECREF(dtype);
+    PyErr_Clear();
+    return same == 1;
+}
+
+/*
  * Whether a buffer holds what the array does: elements of its own kind, or bytes without a dtype
  * (bytes, bytearray, a memoryview of bytes) that are a whole number of elements. Bytes of anything
  * else, NumPy's among them, may be meant as numbers: Python decides.
@@ -140,6 +156,8 @@ static int fits(const Mapped *self, PyObject *from, const Py_buffer *data)
 
     if (kind && kind == self->format)
         return 1;
+    if (!self->format && !kind)
+        return same_dtype(self, from);
     return (kind == 'B' || kind == 'c') && (PyByteArray_Check(from) || PyMemoryView_Check(from)) &&
            (self->itemsize == 1 || data->len % self->itemsize == 0);
 }
@@ -149,7 +167,7 @@ static int shaped(const Mapped *self, const Py_buffer *out)
 {
     if (out->len != self->nbytes)
         return 0;
-    if (out->ndim <= 1 || !self->format || element(out) != self->format)
+    if (out->ndim <= 1 || element(out) != self->format)
         return 1;
     if (out->ndim != PyTuple_Size(self->shape))
         return 0;

@@ -201,6 +201,8 @@ def main() -> None:
     options = {"lanes": 2, "slice": slice, "nap_after": NAP_AFTER if load in ("napping", "parked") else None,
                "park_after": 2 * NAP_AFTER if load == "parked" else None}  # fmt: skip
     services = [gd.Service(SOURCE, teams, lifetime=90, **options).start() for teams in TEAMS[:count]]
+    # beside three services a courier; it never parks, so not where all shall
+    courier = gd.Courier().start() if count > 1 and load != "parked" else None
     end = time.monotonic() + 20
     while load == "parked" and any(s.info.state != "parked" for s in services):
         assert time.monotonic() < end, [s.info for s in services]
@@ -214,6 +216,11 @@ def main() -> None:
     for service in services:
         assert service.call("add", 2, 3, timeout=60) == 5
     infos = [service.info for service in services]
+    if courier:
+        words = np.arange(5000, dtype="u4")
+        with gd.asarray(words) as a:
+            assert np.array_equal(a.read(via="courier"), words)
+        courier.stop()
     for service in services:
         service.stop()
     found["slices"] = [i.slices for i in infos]

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+import gpudirect as gd
 from gpudirect._native import Mapped, ffi, lib
 
 SIZE = 8192
@@ -412,3 +413,27 @@ def test_a_child_of_fork_goes_the_slow_way(owner):
 def test_errno_of_an_overlap_is_what_the_header_says(owner):
     source = ffi.cast("char *", owner.address)
     assert lib.gd_write(owner.address + 1, source, 8, 0) == -errno.EINVAL
+
+
+@pytest.mark.parametrize("dtype", ["i4,f4", "S5", ">i4", "V24"])
+def test_dtypes_without_a_letter_stay_in_c_too(dtype, monkeypatch):
+    """Writing a list of structs took ten times as long as the same bytes."""
+    data = np.random.default_rng(1).integers(0, 256, 60 * np.dtype(dtype).itemsize, "u1").view(dtype)
+    with gd.empty((6, 10), dtype) as a:
+        slow = []
+        for name in ("_write_slow", "_read_slow"):
+            own = getattr(gd.Array, name)
+            monkeypatch.setattr(
+                gd.Array, name, lambda *x, own=own, **k: slow.append(1) or own(*x, **k)
+            )
+        out = np.empty((6, 10), dtype)
+        a.write(data)
+        assert a.read(out) is out and out.tobytes() == data.tobytes() and not slow
+        for wrong in (np.empty((10, 6), dtype), np.empty((6, 10), f"V{a.itemsize + 1}")):
+            with pytest.raises(gd.ArgumentError):
+                a.read(wrong)
+        other = np.zeros(60, [("x", "u1", a.itemsize)])
+        if a.dtype != other.dtype:
+            with pytest.raises(gd.DTypeError):
+                a.write(other)
+        assert a.read().tobytes() == data.tobytes()
