@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -296,6 +296,29 @@ class Array(Operators, _native.Mapped):
             return self._like(self._shape_of().transpose(*axes))
         except (TypeError, ValueError) as e:
             raise ArgumentError(f"transpose{axes} of an array of shape {self.shape}: {e}") from None
+
+    def swapaxes(self, one: int, other: int) -> Array:
+        """The same memory with two dimensions exchanged. Raises RangeError, DTypeError."""
+        return self._seen("swapaxes", one, other)
+
+    def squeeze(self, axis: int | tuple[int, ...] | None = None) -> Array:
+        """The same memory without its dimensions of one element, or without those named.
+
+        Raises ArgumentError where one has more, RangeError, DTypeError.
+        """
+        return self._seen("squeeze", axis)
+
+    def ravel(self) -> Array:
+        """The same memory in one dimension. Raises ArgumentError if that needs a copy."""
+        return self.reshape(-1)
+
+    def _seen(self, how: str, *arguments: Any) -> Array:
+        """The same memory as a method of NumPy sees it."""
+        self._open()
+        try:
+            return self._like(getattr(self._shape_of(), how)(*arguments))
+        except REFUSALS as e:
+            raise refusal(e, f"{how}{arguments} of an array of shape {self.shape}") from None
 
     def _in_memory_order(self) -> tuple[Array, tuple[int, ...]] | None:
         """The same elements as they follow each other in memory, and how their dimensions came to
@@ -680,6 +703,16 @@ class Array(Operators, _native.Mapped):
 
     def __reduce__(self) -> Any:
         raise DTypeError("device memory cannot be pickled: pickle a.read(), and asarray() it there")
+
+    if not TYPE_CHECKING:  # who checks types is told already
+
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("_") and hasattr(np.ndarray, name):
+                raise AttributeError(
+                    f"an Array is device memory and has no {name!r}: a NumPy array of what it holds has, "
+                    f"a.read().{name}"
+                )
+            return object.__getattribute__(self, name)  # raises as it did
 
     # -- the end -----------------------------------------------------------------------------
 

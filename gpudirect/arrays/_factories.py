@@ -130,7 +130,7 @@ def empty_like(
     dtype: DTypeLike | None = None,
     *,
     shape: int | Sequence[int] | None = None,
-    order: str = "C",
+    order: str = "K",
     device: Device | str | int | None = None,
     bridge: str | None = None,
     mapped: bool | None = None,
@@ -139,9 +139,10 @@ def empty_like(
 ) -> Array:
     """A new array not initialised, with the shape and dtype of another, on its device.
 
-    Arguments and errors as ``empty``.
+    order: "C", "F", or as in the other array: "K" (and "A"), where its elements lie in F order.
+    Other arguments and errors as ``empty``.
     """
-    shape, dtype, device = _alike(prototype, shape, dtype, device)
+    shape, dtype, device, order = _alike(prototype, shape, dtype, device, order)
     return empty(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
                  pool=pool, shareable=shareable)  # fmt: skip
 
@@ -151,7 +152,7 @@ def zeros_like(
     dtype: DTypeLike | None = None,
     *,
     shape: int | Sequence[int] | None = None,
-    order: str = "C",
+    order: str = "K",
     device: Device | str | int | None = None,
     bridge: str | None = None,
     mapped: bool | None = None,
@@ -160,9 +161,10 @@ def zeros_like(
 ) -> Array:
     """A new array of zeros, with the shape and dtype of another, on its device.
 
-    Arguments and errors as ``empty``.
+    order: "C", "F", or as in the other array: "K" (and "A"), where its elements lie in F order.
+    Other arguments and errors as ``empty``.
     """
-    shape, dtype, device = _alike(prototype, shape, dtype, device)
+    shape, dtype, device, order = _alike(prototype, shape, dtype, device, order)
     return zeros(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
                  pool=pool, shareable=shareable)  # fmt: skip
 
@@ -172,7 +174,7 @@ def ones_like(
     dtype: DTypeLike | None = None,
     *,
     shape: int | Sequence[int] | None = None,
-    order: str = "C",
+    order: str = "K",
     device: Device | str | int | None = None,
     bridge: str | None = None,
     mapped: bool | None = None,
@@ -181,9 +183,10 @@ def ones_like(
 ) -> Array:
     """A new array of ones, with the shape and dtype of another, on its device.
 
-    Arguments and errors as ``empty``.
+    order: "C", "F", or as in the other array: "K" (and "A"), where its elements lie in F order.
+    Other arguments and errors as ``empty``.
     """
-    shape, dtype, device = _alike(prototype, shape, dtype, device)
+    shape, dtype, device, order = _alike(prototype, shape, dtype, device, order)
     return ones(shape, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
                 pool=pool, shareable=shareable)  # fmt: skip
 
@@ -194,7 +197,7 @@ def full_like(
     dtype: DTypeLike | None = None,
     *,
     shape: int | Sequence[int] | None = None,
-    order: str = "C",
+    order: str = "K",
     device: Device | str | int | None = None,
     bridge: str | None = None,
     mapped: bool | None = None,
@@ -203,16 +206,17 @@ def full_like(
 ) -> Array:
     """A new array with every element ``value``, with the shape and dtype of another, on its device.
 
-    Arguments and errors as ``empty``.
+    order: "C", "F", or as in the other array: "K" (and "A"), where its elements lie in F order.
+    Other arguments and errors as ``empty``.
     """
-    shape, dtype, device = _alike(prototype, shape, dtype, device)
+    shape, dtype, device, order = _alike(prototype, shape, dtype, device, order)
     return full(shape, value, dtype, order=order, device=device, bridge=bridge, mapped=mapped,
                 pool=pool, shareable=shareable)  # fmt: skip
 
 
 def _alike(
-    prototype: Any, shape: Any, dtype: DTypeLike | None, device: Device | str | int | None
-) -> tuple[Any, Any, Any]:
+    prototype: Any, shape: Any, dtype: DTypeLike | None, device: Device | str | int | None, order: str
+) -> tuple[Any, Any, Any, str]:
     """What an array like another one has, where nothing else was asked for."""
     try:
         like = prototype if hasattr(prototype, "dtype") else np.asarray(prototype)
@@ -220,11 +224,22 @@ def _alike(
         raise DTypeError(f"{type(prototype).__name__} has no shape: {e}") from None
     if device is None and isinstance(like, Array):
         device = like.device
+    if isinstance(order, str) and order in ("K", "A"):
+        order = "F" if shape is None and _in_f_order(like) else "C"
     return (
         like.shape if shape is None else shape,
         like.dtype if dtype is None else dtype,
         device,
+        order,
     )
+
+
+def _in_f_order(like: Any) -> bool:
+    """Whether the elements of an array lie one after the other in F order, and not in C order."""
+    if isinstance(like, Array):
+        return not like.contiguous and like.T.contiguous
+    flags: Any = getattr(like, "flags", None)
+    return bool(getattr(flags, "f_contiguous", False) and not flags.c_contiguous)
 
 
 def asarray(

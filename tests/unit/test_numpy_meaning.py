@@ -387,3 +387,72 @@ def test_transposed_views_share_the_memory(mapped):
         for wrong in ((0, 1), (0, 0, 1), (5, 0, 1), ("x",)):
             with pytest.raises(gd.ArgumentError):
                 a.transpose(*wrong)
+
+
+CUTS = [np.s_[1], np.s_[..., 2], np.s_[::-1], np.s_[:, ::-2, 1:4], np.s_[1, 2, 3], np.s_[...], np.s_[None],
+        np.s_[:, None, 1], np.s_[-1], np.s_[2:0:-1, ..., ::2], np.s_[0:0],
+        np.s_[..., None], np.s_[()]]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_every_cut_is_numpy_s(cut, order):
+    n = np.arange(60, dtype="f4").reshape(3, 4, 5)
+
+    def both():
+        a = gd.empty(n.shape, order=order)
+        a.write(n)
+        return a, n.copy()
+
+    a, m = both()
+    assert a[cut].shape == m[cut].shape
+    for found, want in ((a[cut], m[cut]), (a[cut].copy(), m[cut]), (a[cut].T, m[cut].T),
+                        (a[cut].squeeze(), m[cut].squeeze())):  # fmt: skip
+        assert found.shape == want.shape and np.array_equal(found.read(), want)
+    data = np.random.default_rng(1).random(m[cut].shape, np.float32)
+    for change in (lambda x: x.__setitem__(cut, 7),
+                   lambda x: x[cut].write(data) if isinstance(x, gd.Array) else x.__setitem__(cut, data),
+                   lambda x: x[cut].fill(3) if isinstance(x, gd.Array) else x.__setitem__(cut, 3)):  # fmt: skip
+        change(a), change(m)
+        assert np.array_equal(a.read(), m)
+
+
+@pytest.mark.parametrize("make", ["zeros_like", "ones_like", "empty_like"])
+def test_an_array_like_another_has_its_order(make):
+    n = np.zeros((3, 4), order="F")
+    for prototype in (n, gd.zeros((3, 4), "f8", order="F"), np.zeros((3, 4)), gd.zeros((3, 4), "f8")):
+        for order in ("K", "A", "C", "F"):
+            like = n if _lies_in_f_order(prototype) else np.zeros((3, 4))
+            want = getattr(np, make)(like, order=order)
+            assert getattr(gd, make)(prototype, order=order).strides == want.strides
+        assert getattr(gd, make)(prototype).strides == getattr(np, make)(like).strides
+    assert gd.zeros_like(n, shape=(4, 5)).contiguous
+    for wrong in ("X", None, 3):
+        with pytest.raises(gd.ArgumentError, match="order"):
+            gd.zeros_like(n, order=wrong)
+
+
+def _lies_in_f_order(a):
+    return not a.contiguous if isinstance(a, gd.Array) else a.flags.f_contiguous
+
+
+def test_views_of_other_shapes():
+    n = np.arange(24, dtype="i4").reshape(2, 1, 12)
+    a = gd.asarray(n)
+    assert np.array_equal(a.swapaxes(0, 2).read(), n.swapaxes(0, 2))
+    assert np.array_equal(a.squeeze(1).read(), n.squeeze(1)) and a.ravel().shape == (24,)
+    a.swapaxes(0, -1)[3].fill(9)
+    assert (a.read()[..., 3] == 9).all()
+    for wrong in (lambda: a.squeeze(0), lambda: a.swapaxes(0, 7), lambda: a.swapaxes("x", 1),
+                  lambda: a[..., ::2].ravel()):  # fmt: skip
+        with pytest.raises(gd.ArgumentError):
+            wrong()
+
+
+@pytest.mark.parametrize("name", ["sum", "max", "astype", "flatten", "flat", "tobytes", "real", "clip"])
+def test_what_numpy_has_and_an_array_not_says_what_to_write(name):
+    a = gd.zeros(3)
+    with pytest.raises(AttributeError, match=rf"a\.read\(\)\.{name}"):
+        getattr(a, name)
+    with pytest.raises(AttributeError, match="no attribute 'wirte'"):
+        a.wirte  # noqa: B018
