@@ -10,6 +10,7 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CLAIMS = {
+    "batch": r"\d+ words in 400 steps, 2 ahead.*\neach is what the CPU writes; \d+ of 1280 bytes were stored",
     "control": r"500 rounds of 2 ms.*\n.*\n",
     "environment": r"guess: .* 0 of 64 stand at the end\n *balance: @.* 64 of 64 stand",
     "frames": r"120 frames of 320x240, \d+/s.*\n(?:[.*]{64}\n)+",
