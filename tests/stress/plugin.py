@@ -41,8 +41,8 @@ NOW_AND_THEN = 0.1  # of the signals that find our code on the stack raise
 HANGS = 100  # seconds after which a check of the process is taken for a hang
 
 
-class Interruption(BaseException):
-    """What the handler raises."""
+class Interruption(KeyboardInterrupt):
+    """What the handler raises: asyncio, too, lets Ctrl-C through and nothing else."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -150,6 +150,8 @@ class Signals:
             self.go.set()
         try:
             return (yield)
+        except Interruption:  # which would end the whole run
+            raise RuntimeError("the test was interrupted") from None
         finally:
             self.armed = False
             self.go.clear()
