@@ -157,6 +157,14 @@ class Resident(Protocol):
         """Launch it again."""
 
 
+def _launches_block() -> str:
+    if os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
+        return "CUDA_LAUNCH_BLOCKING is set"
+    if "NV_COMPUTE_PROFILER_PERFWORKS_DIR" in os.environ:  # by ncu, for what it starts
+        return "Nsight Compute (ncu) profiles this process"
+    return ""
+
+
 class Device(ABC):
     """A place where memory and kernels live."""
 
@@ -184,8 +192,9 @@ class Device(ABC):
         self.residents_lock = threading.RLock()
         """Held while one starts, stops, or makes way."""
         self.forked = False
-        self.launches_block = os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0")
-        """Whether every launch waits for its kernel's end, as CUDA's driver was told to when it was loaded."""
+        self.launches_block = _launches_block()
+        """Why every launch waits for its kernel's end, as CUDA's driver was told to when it was loaded; ""
+        where none does."""
 
     @property
     def id(self) -> str:

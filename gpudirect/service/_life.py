@@ -64,9 +64,10 @@ class Living(Packing):
         device, ordering, options = self.device, self.device.ordering, self._options
         if device.launches_block:
             raise ServiceError(
-                "CUDA_LAUNCH_BLOCKING is set: then every launch waits until its kernel has ended, and a "
-                "service's kernel ends only when its next launch is there already. Unset it for programs with "
-                "services; to find a faulty launch use compute-sanitizer instead."
+                f"{device.launches_block}: then every launch waits until its kernel has ended, and a "
+                "service's kernel ends only when its next launch is there already. Leave it out for "
+                "programs with services: they work under compute-sanitizer, and ncu profiles the same "
+                "functions launched as kernels."
             )
         if not ordering.direct_writes or ordering.scope == "none":
             raise ServiceError(

@@ -76,11 +76,11 @@ def test_under_pytorchs_profiler():
 
 
 def test_under_compute_sanitizer():
-    outcome([tool("compute-sanitizer"), "--error-exitcode", "9"], PROGRAM)
+    assert outcome([tool("compute-sanitizer"), "--error-exitcode", "9"], PROGRAM).startswith("served")
 
 
 def test_under_nsight_compute():
-    outcome([tool("ncu"), "--target-processes", "all"], PROGRAM)
+    assert "Nsight Compute" in outcome([tool("ncu"), "--target-processes", "all"], PROGRAM)
 
 
 def test_under_nsight_systems(tmp_path):

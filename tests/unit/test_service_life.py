@@ -611,7 +611,11 @@ def test_names_that_the_service_itself_has():
         assert svc.call("call", 6) == 6
 
 
-def test_where_launches_block_a_service_says_so():
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("CUDA_LAUNCH_BLOCKING", "1", "CUDA_LAUNCH_BLOCKING is set"),
+    ("NV_COMPUTE_PROFILER_PERFWORKS_DIR", "/opt", "Nsight Compute (ncu) profiles"),
+])  # fmt: skip
+def test_where_launches_block_a_service_says_so(name, value, words):
     """It would wait for its own kernel for ever."""
     code = (
         "import gpudirect as gd\n"
@@ -619,5 +623,5 @@ def test_where_launches_block_a_service_says_so():
         "except gd.ServiceError as e: print(e)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env={**os.environ, "CUDA_LAUNCH_BLOCKING": "1"}, timeout=HANG)  # fmt: skip
-    assert "CUDA_LAUNCH_BLOCKING is set" in done.stdout, done.stdout + done.stderr
+                          env={**os.environ, name: value}, timeout=HANG)  # fmt: skip
+    assert words in done.stdout, done.stdout + done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ def near_cpus(pci_address: str, root: Path = Path("/sys/bus/pci/devices")) -> li
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return found
+
+
+_SINCE = {152: 13030}  # attributes that not every driver knows: its CUDA version
 
 
 class CudaDevice(Device):
@@ -136,12 +139,18 @@ class CudaDevice(Device):
 
     def attribute(self, number: int) -> int | None:
         d = driver()
+        if _SINCE.get(number, 0) > self._version:
+            return None  # not asked: tools that watch the driver's errors would tell it as ours
         try:
             which = d.CUdevice_attribute(number)
         except ValueError:
             return None  # newer than these bindings
         code, value = d.cuDeviceGetAttribute(which, self._device)
         return None if int(code) else int(value)
+
+    @cached_property
+    def _version(self) -> int:
+        return int(check(driver().cuDriverGetVersion(), "asking for the driver's version"))
 
     def ensure_alive(self) -> None:
         self.ensure_usable()
