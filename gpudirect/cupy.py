@@ -39,7 +39,9 @@ def _malloc(nbytes: int) -> Any:
     """What CuPy's pool calls: memory on the current device, given back when CuPy drops it."""
     cupy = _cupy()
     index = int(cupy.cuda.runtime.getDevice())
-    loans = _loans.get(index) or _loans.setdefault(index, _allocator.Loans(_device(index)))
+    loans = _loans.get(index)
+    if loans is None:
+        loans = _loans.setdefault(index, _allocator.Loans(_device(index)))
     try:
         ptr, owner = loans.owned(nbytes, cupy.cuda.get_current_stream())
     except OutOfMemoryError:

@@ -104,6 +104,8 @@ def _after(device: Device, stream: object) -> None:
     if stream is None or device.emulated:
         return
     theirs = device.adopt_stream(stream)
+    if theirs.queue.capturing():
+        return  # nothing runs there, and waiting would end the capture
     # counted as work of ours: the next read, and whatever waits for this device, waits for it as well
     _native.lib.gd_work_begin(theirs.queue.work)
     _native.lib.gd_work_queued(theirs.queue.work)
@@ -175,6 +177,8 @@ def _lent(memory: Any) -> _Found:
         apart = distinct(strides, shape, dtype.itemsize)
         return _Found(ptr, shape, apart, dtype, False, keep, _dlpack.LEGACY_STREAM)
     if found is None:
+        if hasattr(memory, "__dlpack_device__") and memory.__dlpack_device__()[0] == _dlpack.CPU:
+            why = "its memory is the CPU's, not a GPU's"
         raise DTypeError(f"{name} cannot be registered: {why}")
     return found
 
@@ -193,14 +197,15 @@ def _of_interface(interface: dict[str, Any], memory: object) -> _Found:
     return _Found(operator.index(ptr), shape, strides, kind, bool(readonly), memory, stream)
 
 
-def stream_of(memory: object, interface: dict[str, Any]) -> object:
+def stream_of(memory: Any, interface: dict[str, Any]) -> object:
     """The stream that work on somebody's memory is queued on; None where there is nothing to wait for.
 
     PyTorch has version 2 of the interface, which does not tell.
     """
     if "stream" in interface:
         return interface["stream"]
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(memory, torch.Tensor):
+    torch: Any = sys.modules.get("torch")
+    tensor: Any = getattr(torch, "Tensor", ())
+    if isinstance(memory, tensor):
         return torch.cuda.current_stream(memory.device)
     return None

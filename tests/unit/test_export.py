@@ -429,3 +429,13 @@ def test_pytorchs_arrays_are_ordered_by_its_current_stream(monkeypatch):
     assert arrays.stream_of(Tensor(), {"version": 2}) == ("current of", "cuda:3")
     assert arrays.stream_of(object(), {"version": 2}) is None
     assert arrays.stream_of(Tensor(), {"version": 3, "stream": 5}) == 5
+
+
+def test_memory_of_a_library_that_captures_a_graph_is_not_waited_for():
+    from gpudirect.arrays import _foreign
+
+    gpu = Lines(7)
+    gpu.default_stream = gpu.lines[1]
+    _foreign._after(gpu, 7)
+    assert not gpu.default_stream.waits
+    _foreign._after(gpu, None)

@@ -226,9 +226,11 @@ def test_memory_of_somebody_else_is_registered(torch):
     view = gd.host(Theirs(a))
     view[3] = 4
     assert a.read()[3] == 4 and gd.host(a) is a.host
-    for wrong in (3.5, "x", np.zeros(3)):
-        with pytest.raises(gd.Error):
+    for wrong in (3.5, "x"):
+        with pytest.raises(gd.DTypeError, match="no device memory"):
             gd.host(wrong)
+    with pytest.raises(gd.DTypeError, match="its memory is the CPU's"):
+        gd.host(np.zeros(3))
 
 
 def test_a_block_that_the_budget_has_no_room_for(torch):
