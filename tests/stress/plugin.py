@@ -173,6 +173,9 @@ class Signals:
                     break  # it is short, or runs a program of its own
                 self.everywhere += self.raised
                 self.runs += 1
+                reports = []
+                for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+                    sys.__dict__.pop(name, None)  # pytest leaves them, and they the frames of the test
                 as_good_as_new(item.nodeid)
                 item._initrequest()  # type: ignore[attr-defined]
             self.calm = True
