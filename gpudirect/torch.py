@@ -87,12 +87,12 @@ def mapped(device: object = None) -> Iterator[None]:
     """Tensors that this thread makes in the ``with`` block are in memory that ``gd.host`` maps.
 
     device: as PyTorch takes it; None is its current one. Threads may be in such a block at once.
-    PyTorch caches the memory and hands it out again as it does its own; ``torch.cuda.empty_cache()``,
-    outside of the block, gives back what is unused. A block of memory (2 MiB, or what a large tensor
-    needs) is mapped when ``gd.host`` or ``gd.register`` first asks for a tensor in it, and takes aperture
-    from then on.
-    Where memory runs out PyTorch raises its own ``torch.cuda.OutOfMemoryError``; it does not look into
-    its cache before, in no ``use_mem_pool`` block: leave it, and empty the cache.
+    PyTorch caches the memory and hands it out again as it does its own, for later blocks only. A block of
+    memory (2 MiB, or what a large tensor needs) is mapped when ``gd.host`` or ``gd.register`` first asks for
+    a tensor in it, and takes aperture from then on.
+    Where memory runs out PyTorch raises its own ``torch.cuda.OutOfMemoryError``; it keeps
+    what such a pool has cached, ``torch.cuda.empty_cache()`` as well: only a ``pool()`` of your own that is
+    dropped gives its memory back.
     Raises FrameworkError, DeviceNotFoundError, BridgeUnavailableError.
     """
     torch = _torch()

@@ -106,11 +106,12 @@ def _after(device: Device, stream: object) -> None:
     theirs = device.adopt_stream(stream)
     if theirs.queue.capturing():
         return  # nothing runs there, and waiting would end the capture
-    # counted as work of ours: the next read, and whatever waits for this device, waits for it as well
-    _native.lib.gd_work_begin(theirs.queue.work)
-    _native.lib.gd_work_queued(theirs.queue.work)
-    if theirs.queue is not device.default_stream.queue:
-        device.default_stream.wait(theirs)
+    # their stream may be destroyed at any moment: ours waits for it, and is waited for from now on
+    ours = device.default_stream
+    if theirs.queue is not ours.queue:
+        ours.wait(theirs)
+    _native.lib.gd_work_begin(ours.queue.work)
+    _native.lib.gd_work_queued(ours.queue.work)
 
 
 class _Found(NamedTuple):
