@@ -58,7 +58,7 @@ class Kernel:
     """A compiled kernel. Call it as ``k[grid, block](...)`` or ``k.launch(...)``."""
 
     def __init__(self, function: Function, device: Device) -> None:
-        if not isinstance(function, Function) or not isinstance(device, Device):
+        if not hasattr(function, "parameters"):
             raise ArgumentError("kernels are made by gpudirect.kernel")
         self._function = function
         self.device = device
