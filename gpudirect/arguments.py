@@ -78,6 +78,9 @@ def refuse_keywords(call: str, given: dict[str, Any]) -> NoReturn:
 
 def overlap(source: np.ndarray[Any, Any], start: int, size: int) -> bool:
     """Whether any byte of ``source`` may lie in ``size`` bytes at ``start``."""
+    if source.flags.c_contiguous:
+        low = _native.address_of(source)
+        return low < start + size and start < low + source.nbytes
     low, high = np.lib.array_utils.byte_bounds(source)
     return low < start + size and start < high
 

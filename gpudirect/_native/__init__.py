@@ -33,4 +33,14 @@ def bytes_at(address: int, nbytes: int) -> np.ndarray[Any, Any]:
     return np.frombuffer(ffi.buffer(ffi.cast("char *", address), nbytes), np.uint8)
 
 
-__all__ = ["Lease", "Mapped", "Yard", "await_with", "borrow", "bytes_at", "ffi", "lend", "lib", "library"]
+def address_of(array: np.ndarray[Any, Any]) -> int:
+    """Address of an array's first element."""
+    try:  # the array interface builds a dictionary: 2 us, where this takes 0.3
+        return int(_cast("uintptr_t", _from_buffer(array)))
+    except (ValueError, BufferError, TypeError):  # strided, or elements that no buffer can name
+        return int(array.__array_interface__["data"][0])
+
+
+_cast, _from_buffer = ffi.cast, ffi.from_buffer
+
+__all__ = ["Lease", "Mapped", "Yard", "await_with", "borrow", "address_of", "bytes_at", "ffi", "lend", "lib", "library"]

@@ -47,7 +47,7 @@ def done(code: int, extent: Extent, doing: str) -> None:
 
 def address_of(array: np.ndarray[Any, Any]) -> int:
     """Address of the first element of an array in ordinary memory."""
-    return int(array.__array_interface__["data"][0])
+    return _native.address_of(array)
 
 
 def choose(extent: Extent, other: np.ndarray[Any, Any], write: bool) -> str:

@@ -61,7 +61,7 @@ def _items(extent: Extent, indices: np.ndarray[Any, Any], items: Any, via: str |
     each = source.size // len(indices) if len(indices) else 0  # elements of an item
     if each == 0:
         return
-    low, high = int(indices.min()), int(indices.max())
+    low, high = int(np.minimum.reduce(indices)), int(np.maximum.reduce(indices))
     if low < 0 or high + each > extent.size:
         at = low if low < 0 else high
         raise RangeError(f"{each} elements from {at} on are not inside an array of {extent.size}; "

@@ -97,10 +97,18 @@ class Model(RuleBasedStateMachine):
 
     # -- in ---------------------------------------------------------------------------------------
 
+    def by(self, via, move):
+        """Move data in the way asked for; DMA refuses what is not one piece."""
+        try:
+            move(via)
+        except gd.ArgumentError as e:
+            assert via == "dma" and not self.a.contiguous and "strides" in str(e)
+            move(None)
+
     @rule(seed=numbers, swap=st.booleans(), via=st.sampled_from([None, "map", "dma"]))
     def write(self, seed, swap, via):
         data = values(self.dtype, self.twin.shape, seed)
-        self.a.write(self.swapped(data, swap), via=via)
+        self.by(via, lambda way: self.a.write(self.swapped(data, swap), via=way))
         self.twin[...] = data
 
     @rule(seed=numbers, swap=st.booleans(), raw=st.booleans(), data=st.data())
@@ -251,7 +259,8 @@ class Model(RuleBasedStateMachine):
     def read_into(self, swap, via, spread):
         kind = self.dtype.newbyteorder("S") if swap else self.dtype
         out = np.zeros((*self.twin.shape, 2), kind)[..., 0] if spread else np.zeros(self.twin.shape, kind)
-        assert np.array_equal(self.a.read(out, via=via), self.twin)
+        self.by(via, lambda way: self.a.read(out, via=way))
+        assert np.array_equal(out, self.twin)
 
     @precondition(lambda self: self.twin.flags.c_contiguous and self.twin.size)
     @rule(data=st.data(), swap=st.booleans(), via=st.sampled_from([None, "map", "dma"]))
