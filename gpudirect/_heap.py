@@ -203,17 +203,12 @@ class Heap:
         self.device.ensure_usable()
         if self._yard or self._waiting:
             self._collect()
-        optional = False
-        if mapped is None:
-            account = self._account
-            optional = account.budget is not None
-            mapped = account.could_hold(nbytes)
         lease = None
-        if pool:
+        if pool:  # what is there already costs no more room in the aperture
             if nbytes <= LARGEST_SMALL:
                 cut = SMALLEST if nbytes <= SMALLEST else 1 << (nbytes - 1).bit_length()
-                free = self._cut[mapped].get(cut)
-            elif mapped:
+                free = self._cut[mapped is not False].get(cut)
+            elif mapped is not False:
                 granularity = self.device.granularity
                 free = self._kept.get(-(-nbytes // granularity) * granularity)
             else:
@@ -224,6 +219,11 @@ class Heap:
                 except IndexError:  # another thread was quicker
                     pass
         if lease is None:
+            optional = False
+            if mapped is None:
+                account = self._account
+                optional = account.budget is not None
+                mapped = account.could_hold(nbytes)
             lease = self._make(nbytes, mapped, pool, optional)
         return Piece(self, lease, nbytes)
 
