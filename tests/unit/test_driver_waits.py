@@ -230,3 +230,27 @@ def test_a_stream_that_is_captured_is_not_asked_further(driver):
     driver.captured, asked = True, driver.asked["query"]
     assert lib.gd_driver_ready(driver.functions, 8) == -errno.EBUSY
     assert driver.asked["query"] == asked
+
+
+@pytest.mark.parametrize("code", [201, 400, 709])
+def test_for_a_stream_that_its_owner_destroyed_the_device_is_waited_for(driver, queue, monkeypatch, code):
+    waited = []
+    monkeypatch.setattr(CudaQueue, "_wait_for_all", lambda self: waited.append(self))
+    begin_work(queue)
+    driver.code = code
+    queue.synchronize()
+    assert waited == [queue] and not lib.gd_work_open(queue.work)
+
+
+def test_a_context_that_is_lost_is_told_also_where_a_stream_of_others_tells_it(driver, queue, monkeypatch):
+    def lost(_):
+        raise gd.DeviceLostError("the context is gone", 709)
+
+    monkeypatch.setattr(CudaQueue, "_wait_for_all", lost)
+    begin_work(queue)
+    driver.code = 709
+    with pytest.raises(gd.DeviceLostError, match="the context is gone"):
+        queue.synchronize()
+    driver.code = LOST  # a kernel's fault is no destroyed stream
+    with pytest.raises(gd.DeviceLostError, match="waiting for a stream"):
+        queue.synchronize()

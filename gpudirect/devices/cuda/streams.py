@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import _native
 from ..._keeper import keeper
-from ...errors import ArgumentError, DeviceError
+from ...errors import ArgumentError, DeviceError, Error
 from ..streams import Event, Now, Queue
 from ._driver import NOT_READY, check, driver
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 WAIT_PIECE = int(_native.lib.GD_WAIT_PIECE)
 LEGACY_STREAM = 1  # CU_STREAM_LEGACY: another name of handle 0
+SPECIAL_STREAMS = {0, 1, 2}  # the default one, by each of its names
+DESTROYED = {201, 400, 709}
+"""What the driver says of a stream that is no more: invalid context, invalid handle, context destroyed."""
 MOST_ADOPTED = 64
 """Streams of others that are remembered without looking which of them are done."""
 
@@ -83,7 +86,9 @@ class CudaQueue(Queue):
                 raise
             lib.gd_work_settle(self.work, mark)
         elif code:
-            raise self.device.error(code, "waiting for a stream")
+            error = self.device.error(code, "waiting for a stream")
+            if not self._gone(error):
+                raise error
         if self._kept:
             self.let_go()
 
@@ -106,7 +111,30 @@ class CudaQueue(Queue):
 
     def record(self, timing: bool) -> CudaEvent:
         self.device.ensure_usable()
-        return CudaEvent(self, timing)
+        try:
+            return CudaEvent(self, timing)
+        except DeviceError as e:
+            if not self._gone(e):
+                raise
+            ours = self.device.default_stream.queue
+            assert isinstance(ours, CudaQueue)
+            return CudaEvent(ours, timing)  # whatever it stood for is done
+
+    def _gone(self, error: Error) -> bool:
+        """Whether an error tells that the owner of a stream of others has destroyed it.
+
+        Its work may still run, and nothing but the device can be asked: all of it is waited for. A context
+        that is lost says so then.
+        """
+        theirs = self._lease is None and self.handle not in SPECIAL_STREAMS
+        if not theirs or getattr(error, "code", None) not in DESTROYED:
+            return False
+        self._wait_for_all()
+        return True
+
+    def _wait_for_all(self) -> None:
+        with self.device.quiet(), self.device.current():
+            check(driver().cuCtxSynchronize(), "waiting for a stream that its owner destroyed")
 
     def capturing(self) -> bool:
         with self.device.current():
