@@ -51,11 +51,11 @@ class Limits:
 
     write_pageable: Turns = ()
     """From pageable memory. Mapped stores need no staging copy, which DMA does."""
-    write_pinned: Turns = (600 << 10,)
+    write_pinned: Turns = (264 << 10,)
     """From page-locked memory."""
     read_pageable: Turns = (6 << 10,)
     """To pageable memory."""
-    read_pinned: Turns = (4 << 10,)
+    read_pinned: Turns = (6 << 10,)
     """To page-locked memory."""
     threads: int = 0
     """Threads of one large copy; 0: half of the CPUs, 8 at most."""
@@ -67,16 +67,16 @@ class Limits:
     """From here on several threads read, where copies follow each other within 50 us."""
     read_threads_alone: int = 256 << 10
     """The same for a copy that comes alone."""
-    gather_words: int = 64
+    gather_words: int = 240
     """Single elements that loads bring in the time that a DMA takes to begin."""
-    gather_span: int = 1 << 10
+    gather_span: int = 800
     """Bytes that DMA brings in the time of one further load; at least 1. Up to ``gather_words`` and one
     for each ``gather_span`` bytes between the first and the last, elements are loaded one by one."""
-    courier_pageable: tuple[int, int] = (3 << 10, 512 << 10)
+    courier_pageable: tuple[int, int] = (4 << 10, 4 << 20)
     """Bytes of a read to pageable memory from which, and up to which, a courier that runs is faster."""
-    courier_pinned: tuple[int, int] = (2 << 10, 256 << 10)
+    courier_pinned: tuple[int, int] = (4 << 10, 96 << 10)
     """The same to page-locked memory of ``gpudirect.pinned``."""
-    courier_gather: int = 16
+    courier_gather: int = 512
     """Elements, or rows of a strided read, from which a courier is faster than loads and DMA."""
     courier_scatter: int = 512
     """Elements, or rows of a strided write, from which it is faster than stores."""

@@ -96,7 +96,7 @@ KEPT = {  # by the program, in a list
     "keep.append(gd.zeros(10, pool=False))": "device memory",
     "keep.append(gd.zeros(3 << 20, mapped=False).window(0, 5))": "aperture",
     "keep.append(gd.stream().record())": "objects",
-    "keep.append(gd.stream()); k[1, 1, keep[-1]](kept)": "threads",
+    "keep.append(gd.stream()); k[1, 1, keep[-1]](kept)": "threads" if DEVICE == "emulated" else "streams",
     "keep.append(os.dup(0))": "descriptors",
 }
 PROGRAM = """
