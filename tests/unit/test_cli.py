@@ -292,10 +292,10 @@ def test_nothing_is_written_where_nothing_was_asked(words, tmp_path):
 
 
 @pytest.mark.parametrize("line, names", [
-    ("gpudirect bench run co", ["copybw", "copylat"]),
+    ("gpudirect bench run copy", ["copybw", "copylat"]),
     ("gpudirect demo --device em", ["emulated", "emulated:0"]),
     ("gpudirect info --bridge p", ["p2pmod"]),
-    ("gpudirect litmus stores", ["stores-after-dma"]),
+    ("gpudirect litmus stores-after-d", ["stores-after-dma"]),
 ])  # fmt: skip
 def test_completion_knows_the_names(line, names):
     program = "import sys; sys.argv = ['gpudirect']; from gpudirect.cli import main; main()"
