@@ -40,7 +40,7 @@ class Share:
 
 
 def _fingerprint(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode(errors="replace")).digest()
 
 
 def _refused(message: str, number: int) -> SharingError:
@@ -98,8 +98,9 @@ class Server:
             for key, _ in self._selector.select():
                 try:
                     key.data(key.fileobj)
-                except OSError:  # the other side went away in the middle
-                    self._forget(key.fileobj)  # type: ignore[arg-type]
+                except Exception:  # he went away in the middle, or sent what nothing here foresaw
+                    if key.fileobj not in (self._listener, self._woken):
+                        self._forget(key.fileobj)  # type: ignore[arg-type]
 
     def _work(self, woken: socket.socket) -> None:
         woken.recv(4096)

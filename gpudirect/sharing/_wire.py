@@ -28,7 +28,7 @@ def receive(of: socket.socket, most: int = 0) -> tuple[dict[str, Any], list[int]
     raw, descriptors, _, _ = socket.recv_fds(of, LONGEST, most)
     try:
         said = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         for fd in descriptors:

@@ -232,7 +232,7 @@ def test_a_wrong_secret(array):
 
 def test_rubbish_on_the_socket_harms_nobody(array):
     token = array.share("rw")
-    for raw in (b"", b"{", b"[]", b'{"secret": 5}', b"\xff" * 100):
+    for raw in (b"", b"{", b"[]", b'{"secret": 5}', b"\xff" * 100, b'{"secret": "\\ud800"}', b"[" * 60_000):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
             s.connect("\0" + token.socket)
             if raw:
