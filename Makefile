@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 NATIVE := $(wildcard gpudirect/*/*.[ch] gpudirect/*/_native/*.[ch] p2pmod/*.h gpudirect/_native/build.py gpudirect/bench/_native/build.py) setup.py
 
 .PHONY: help demo info doctor test test-unit test-gpu test-native test-vm test-part test-matrix test-static \
-	test-debug full lint module wheels clean
+	test-debug full lint module docs wheels clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,12 @@ test-unit: $(STAMP) ## the Python suite, on the emulated device
 
 test-native: ## the copy engine in C: sanitizers, and arm64 under emulation
 	tests/native/run
+
+docs: $(STAMP) ## the documentation site, into build/site; warnings are errors
+	@$(BIN)/python -c "import furo, myst_parser, sphinx" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@rm -rf build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site
 
 wheels: $(STAMP) ## sdist and wheel into dist/, audited and tried (fetches an old C library from Debian)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
