@@ -24,7 +24,8 @@ info: $(STAMP) ## what this machine has, and which bridges work on it
 doctor: $(STAMP) ## what is wrong or slow on this machine, and what mends it
 	$(BIN)/gpudirect doctor
 
-test: test-unit test-vm ## set everything up and pass every test that needs no GPU
+test: $(STAMP) ## set everything up and pass every test that needs no GPU
+	@$(MAKE) --no-print-directory -j2 test-unit test-vm
 
 test-unit: $(STAMP) ## the Python suite, on the emulated device
 	$(BIN)/python -m pytest -q

@@ -357,17 +357,18 @@ def beside(option: str = "", folder: str = "", kernel: str = "6.1") -> int:
 
 # -- the Python suite inside a guest ---------------------------------------------------------
 
-# what touches a bridge and nothing else; the rest runs outside, where it takes seconds
-BRIDGES = "tests/bridges tests/vm/guest"
-# what uses arrays as a program does, whatever the bridge is: in CI, here as well
+# what every bridge must do, and nothing else: the rest runs outside, where it takes seconds
+BRIDGES = "tests/bridges/test_conformance.py"
+# in CI, here as well: windows, calls from the kernel, and what uses arrays as a program does
 PROGRAMS = " ".join(
-    f"tests/unit/test_{name}.py"
-    for name in ("aperture", "bad_input", "bridges", "calibration", "examples", "kernels")
-)
+    ["tests/bridges/test_windows.py", "tests/vm/guest"]
+    + [f"tests/unit/test_{name}.py"
+       for name in ("aperture", "bad_input", "bridges", "calibration", "examples", "kernels")]
+)  # fmt: skip
 
 
 def quick() -> int:
-    """The distribution's own kernel: C tests, then the bridges' Python tests over /dev/p2pmod."""
+    """The distribution's own kernel: C tests, then what every bridge must do, over /dev/p2pmod."""
     prepare()
     cell = Cell("6.1", "open", "own", VERSIONS["1.2"])
     guest(cell)
@@ -378,7 +379,7 @@ def quick() -> int:
 
 
 def programs() -> int:
-    """More of the Python suite over /dev/p2pmod: minutes that CI has and a newcomer has not."""
+    """More of the Python suite over /dev/p2pmod: a quarter of an hour that a newcomer has not."""
     prepare()
     good = over_p2pmod(PROGRAMS)
     return report(int(good), int(not good))
