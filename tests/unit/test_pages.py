@@ -49,6 +49,12 @@ def test_the_first_program_runs_as_it_stands(capsys):
     assert capsys.readouterr().out.strip() == "[0. 2. 4. 6.]"
 
 
+def test_ci_builds_the_site_and_minds_warnings():
+    assert "\nstage docs make docs" in (ROOT / ".ci/run").read_text()
+    recipe = (ROOT / "Makefile").read_text().partition("\ndocs:")[2].partition("\n\n")[0]
+    assert re.search(r"-m sphinx [^\n]*-W .*-c docs \. build/site", recipe)
+
+
 def test_every_public_name_has_its_place_in_the_reference():
     text = (DOCS / "reference.md").read_text()
     told = re.findall(r"^\.\. auto(?:function|class|exception):: ([\w.]+)$", text, re.MULTILINE)
