@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import re
@@ -16,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from alike import in_force, same
 
 import gpudirect as gd
 from gpudirect import _native
 from gpudirect._keeper import patient
-from gpudirect._transfer import copies, couriers, paths
+from gpudirect._transfer import copies, couriers
 from gpudirect.courier import _courier, _worker
 from gpudirect.devices.base import Ordering
 from gpudirect.limits import Limits
@@ -40,22 +40,6 @@ def made(dtype="i4", size=WORDS, **how):
     """An array on the device, and the same in ordinary memory."""
     raw = np.random.default_rng(3).integers(0, 256, size * np.dtype(dtype).itemsize, "u1")
     return gd.asarray(raw, **how).view(dtype), raw.view(dtype)
-
-
-def same(found, wanted):
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
-    assert found.tobytes() == wanted.tobytes()
-
-
-@contextlib.contextmanager
-def in_force(a: gd.Array, **changed):
-    choice = paths.of(a.device, a._open().bridge)
-    before = choice.limits
-    choice.limits = Limits(**{**before.as_dict(), **changed})
-    try:
-        yield
-    finally:
-        choice.limits = before
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from alike import in_force, same
 
 import gpudirect as gd
 from gpudirect import _native, limits
-from gpudirect._transfer import gather, paths
+from gpudirect._transfer import gather
 from gpudirect._transfer import ondemand as on_demand
 from gpudirect.limits import Limits
 
@@ -22,22 +22,6 @@ def made(dtype, size=SIZE, **how):
     """An array on the device, and the same in ordinary memory."""
     raw = np.random.default_rng(3).integers(0, 256, size * np.dtype(dtype).itemsize, "u1")
     return gd.asarray(raw, **how).view(dtype), raw.view(dtype)
-
-
-def same(found, wanted):
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
-    assert found.tobytes() == wanted.tobytes()
-
-
-@contextmanager
-def in_force(a: gd.Array, **changed):
-    choice = paths.of(a.device, a._open().bridge)
-    before = choice.limits
-    choice.limits = Limits(**{**before.as_dict(), **changed})
-    try:
-        yield
-    finally:
-        choice.limits = before
 
 
 @pytest.mark.parametrize("via", VIAS)

@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from waiting import until
 
 import gpudirect as gd
 
@@ -35,13 +36,6 @@ def serve(functions=FUNCTIONS, **options):
 def svc():
     with serve(lanes=2) as service:
         yield service
-
-
-def until(condition, what):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(1e-4)
 
 
 def parked(service):

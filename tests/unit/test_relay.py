@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from waiting import until
 
 import gpudirect as gd
 from gpudirect import _native
@@ -195,13 +196,6 @@ def test_a_slice_longer_than_the_lifetime_is_refused():
 
 
 # -- naps --------------------------------------------------------------------------------------
-
-
-def until(condition, what):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(1e-4)
 
 
 def napping(service):

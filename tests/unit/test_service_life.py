@@ -16,6 +16,7 @@ import weakref
 
 import numpy as np
 import pytest
+from waiting import until
 
 import gpudirect as gd
 from gpudirect._keeper import patient
@@ -81,13 +82,6 @@ def signalled(handler, after):
         sender.cancel()
         sender.join()
         signal.signal(signal.SIGUSR1, before)
-
-
-def until(condition):
-    end = time.monotonic() + HANG
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 # -- a call holds the memory itself --------------------------------------------------------------

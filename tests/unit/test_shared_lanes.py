@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -12,11 +11,12 @@ import threading
 import time
 
 import pytest
+from other_process import Other, held
+from waiting import LONG, until
 
 import gpudirect as gd
 from gpudirect.service._attached import AttachedService
 
-LONG = 60  # seconds: only a hang takes this long
 SOURCE = """
 struct Two { float x, y; };
 __device__ double mix(int a, float b, double c, long long d) { return a + b + c + d; }
@@ -29,45 +29,11 @@ __device__ int last(int n, const int *p) { while (*(const volatile int *)p == 0)
 NAMES = ["mix", "small", "put", "both", "checked", "last"]
 
 
-class Other:
-    """A process without CUDA that runs a line at a time, and answers each with a line of JSON."""
-
-    SCRIPT = """
-import json, sys, gpudirect
-for line in sys.stdin:
-    code = json.loads(line)
-    try:
-        said = exec(code[1:]) if code.startswith("!") else eval(code)
-    except BaseException as e:
-        said = f"{type(e).__name__}: {e}"
-    print(json.dumps(said, default=repr), flush=True)
-"""
-
-    def __init__(self):
-        self.process = subprocess.Popen([sys.executable, "-c", self.SCRIPT], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True)  # fmt: skip
-
-    def send(self, code):
-        self.process.stdin.write(json.dumps(code) + "\n")
-        self.process.stdin.flush()
-
-    def hear(self):
-        return json.loads(self.process.stdout.readline())
-
-    def __call__(self, code):
-        self.send(code)
-        return self.hear()
-
-    def attach(self, token, name="svc"):
-        assert self(f"!{name} = gpudirect.attach({str(token)!r})") is None
-
-
 @pytest.fixture
 def other():
     found = Other()
     yield found
-    found.process.kill()
-    found.process.communicate()
+    found.end()
 
 
 @pytest.fixture
@@ -76,17 +42,10 @@ def service():
         yield svc
 
 
-def until(condition):
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end, "it did not come about in a minute"
-        time.sleep(0.01)
-
-
 def test_a_process_without_cuda_calls(service, other):
     token = service.share_lane(1)
     assert "a lane of process" in repr(token) and token.secret not in repr(token)
-    other.attach(token)
+    other.attach(token, "svc")
     assert other("svc.mix(1, 2.5, 3.25, 1 << 40)") == 1 + 2.5 + 3.25 + (1 << 40)
     assert other("svc.call('small', 250, -3, True)") == 248
     assert other("svc['mix'](1, 2, 3, 4)") == 10
@@ -98,7 +57,7 @@ def test_a_process_without_cuda_calls(service, other):
 
 
 def test_more_calls_than_slots_beside_the_owners_own(service, other):
-    other.attach(service.share_lane(1))
+    other.attach(service.share_lane(1), "svc")
     other.send("[svc.mix(i, 0, 0, 0) for i in range(500)]")
     own = [service.mix(i, 0, 0, 0) for i in range(500)]
     assert other.hear() == own == list(range(500))
@@ -108,7 +67,7 @@ def test_more_calls_than_slots_beside_the_owners_own(service, other):
 
 def test_it_stores_where_attached_arrays_are(service, other):
     with gd.zeros(8, shareable=True) as a:
-        other.attach(service.share_lane(0))
+        other.attach(service.share_lane(0), "svc")
         other.attach(a.share("rw"), "a")
         assert other("svc.put(a, 8, 7.0)") is None and (a.read() == 7).all()
         assert other("svc.put(None, 8, 7.0)") is None
@@ -116,7 +75,7 @@ def test_it_stores_where_attached_arrays_are(service, other):
 
 
 def test_a_call_wakes_a_nap(service, other):
-    other.attach(service.share_lane(2))
+    other.attach(service.share_lane(2), "svc")
     for _ in range(5):
         until(lambda: service.info.state in ("napping", "parked") or not service.device.emulated)
         assert other("svc.mix(1, 2, 3, 4)") == 10
@@ -136,14 +95,14 @@ def test_a_call_wakes_a_nap(service, other):
     ("type(svc)()", "ArgumentError: attached services are made by"),
 ])  # fmt: skip
 def test_wrong_calls(service, other, call, words):
-    other.attach(service.share_lane(0))
+    other.attach(service.share_lane(0), "svc")
     assert other(call).startswith(words), other(call)
     assert other("svc.checked(5)") == 5
 
 
 def test_one_process_at_a_time(service, other):
     token = service.share_lane(1)
-    other.attach(token)
+    other.attach(token, "svc")
     with pytest.raises(gd.ServiceError, match=f"process {other.process.pid} is attached to lane 1"):
         service.share_lane(1)
     with pytest.raises(gd.SharingError, match="used already"):
@@ -191,7 +150,7 @@ def test_a_service_that_does_not_run():
 def test_whoever_calls_is_killed_and_the_next_goes_on(service):
     for turn in range(4):
         caller = Other()
-        caller.attach(service.share_lane(1))
+        caller.attach(service.share_lane(1), "svc")
         caller.send("!while True: svc.mix(1, 2, 3, 4); svc.submit('mix', 1, 2, 3, 4)")
         time.sleep(0.05 * turn)
         caller.process.kill()
@@ -212,7 +171,7 @@ def test_whoever_calls_is_killed_and_the_next_goes_on(service):
 def test_the_owner_stops_while_a_call_waits(other):
     with gd.zeros(1, "i4", shareable=True) as flag:
         svc = gd.Service(SOURCE, NAMES, lanes=2).start()
-        other.attach(svc.share_lane(1))
+        other.attach(svc.share_lane(1), "svc")
         other.attach(flag.share("rw"), "flag")
         other.send("svc.last(1, flag)")
         time.sleep(0.3)
@@ -226,7 +185,7 @@ def test_the_owner_stops_while_a_call_waits(other):
         assert other("svc.mix(1, 2, 3, 4)").startswith("SharingError")
         assert other("svc.owner_lives") is False
         with svc:  # started again: other memory, other tokens
-            other.attach(svc.share_lane(1))
+            other.attach(svc.share_lane(1), "svc")
             assert other("svc.mix(1, 2, 3, 4)") == 10
 
 
@@ -308,10 +267,6 @@ def test_a_lanes_token_is_no_arrays(service):
 
 
 def test_nothing_is_left_behind(service):
-    def held():
-        mappings = [line for line in open("/proc/self/maps") if line.split()[1][3] == "s"]
-        return len(os.listdir("/proc/self/fd")), threading.active_count(), len(mappings)
-
     def once():
         with gd.attach(service.share_lane(1)) as svc:
             svc.mix(1, 2, 3, 4)

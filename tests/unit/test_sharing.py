@@ -12,52 +12,21 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
+from other_process import Other, held
+from waiting import LONG, until
 
 import gpudirect as gd
 from gpudirect.sharing import Attached, Token
-
-LONG = 60  # seconds: only a hang takes this long
-
-
-class Other:
-    """A process that runs a script on a line each, and answers with a line of JSON each."""
-
-    SCRIPT = """
-import json, sys
-import gpudirect.sharing as sharing
-attached = []
-for line in sys.stdin:
-    code = json.loads(line)
-    try:
-        said = eval(code) if not code.startswith("!") else exec(code[1:])
-    except Exception as e:
-        said = f"{type(e).__name__}: {e}"
-    print(json.dumps(said, default=repr), flush=True)
-"""
-
-    def __init__(self):
-        self.process = subprocess.Popen([sys.executable, "-c", self.SCRIPT], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True)  # fmt: skip
-
-    def __call__(self, code):
-        self.process.stdin.write(json.dumps(code) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def attach(self, token):
-        return self(f"!a = sharing.attach({str(token)!r})")
 
 
 @pytest.fixture
 def other():
     found = Other()
     yield found
-    found.process.kill()
-    found.process.communicate()
+    found.end()
 
 
 @pytest.fixture
@@ -66,15 +35,8 @@ def array():
         yield a
 
 
-def until(condition):
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end, "it did not come about in a minute"
-        time.sleep(0.01)
-
-
 def test_what_an_attached_process_stores_is_in_the_array(array, other):
-    assert other.attach(array.share("rw")) is None
+    other.attach(array.share("rw"))
     other("a.write(bytes(range(128)))")
     assert bytes(array.read().view("u1").reshape(-1)) == bytes(range(128))
     other("!a.host[2] = 7")
@@ -446,11 +408,6 @@ def test_threads_attach_and_let_go_while_others_do(array):
     until(lambda: array.peers == ())
 
 
-def _held():
-    mappings = [line for line in open("/proc/self/maps") if line.split()[1][3] == "s"]
-    return len(os.listdir("/proc/self/fd")), threading.active_count(), len(mappings)
-
-
 def test_nothing_is_left_behind():
     def once():
         a = gd.zeros(100, shareable=True)
@@ -462,8 +419,8 @@ def test_nothing_is_left_behind():
 
     once()
     gd.trim()
-    before = _held()
+    before = held()
     for _ in range(20):
         once()
     gd.trim()
-    until(lambda: all(now <= then for now, then in zip(_held(), before, strict=True)))
+    until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
