@@ -12,7 +12,7 @@ from .._heap import Piece
 from ..dtypes import letter
 from ..errors import ArgumentError
 from ..sharing import Token
-from ..sharing._owner import Share, read_only, server
+from ..sharing._owner import Share, placed, read_only, server
 
 if TYPE_CHECKING:
     from ._array import Array
@@ -37,13 +37,11 @@ def share(array: Array, mode: str, uses: int | None) -> Token:
     descriptor = memory.export_fd()
     if array.device.emulated and mode == "r":
         descriptor = read_only(descriptor)
-    one = Share((descriptor,), mode, uses, {
-        "bridge": "emulated" if array.device.emulated else "rm",
-        "mode": mode, "pid": os.getpid(), "nbytes": array.nbytes, "shape": array.shape,
+    one = Share((descriptor,), uses, {
+        **placed(memory, array.ptr - memory.ptr, array.nbytes), "emulated": array.device.emulated,
+        "mode": mode, "pid": os.getpid(), "shape": array.shape,
         "dtype": array.dtype.str, "descr": np.lib.format.dtype_to_descr(array.dtype),
         "itemsize": array.itemsize, "format": letter(array.dtype), "ptr": array.ptr,
-        "block": memory.ptr, "size": memory.size, "offset": array.ptr - memory.ptr,
-        "pci_address": memory.pci_address,
     })  # fmt: skip
     try:
         token, end = server().offer(one)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import socket
 import struct
@@ -11,12 +10,13 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from .. import _native
 from .._keeper import keeper
 from ..errors import ArgumentError, ClosedError, DTypeError, ForkError, SharingError
 from ..sharing import Token
 from ..sharing._attached import FileMapping, mapped, opened
+from ..sharing._wire import hang_up
 from ._errors import Telling
+from ._layout import packet_store
 from ._native import Call, Function
 
 _NUMBER = {("i", 1): "b", ("i", 2): "h", ("i", 4): "i", ("i", 8): "q", ("u", 1): "B", ("u", 2): "H",
@@ -52,7 +52,7 @@ class AttachedService(Telling):
     @classmethod
     def _make(cls, connection: socket.socket, said: dict[str, Any], descriptors: list[int]) -> AttachedService:
         self = cls.__new__(cls)
-        lib, pid, emulated = _native.lib, said["pid"], said["emulated"]
+        pid, emulated = said["pid"], said["emulated"]
         self._leases = []
         host = self._shown(FileMapping(descriptors[0], 0, said["host_size"], writable=False))
         memory = self._shown(mapped(descriptors[1], said["memory"], pid, emulated=emulated, writable=True))
@@ -69,10 +69,7 @@ class AttachedService(Telling):
         self.functions = {f[0]: f[6] for f in said["functions"]}
         self._parameters = {f[0]: (f[2], f[5]) for f in said["functions"]}
         self._options = SimpleNamespace(lanes=1, slots=said["slots"], lifetime=None)
-        lane = _native.ffi.new("struct gd_lane *")
-        lane.slots, lane.packets, lane.replies = 2, 64, 64
-        lib.gd_lane_init(lane)
-        self._open((ring,), said["slots"], 0, int(lane.store), functions, None, Call)
+        self._open((ring,), said["slots"], 0, packet_store()[0], functions, None, Call)
         return self
 
     def _shown(self, mapping: Any) -> int:
@@ -145,11 +142,7 @@ class AttachedService(Telling):
         """Let go of it; the owner can share the lane again. Safe twice."""
         self._closed = True
         self._leave(ClosedError("this attached service was closed"))
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # ends who watches
+        hang_up(self._connection)
 
     def __enter__(self) -> AttachedService:
         return self
@@ -159,7 +152,7 @@ class AttachedService(Telling):
 
     def __del__(self) -> None:
         if "_connection" in self.__dict__:
-            self._hang_up()
+            hang_up(self._connection)
 
 
 def _packed(kind: str, size: int, value: Any) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import _native
 from ..devices import Parameter
 from ._source import Signature
 
@@ -71,14 +70,3 @@ def declaration(s: Signature) -> str:
         return {"v": "void", "s": f"struct of {p.size} bytes"}.get(p.kind, f"{p.kind}{p.size}")
 
     return f"{words(s.result)} ({', '.join(map(words, s.parameters))}), by a {s.team}"
-
-
-def packet_store() -> tuple[int, str]:
-    """(number, words) of how this CPU stores a packet."""
-    lib, ffi = _native.lib, _native.ffi
-    lane = ffi.new("struct gd_lane *")
-    lane.slots, lane.packets, lane.replies = 2, 64, 64
-    lib.gd_lane_init(lane)
-    one = lane.store == lib.GD_LANE_LINE
-    words = "one 64-byte store (MOVDIR64B)" if one else "words, a fence, then the first and the last"
-    return int(lane.store), words

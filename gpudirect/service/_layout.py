@@ -93,5 +93,16 @@ class Layout:
         )  # fmt: skip
 
 
+def packet_store() -> tuple[int, str]:
+    """(number, words) of how this CPU stores a packet."""
+    lib, ffi = _native.lib, _native.ffi
+    lane = ffi.new("struct gd_lane *")
+    lane.slots, lane.packets, lane.replies = 2, 64, 64
+    lib.gd_lane_init(lane)
+    one = lane.store == lib.GD_LANE_LINE
+    words = "one 64-byte store (MOVDIR64B)" if one else "words, a fence, then the first and the last"
+    return int(lane.store), words
+
+
 def _up(size: int, to: int) -> int:
     return -(-size // to) * to

@@ -17,8 +17,7 @@ from ..devices import Device
 from ..errors import CallTimeoutError, Error, ServiceError
 from ..kernels import Kernel
 from ._future import Future
-from ._info import packet_store
-from ._layout import Layout
+from ._layout import Layout, packet_store
 from ._native import Function
 from ._packing import Packing
 from ._poller import Poller

@@ -15,8 +15,8 @@ from ..sharing import Token
 from ._compiled import compiled
 from ._function import ServiceFunction
 from ._future import Future
-from ._info import ServiceInfo, declaration, packet_store
-from ._layout import Layout
+from ._info import ServiceInfo, declaration
+from ._layout import Layout, packet_store
 from ._life import Living
 from ._options import checked
 from ._poller import Poller

@@ -13,7 +13,7 @@ from .. import _native
 from ..arrays import Array
 from ..errors import ServiceError
 from ..sharing import Token
-from ..sharing._owner import Share, read_only, server
+from ..sharing._owner import Share, placed, read_only, server
 from ._info import declaration
 from ._layout import IN_PACKET, PACKET, REPLY
 
@@ -53,7 +53,7 @@ def share_lane(service: Service, lane: int) -> Token:
         for array in (resident.memory, wake):
             if array is not None:
                 descriptors.append(array._open().memory_at(0, 1)[0].export_fd())
-        share = Share(tuple(descriptors), "call", 1, said)
+        share = Share(tuple(descriptors), 1, said)
         token, end = server().offer(share)
     except BaseException:
         for fd in descriptors:
@@ -67,8 +67,7 @@ def share_lane(service: Service, lane: int) -> Token:
 
 def _block(array: Array) -> dict[str, Any]:
     memory, offset = array._open().memory_at(0, 1)
-    return {"block": memory.ptr, "size": memory.size, "pci_address": memory.pci_address,
-            "offset": offset, "nbytes": array.nbytes}  # fmt: skip
+    return placed(memory, offset, array.nbytes)
 
 
 def _again(resident: Resident, lane: int, before: Share) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import socket
@@ -151,7 +150,7 @@ class Attached(_native.Mapped):
                              f"{math.prod(self.shape)}")  # fmt: skip
         if source.nbytes:
             at = self._where + start * kind.itemsize
-            _native.lib.gd_write(at, _native.ffi.cast("char *", source.ctypes.data), source.nbytes, 0)
+            _native.lib.gd_write(at, _native.ffi.cast("char *", _native.address_of(source)), source.nbytes, 0)
 
     def _read_slow(self, out: Any = None, *, start: int = 0, count: int | None = None,
                    via: str | None = None, synchronize: bool = True) -> Any:
@@ -167,7 +166,7 @@ class Attached(_native.Mapped):
         found = np.empty((count,) if part else self.shape, kind)
         if found.nbytes:
             at = self._where + start * kind.itemsize
-            _native.lib.gd_read(_native.ffi.cast("char *", found.ctypes.data), at, found.nbytes, 0)
+            _native.lib.gd_read(_native.ffi.cast("char *", _native.address_of(found)), at, found.nbytes, 0)
         if out is None:
             return found
         into = np.asarray(out)
@@ -198,8 +197,7 @@ class Attached(_native.Mapped):
         self._where = 0
         self._detach()
         self._lease = None
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # ends who watches
+        _wire.hang_up(self._connection)  # ends who watches
 
     def __enter__(self) -> Attached:
         return self
@@ -210,8 +208,7 @@ class Attached(_native.Mapped):
     def __del__(self) -> None:
         connection = getattr(self, "_connection", None)
         if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            _wire.hang_up(connection)
 
 
 def _dtype(descr: Any) -> np.dtype[Any]:
@@ -240,8 +237,8 @@ def attach(token: Token | str, *, timeout: float = 10.0) -> Attached:
         raise ArgumentError(f"{token!r} is for a service: use gpudirect.attach")
 
     def make(connection: socket.socket, said: dict[str, Any], descriptors: list[int]) -> Attached:
-        emulated, writable = said["bridge"] == "emulated", said["mode"] == "rw"
-        mapping = mapped(descriptors[0], said, said["pid"], emulated=emulated, writable=writable)
+        writable = said["mode"] == "rw"
+        mapping = mapped(descriptors[0], said, said["pid"], emulated=said["emulated"], writable=writable)
         return Attached._make(connection, mapping, said)
 
     return opened(token, timeout, make)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._descriptors import telling
+from ..bridges import Source
 from ..errors import SharingError
 from . import _wire
 from ._token import Token
@@ -22,18 +23,17 @@ from ._token import Token
 class Share:
     """What one token stands for: an array with a right, or a lane of a service."""
 
-    __slots__ = ("descriptors", "end", "mode", "peers", "said", "used_by", "uses")
+    __slots__ = ("descriptors", "end", "peers", "said", "used_by", "uses")
 
-    def __init__(self, descriptors: tuple[int, ...], mode: str, uses: int | None, said: dict[str, Any]) -> None:
+    def __init__(self, descriptors: tuple[int, ...], uses: int | None, said: dict[str, Any]) -> None:
         self.descriptors = descriptors
         """Name the memory; closed when it is shared no more."""
         self.end: Callable[[], None] | None = None
         """Takes the token back."""
-        self.mode = mode
         self.uses = uses
         """Processes that may still attach; None: any number."""
         self.said = said
-        """What an attaching process is told of the array."""
+        """What an attaching process is told: "mode", "pid", "nbytes" and what it is to map."""
         self.peers: dict[socket.socket, int] = {}
         """Who is attached: connection -> process."""
         self.used_by = 0
@@ -73,7 +73,7 @@ class Server:
         secret = secrets.token_hex(32)
         key = _fingerprint(secret)
         self._shares[key] = share
-        token = Token(self._name, secret, os.getpid(), share.mode, share.said["nbytes"])
+        token = Token(self._name, secret, os.getpid(), share.said["mode"], share.said["nbytes"])
         return token, lambda: self._post(lambda: self._end(key))
 
     def _post(self, job: Callable[[], None]) -> None:
@@ -141,11 +141,8 @@ class Server:
         share.peers[connection] = pid
         if share.uses is not None:
             share.uses -= 1
-        self._selector.modify(connection, selectors.EVENT_READ, self._left)
-
-    def _left(self, connection: socket.socket) -> None:
-        """Somebody attached ended, or let go: nothing else comes from there."""
-        self._forget(connection)
+        # nothing else comes from there but its end
+        self._selector.modify(connection, selectors.EVENT_READ, self._forget)
 
     def _forget(self, connection: socket.socket) -> None:
         for share in tuple(self._shares.values()):
@@ -161,12 +158,16 @@ class Server:
         for connection in tuple(share.peers):
             with contextlib.suppress(OSError):
                 _wire.send(connection, closed=True)
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(connection)
-            connection.close()
+            self._forget(connection)
         share.peers.clear()
         for fd in share.descriptors:
             os.close(fd)
+
+
+def placed(memory: Source, offset: int, nbytes: int) -> dict[str, Any]:
+    """Where bytes lie in a block of device memory, for who is to map them."""
+    return {"block": memory.ptr, "size": memory.size, "pci_address": memory.pci_address,
+            "offset": offset, "nbytes": nbytes}  # fmt: skip
 
 
 def read_only(descriptor: int) -> int:
