@@ -81,9 +81,9 @@ class HostView(np.ndarray[Any, Any]):
         if self.nbytes == 0:
             return out
         lib, ffi = _native.lib, _native.ffi
-        source = plain.__array_interface__["data"][0]
+        source = _native.address_of(plain)
         flags = lib.GD_GUARDED
-        target = ffi.cast("char *", out.__array_interface__["data"][0])
+        target = ffi.cast("char *", _native.address_of(out))
         if plain.flags.c_contiguous:
             code = lib.gd_read(target, source, plain.nbytes, flags)
         elif plain.ndim <= lib.GD_MAX_DIMS:

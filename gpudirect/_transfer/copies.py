@@ -45,9 +45,7 @@ def done(code: int, extent: Extent, doing: str) -> None:
     raise Error(f"{doing} {extent} failed: errno {-code}")
 
 
-def address_of(array: np.ndarray[Any, Any]) -> int:
-    """Address of the first element of an array in ordinary memory."""
-    return _native.address_of(array)
+address_of = _native.address_of
 
 
 def choose(extent: Extent, other: np.ndarray[Any, Any], write: bool) -> str:

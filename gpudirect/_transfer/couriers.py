@@ -76,8 +76,7 @@ def errand(extent: Extent, forced: bool, other: np.ndarray[Any, Any],
                                "`with gpudirect.Courier():`")  # fmt: skip
         return False
     how = lib.GD_COURIER_FORCED if forced else 0
-    address = other.__array_interface__["data"][0]
-    pointer = _native.ffi.cast("char *", address)
+    pointer = _native.ffi.cast("char *", _native.address_of(other))
     if other.nbytes and lib.gd_locked(pointer, other.nbytes, courier.struct.owner):
         how |= lib.GD_COURIER_DIRECT
     left = _native.ffi.new("struct gd_left *")

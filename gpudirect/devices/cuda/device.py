@@ -432,7 +432,6 @@ class CudaDevice(Device):
         return CudaFunction(self, module, kernel, name, compiled.parameters, compiled.code)
 
     def facts(self) -> dict[str, object]:
-        d = driver()
         free, total = self.memory()
         aperture = self.aperture()
         return {
@@ -445,7 +444,7 @@ class CudaDevice(Device):
             "memory_free_bytes": free,
             "bar1_bytes": aperture.total if aperture else None,
             "bar1_used_bytes": aperture.used if aperture else None,
-            "cuda_driver": int(check(d.cuDriverGetVersion(), "version")),
+            "cuda_driver": self._version,
             "ordering": {
                 "direct_writes": self.ordering.direct_writes,
                 "flush_by_host": self.ordering.flush_by_host,
