@@ -100,7 +100,8 @@ class Loans:
         """
         piece = self._lent.pop(ptr, None)
         if piece is not None and stream is not None and not self.device.forked:
-            _note(self.device.adopt_stream(stream) if not isinstance(stream, Stream) else stream)
+            there = stream if isinstance(stream, Stream) else self.device.adopt_stream(stream)
+            there.queue.note()
 
     def undo(self, ptr: int, piece: object) -> None:
         """``give``, unless it was given back already, and lent to somebody else since."""
@@ -129,14 +130,8 @@ class Loans:
 
 def _let_go(left: list[memory.Piece], stream: Stream | None) -> None:
     if stream is not None and not stream.device.forked:
-        _note(stream)
+        stream.queue.note()
     left.clear()
-
-
-def _note(stream: Stream) -> None:
-    """Somebody else queued work: what goes home from now on waits for it."""
-    _native.lib.gd_work_begin(stream.queue.work)
-    _native.lib.gd_work_queued(stream.queue.work)
 
 
 _held: dict[int, _Held] = {}  # by address

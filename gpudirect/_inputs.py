@@ -100,8 +100,7 @@ class _Memory:
         stream, self.stream = self.stream, None
         if stream is not None and not stream.closed and not stream.device.forked:
             # what goes home now is not handed out before the stream has come this far
-            _native.lib.gd_work_begin(stream.queue.work)
-            _native.lib.gd_work_queued(stream.queue.work)
+            stream.queue.note()
         self.block = self.told = None  # type: ignore[assignment]
 
 

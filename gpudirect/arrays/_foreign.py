@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .. import _allocator, _native, bridges, devices
+from .. import _allocator, bridges, devices
 from .._host import HostView
 from ..arguments import as_shape, index
 from ..devices import Device
@@ -110,8 +110,7 @@ def _after(device: Device, stream: object) -> None:
     ours = device.default_stream
     if theirs.queue is not ours.queue:
         ours.wait(theirs)
-    _native.lib.gd_work_begin(ours.queue.work)
-    _native.lib.gd_work_queued(ours.queue.work)
+    ours.queue.note()
 
 
 class _Found(NamedTuple):

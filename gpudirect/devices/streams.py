@@ -110,6 +110,11 @@ class Queue(ABC):
         """Whether there is work that nobody has waited for since it was queued."""
         return bool(_native.lib.gd_work_open(self.work))
 
+    def note(self) -> None:
+        """Somebody else has queued work: what goes home from now on, and who waits, waits for it."""
+        _native.lib.gd_work_begin(self.work)
+        _native.lib.gd_work_queued(self.work)
+
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until everything queued so far is done, and settle it; raises what went wrong."""
