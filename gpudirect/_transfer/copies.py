@@ -45,6 +45,13 @@ def done(code: int, extent: Extent, doing: str) -> None:
     raise Error(f"{doing} {extent} failed: errno {-code}")
 
 
+def check_alive(extent: Extent, doing: str) -> None:
+    """For DMA, which would not notice. Raises RevokedError."""
+    memory = extent.memory
+    if memory.revocable and memory.revoked():
+        raise RevokedError(f"{doing} {extent}: the driver revoked the memory")
+
+
 address_of = _native.address_of
 
 
@@ -80,8 +87,7 @@ def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | 
         done(code, extent, "writing to")
         return
     source = np.ascontiguousarray(source)
-    if memory.revocable and memory.revoked():
-        raise RevokedError(f"writing to {extent}: the driver revoked the memory")
+    check_alive(extent, "writing to")
     _native.lib.gd_fence()  # mapped stores made before the copy come first
     memory.device.copy_in(extent.address + offset, address_of(source), source.nbytes)
 
@@ -105,8 +111,7 @@ def read(extent: Extent, out: np.ndarray[Any, Any], offset: int, via: str | None
         )
         done(code, extent, "reading from")
         return
-    if memory.revocable and memory.revoked():
-        raise RevokedError(f"reading from {extent}: the driver revoked the memory")
+    check_alive(extent, "reading from")
     _native.lib.gd_fence()  # stores of ours that are still on their way come first
     memory.device.copy_out(address_of(out), extent.address + offset, out.nbytes)
 

@@ -15,7 +15,7 @@ import numpy as np
 from .. import _native
 from .._pinned import locked_piece, pinned
 from ..devices import Now, Queue, Stream
-from ..errors import ArgumentError, RevokedError
+from ..errors import ArgumentError
 from ..extent import Extent
 from ..limits import PATHS
 from ..memory import Piece
@@ -39,12 +39,6 @@ def _page_locked(array: np.ndarray[Any, Any], extent: Extent) -> bool:
         return False
     address = _native.ffi.cast("char *", copies.address_of(array))
     return bool(_native.lib.gd_driver_pinned(functions, address))
-
-
-def _check_alive(extent: Extent, doing: str) -> None:
-    memory = extent.usable().memory
-    if memory.revocable and memory.revoked():
-        raise RevokedError(f"{doing} {extent}: the driver revoked the memory")
 
 
 def _keep(queue: Queue, extent: Extent, other: np.ndarray[Any, Any] | None = None) -> None:
@@ -96,7 +90,7 @@ def write(extent: Extent, source: np.ndarray[Any, Any], offset: int, via: str | 
     if not queued or not (locked or source.nbytes <= STAGED):
         waited(stream, f"writing to {extent}")
         return False
-    _check_alive(extent, "writing to")
+    copies.check_alive(extent.usable(), "writing to")
     if not locked:
         staged = pinned(source.shape, source.dtype, device=extent.memory.device)
         np.copyto(staged, source)
@@ -117,7 +111,7 @@ def read(extent: Extent, out: np.ndarray[Any, Any], offset: int, stream: Stream)
             "read(stream=..., synchronize=False) returns before the data is there, so out must be "
             "page-locked and contiguous: an array of gpudirect.pinned for this device, or none"
         )
-    _check_alive(extent, "reading from")
+    copies.check_alive(extent.usable(), "reading from")
     queue = stream.queue
     if queue.now() is not Now.CAPTURED:
         _keep(queue, extent, out)
@@ -128,7 +122,7 @@ def read(extent: Extent, out: np.ndarray[Any, Any], offset: int, stream: Stream)
 
 def copy(to: Extent, source: Extent, stream: Stream) -> None:
     """Queue a copy within the device, of a contiguous extent to another one of as many bytes."""
-    _check_alive(source, "copying")
+    copies.check_alive(source.usable(), "copying")
     if stream.queue.now() is not Now.CAPTURED:
         _keep(stream.queue, source)
     _native.lib.gd_fence()
@@ -137,7 +131,7 @@ def copy(to: Extent, source: Extent, stream: Stream) -> None:
 
 def fill(extent: Extent, element: bytes, stream: Stream) -> None:
     """Queue the filling of a contiguous extent with an element."""
-    _check_alive(extent, "filling")
+    copies.check_alive(extent.usable(), "filling")
     queue, device = stream.queue, extent.memory.device
     captured = queue.now() is Now.CAPTURED
     if not captured:
