@@ -25,7 +25,7 @@ __device__ unsigned turn(unsigned *log, unsigned n) { unsigned at = log[0]++; lo
 __device__ unsigned wait_for(volatile unsigned *flag)
 {
     unsigned polls = 0;
-    while (!*flag) { __nanosleep(1000); polls++; }
+    while (!*flag) { flag[1] = ++polls; __nanosleep(1000); }
     return polls;
 }
 __device__ float grid_sum(const float *a, int n, float *out)
@@ -76,8 +76,9 @@ def test_each_call_is_run_once_and_in_order_across_slices(svc):
 
 
 def test_a_function_longer_than_a_slice_ends_none(svc):
-    flag = gd.zeros(1, "u4")
+    flag = gd.zeros(2, "u4")
     future = svc.submit("wait_for", flag, lane=0)
+    until(lambda: flag.host[1])  # it runs, and waits
     for n in range(50):  # the other lane answers meanwhile
         assert svc.call("add", n, 1, lane=1, timeout=60) == n + 1
     flag.host[0] = 1
