@@ -427,7 +427,7 @@ def test_a_killed_process_leaves_nothing_behind(gd, program):
     )
     assert run.returncode == -signal.SIGKILL
     if before is not None:
-        for _ in range(50):
+        for _ in range(600):
             if gd.device().aperture().used <= before.used:
                 break
             threading.Event().wait(0.1)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import until
 
 import gpudirect as gd
 from gpudirect import _native, aperture
@@ -49,14 +50,6 @@ def program(source: str, **environment: str) -> subprocess.CompletedProcess:
         cwd=ROOT, env={**os.environ, "GPUDIRECT_DEVICE": "emulated", "GPUDIRECT_BRIDGE": "emulated",
                        **environment},
     )  # fmt: skip
-
-
-def wait_until(what):
-    for _ in range(500):
-        if what():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 def test_the_budget_comes_from_the_environment():
@@ -125,7 +118,7 @@ def test_every_kind_of_mapping_is_on_the_account(emulated):
         thing.close()
     del thing
     gd.trim()
-    wait_until(lambda: emulated.use().automatic == 0)
+    until(lambda: emulated.use().automatic == 0)
     assert emulated.use().total == before.total == gd.device().aperture().used
 
 
@@ -224,7 +217,7 @@ def test_what_is_done_holds_up_no_dma(emulated, data, monkeypatch):
     aperture.set_budget(16 * MIB, gd.device())
     with gd.zeros(data.nbytes, "u1", mapped=False) as a, gd.zeros(16, "u4") as b:
         gd.kernel("__global__ void f(unsigned *p) { p[0] = 7; }", "f")[1, 1](b)
-        wait_until(lambda: not a.device.working())
+        until(lambda: not a.device.working())
         assert a.device.pending
         by_dma = []
         copy_in = a.device.copy_in
@@ -314,7 +307,7 @@ def test_a_mapping_that_fails_leaves_everything_as_it_was(emulated, monkeypatch,
     assert emulated.use().total == gd.device().aperture().used
     a.close()
     gd.trim()
-    wait_until(lambda: emulated.use().total == 0)
+    until(lambda: emulated.use().total == 0)
     assert gd.device().aperture().used == 0
 
 
@@ -353,7 +346,7 @@ def test_a_collection_in_the_middle_of_mapping(emulated, monkeypatch):
         monkeypatch.undo()
     a.close()
     gd.trim()
-    wait_until(lambda: (gd.trim(), emulated.use().total)[1] == 0)
+    until(lambda: (gd.trim(), emulated.use().total)[1] == 0)
     assert gd.device().aperture().used == 0
 
 

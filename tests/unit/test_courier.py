@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from alike import in_force, same
+from waiting import until
 
 import gpudirect as gd
 from gpudirect import _native
@@ -424,6 +425,7 @@ def test_closed_while_others_read():
         with gd.Courier():
             time.sleep(0.05)
         time.sleep(0.01)
+    until(lambda: refused or failed)  # none runs now: whoever asks for one by name is refused
     done.set()
     for t in threads:
         t.join(120)
@@ -502,6 +504,12 @@ def paused_under_way(courier):
     return Living._pause(courier._worker._service)
 
 
+def asked(courier, errands=1):
+    """Wait until so many errands are under way."""
+    worker = courier._worker
+    until(lambda: sum(worker.struct.seat[i].taken for i in range(worker.seats)) >= errands)
+
+
 @pytest.mark.parametrize("locked", [False, True])
 def test_an_errand_that_takes_long_is_waited_for(courier, locked):
     a, twin = made("i4", 50_000)
@@ -515,7 +523,8 @@ def test_an_errand_that_takes_long_is_waited_for(courier, locked):
         ]
         for t in threads:
             t.start()
-        time.sleep(0.15)
+        asked(courier, len(threads))
+        time.sleep(0.1)
         assert not found
         Living._resume(courier._worker._service)
         for t in threads:
@@ -531,23 +540,27 @@ def test_an_interruption_comes_when_the_errand_is_over(courier, more):
     a, twin = made("i4", 50_000)
     out = gd.pinned(50_000, "i4")
     out[:] = 0
-    resume = threading.Timer(0.4, lambda: Living._resume(courier._worker._service))
+
+    def interrupt():
+        asked(courier)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.3)
+        Living._resume(courier._worker._service)
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, stop)
+    interrupting = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGUSR1, stop)
     try:
         paused_under_way(courier)
-        resume.start()
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(KeyboardInterrupt):
+            interrupting.start()
             a.read(out, via="courier", **more)
         assert out.tobytes() == twin.tobytes(), "it was raised while the device was still at it"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        resume.join()
+        interrupting.join()
+        signal.signal(signal.SIGUSR1, before)
     same(a.read(via="courier"), twin)
 
 
@@ -557,7 +570,7 @@ def test_one_that_cannot_be_stopped_goes_on(courier, monkeypatch):
     paused_under_way(courier)
     thread = threading.Thread(target=lambda: a.read(via="courier"))
     thread.start()
-    time.sleep(0.1)
+    asked(courier)
     with pytest.raises(gd.ServiceError, match="not over within"):
         courier.stop()
     Living._resume(courier._worker._service)

@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 import pytest
+from waiting import until
 
 from gpudirect.devices._nvrtc import compile_kernel as compile_with_nvrtc
 from gpudirect.devices.emulation import compiler
@@ -361,10 +362,10 @@ def processor_time(pid: int) -> float:
 
 def test_streams_run_at_once(machine):
     """A launch on one stream ends only when one on another has run."""
-    wait = "__global__ void k(volatile int *a) { while (!a[0]) {} a[1] = 1; }"
+    wait = "__global__ void k(volatile int *a) { a[2] = 1; while (!a[0]) {} a[1] = 1; }"
     thread = threading.Thread(target=machine.run, args=(wait,), kwargs={"block": 1})
     thread.start()
-    time.sleep(0.05)
+    until(lambda: machine.view("i4", 3)[2])
     assert machine.view("i4", 2).tolist() == [0, 0]
     machine.run(
         "__global__ void k(int *a) { a[0] = 1; }", block=1, stream=machine.gpu.open_stream()
@@ -421,13 +422,13 @@ def test_another_streams_fault_is_not_ones_own(machine):
 
     def poll() -> None:
         try:
-            machine.run("__global__ void k(volatile int *a) { while (!a[0]) {} }", block=1)
+            machine.run("__global__ void k(volatile int *a) { a[1] = 1; while (!a[0]) {} }", block=1)
         except BaseException as error:
             caught.append(error)
 
     thread = threading.Thread(target=poll)
     thread.start()
-    time.sleep(0.1)
+    until(lambda: machine.view("i4", 2)[1])
     with pytest.raises(LaunchError, match="__trap"):
         machine.body("__trap();", stream=machine.gpu.open_stream())
     thread.join(60)
@@ -478,13 +479,13 @@ def test_closing_ends_whatever_runs(machine):
 
     def forever() -> None:
         try:
-            machine.body("for (;;) {}")
+            machine.body("*(volatile int *)out = 1; for (;;) {}")
         except ClosedError as error:
             caught.append(error)
 
     running = threading.Thread(target=forever)
     running.start()
-    time.sleep(0.1)
+    until(lambda: machine.view("i4", 1)[0])
     machine.gpu.close()
     machine.gpu.close()
     running.join(60)

@@ -13,7 +13,6 @@ import contextlib
 import gc
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import signalled
 
 import gpudirect as gd
 from gpudirect import aperture, memory
@@ -228,28 +228,18 @@ def test_register_and_let_go(heap):
 
 
 def test_a_waiter_that_is_interrupted_leaves_the_keeper_at_work():
-    gate, done = threading.Event(), []
+    gate, begun, done = threading.Event(), threading.Event(), []
 
     def job():
+        begun.set()
         gate.wait(HANG)
         done.append(True)
-
-    def interrupt():
-        time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGUSR1)
 
     def handler(*_):
         raise FromNowhere
 
-    before = signal.signal(signal.SIGUSR1, handler)
-    sender = threading.Thread(target=interrupt)
-    try:
-        sender.start()
-        with pytest.raises(FromNowhere):
-            keeper.run(job)
-    finally:
-        sender.join()
-        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(FromNowhere), signalled(handler, begun.is_set):
+        keeper.run(job)
     assert not done
     gate.set()
     keeper.settle()

@@ -120,10 +120,17 @@ def test_several_services_share_the_clock():
                 service.call("count", counters[n : n + 1], timeout=60)
             slices(two, 1)
         assert list(counters.read()) == [20, 20]
-        first, second = one.info.slices, two.info.slices
+
+        def counted():
+            """Of one, before and after two was looked at, however long that took; of two."""
+            before, of_two = one.info.slices, two.info.slices
+            return before, of_two, one.info.slices
+
+        began = counted()
         slices(one, 10)
-        assert two.info.slices - second == pytest.approx(one.info.slices - first, abs=3), \
-            "both are launched once a round"  # fmt: skip
+        ended = counted()
+        least, most = ended[0] - began[2], ended[2] - began[0]
+        assert least - 3 <= ended[1] - began[1] <= most + 3, "both are launched once a round"
 
 
 def test_a_service_that_comes_and_goes_leaves_the_other_running(svc):
@@ -144,16 +151,16 @@ def test_a_started_service_goes_on_after_a_stop(svc):
 
 
 def test_a_lifetime_counts_from_the_first_slice_on():
-    with gd.Service(SOURCE, QUICK, slice=SLICE, park_after=None, lifetime=0.2) as svc:
-        slices(svc, 2)
-        end = time.monotonic() + 60
-        with pytest.raises(gd.ServiceError, match=r"lifetime of 0\.2 s is over"):
-            while time.monotonic() < end:
-                svc.call("add", 1, 1, timeout=60)
-                time.sleep(5e-3)
-        launched = svc.info.slices
-        time.sleep(10 * SLICE)
-        assert svc.info.slices == launched, "and no launch follows"
+    for lifetime in (0.2, 1.6, 12.8):  # a busy machine may let one slice pass in it
+        with gd.Service(SOURCE, QUICK, slice=SLICE, park_after=None, lifetime=lifetime) as svc:
+            with pytest.raises(gd.ServiceError, match=rf"lifetime of {lifetime} s is over"):
+                until(lambda svc=svc: svc.call("add", 1, 1, timeout=60) != 2 or time.sleep(5e-3))
+            launched = svc.info.slices
+            time.sleep(10 * SLICE)
+            assert svc.info.slices == launched, "and no launch follows"
+        if launched > 2:
+            return
+    raise AssertionError(f"{launched} launches in {lifetime} s")
 
 
 def test_without_a_slice_one_launch_stays():

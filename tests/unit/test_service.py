@@ -470,11 +470,15 @@ def test_interrupted():
         import gpudirect as gd
         # a program that was started in the background ignores it otherwise
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        source = "__device__ int f(volatile int *go) { while (!*go) __nanosleep(1000); return 7; }"
-        go = gd.zeros(1, "i4")
+        source = "__device__ int f(volatile int *go) { go[1] = 1; while (!*go) __nanosleep(1000); return 7; }"
+        go = gd.zeros(2, "i4")
+        def interrupt():
+            while not go.host[1]:
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
         with gd.Service(source, "f", lifetime=60) as svc:
-            threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
             try:
+                threading.Thread(target=interrupt).start()
                 svc.call("f", go)
             except KeyboardInterrupt:
                 go.host[0] = 1

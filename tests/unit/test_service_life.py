@@ -16,7 +16,7 @@ import weakref
 
 import numpy as np
 import pytest
-from waiting import until
+from waiting import inside, signalled, until
 
 import gpudirect as gd
 from gpudirect._keeper import patient
@@ -68,20 +68,6 @@ def gate():
             yield go, release
         finally:
             release()
-
-
-@contextlib.contextmanager
-def signalled(handler, after):
-    """A signal comes within, so many seconds after this is entered, or not any more."""
-    before = signal.signal(signal.SIGUSR1, handler)
-    sender = threading.Timer(after, os.kill, (os.getpid(), signal.SIGUSR1))
-    sender.start()
-    try:
-        yield
-    finally:
-        sender.cancel()
-        sender.join()
-        signal.signal(signal.SIGUSR1, before)
 
 
 # -- a call holds the memory itself --------------------------------------------------------------
@@ -228,7 +214,7 @@ def test_stopped_in_a_callback(kept, thread):
         took.append(time.monotonic() - start)
         ended.set()
 
-    for _ in range(3):
+    while len(took) < 3 or (min(took) >= 0.9 and len(took) < 20):  # a busy machine is slow now and then
         with gate() as (go, release):
             kept.start()
             resident = weakref.ref(kept._resident)
@@ -285,7 +271,7 @@ def test_a_stop_that_a_signal_interrupts_is_ended_by_somebody_else(then):
         svc.start()
         resident = weakref.ref(svc._resident)
         future = svc.submit("hold", go)
-        with signalled(handler, 0.1), pytest.raises(FromNowhere):
+        with pytest.raises(FromNowhere), signalled(handler, inside("stop")):
             svc.stop()
         release()
         if then == "started again":
@@ -326,9 +312,13 @@ def test_stopped_by_a_signal_inside_a_call(kept):
     with gate() as (go, release):
         kept.start()
         resident = weakref.ref(kept._resident)
-        opening = threading.Timer(0.2, release)
-        opening.start()
-        with signalled(lambda *_: kept.stop(), 0.05), contextlib.suppress(gd.ServiceError):
+
+        def stop(*_):
+            opening.start()  # the call, and so the stop, does not end before
+            kept.stop()
+
+        opening = threading.Timer(0.15, release)
+        with signalled(stop, lambda: sum(kept.pending)), contextlib.suppress(gd.ServiceError):
             assert kept.call("hold", go, timeout=HANG) == 1
         until(given_back(resident))
         opening.join()
@@ -339,10 +329,10 @@ def test_stopped_by_a_signal_inside_a_call(kept):
 def test_started_again_while_threads_are_still_inside(kept):
     """Those inside the old lanes get their replies or an error; none waits on the new ones."""
     end = time.monotonic() + 2.0
-    wrong, done = [], []
+    over, wrong, done = threading.Event(), [], []
 
     def work():
-        while time.monotonic() < end:
+        while not over.is_set():
             try:
                 assert kept.call("add", 20, 22, timeout=HANG) == 42
                 assert [f.result(HANG) for f in [kept.submit("add", i, 1) for i in range(5)]] == [1, 2, 3, 4, 5]
@@ -357,9 +347,10 @@ def test_started_again_while_threads_are_still_inside(kept):
     threads = [threading.Thread(target=work) for _ in range(3)]
     for t in threads:
         t.start()
-    while time.monotonic() < end:
+    while time.monotonic() < end or (not done and time.monotonic() < end + HANG):
         with kept:
             time.sleep(0.01)
+    over.set()
     for t in threads:
         t.join(HANG)
     assert not wrong and not any(t.is_alive() for t in threads)
@@ -381,13 +372,16 @@ def test_callbacks_run_beside_a_signal_that_raises(svc):
         time.sleep(0.05)
         return True
 
+    def waits():
+        return futures[0].result(HANG)
+
     seen = []
     with gate() as (go, release):
         futures = [svc.submit("hold", go)]
         futures[0]._callbacks = [lambda f: seen.append(f.result(0))]
         futures[0]._watch()  # without the thread that looks: who waits runs it
-        with signalled(handler, 0.05), pytest.raises(Told):
-            futures[0].result(HANG)
+        with pytest.raises(Told), signalled(handler, inside("waits")):
+            waits()
         assert futures[0].result(HANG) == 1
         assert seen == [1]
 
@@ -546,8 +540,8 @@ def test_waited_for_by_concurrent_futures(svc):
         slow, quick = svc.submit("hold", go, lane=0), svc.submit("add", 1, 2, lane=1)
         wrong = svc.submit("positive", -1, lane=1)
         other = pool.submit(lambda: 5)
-        done, rest = concurrent.futures.wait({slow, quick, wrong, other}, timeout=0.5)
-        assert (done, rest) == ({quick, wrong, other}, {slow})
+        every = {slow, quick, wrong, other}
+        until(lambda: concurrent.futures.wait(every, timeout=0.05) == ({quick, wrong, other}, {slow}))
         first = concurrent.futures.wait([slow, quick], return_when="FIRST_COMPLETED", timeout=HANG)
         assert first.done == {quick}
         threading.Timer(0.05, release).start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ __device__ unsigned char small(unsigned char a, signed char b, bool c) { return 
 __device__ void put(float *to, int n, float v) { for (int i = 0; to && i < n; i++) to[i] = v; }
 __device__ float both(Two t) { return t.x + 10 * t.y; }
 __device__ int checked(int n) { gd_require(n >= 0, 0); gd_assert(n < 100, 0); return n; }
-__device__ int last(int n, const int *p) { while (*(const volatile int *)p == 0) { } return n; }
+__device__ int last(int n, int *p) { p[1] = 1; while (*(volatile int *)p == 0) { } return n; }
 """
 NAMES = ["mix", "small", "put", "both", "checked", "last"]
 
@@ -169,15 +168,15 @@ def test_whoever_calls_is_killed_and_the_next_goes_on(service):
 
 
 def test_the_owner_stops_while_a_call_waits(other):
-    with gd.zeros(1, "i4", shareable=True) as flag:
+    with gd.zeros(2, "i4", shareable=True) as flag:
         svc = gd.Service(SOURCE, NAMES, lanes=2).start()
         other.attach(svc.share_lane(1), "svc")
         other.attach(flag.share("rw"), "flag")
         other.send("svc.last(1, flag)")
-        time.sleep(0.3)
+        until(lambda: flag.host[1])  # it runs, and waits
         stopper = threading.Thread(target=svc.stop)
         stopper.start()
-        time.sleep(0.2)
+        until(lambda: svc._stopping)
         flag.write([1])  # the function ends, and so does the service
         stopper.join(LONG)
         said = other.hear()
@@ -192,7 +191,7 @@ def test_the_owner_stops_while_a_call_waits(other):
 OWNER = f"""
 import sys, gpudirect as gd
 svc = gd.Service({SOURCE!r}, {NAMES!r}, lanes=2).start()
-flag = gd.zeros(1, "i4", shareable=True)
+flag = gd.zeros(2, "i4", shareable=True)
 print(svc.share_lane(1), flush=True)
 print(flag.share("rw"), flush=True)
 sys.stdin.read()
@@ -206,7 +205,13 @@ def test_the_owner_is_killed_while_a_call_waits():
         svc = gd.attach(owner.stdout.readline().strip())
         flag = gd.attach(owner.stdout.readline().strip())
         assert svc.mix(1, 2, 3, 4) == 10
-        threading.Timer(0.3, owner.send_signal, (signal.SIGKILL,)).start()
+
+
+        def kill():
+            until(lambda: flag.host[1])
+            owner.kill()
+
+        threading.Thread(target=kill).start()
         with pytest.raises(gd.SharingError, match=f"process {owner.pid}, its owner, has ended"):
             svc.last(1, flag, timeout=LONG)
         assert not svc.owner_lives and "has ended" in repr(svc)

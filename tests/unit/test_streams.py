@@ -164,11 +164,13 @@ def test_launches_go_to_the_current_stream(device):
 def test_events_tell_the_time_between_them(device):
     stream = gd.stream()
     start = stream.record()
-    stream.queue.submit(lambda: time.sleep(0.05))
+    gate = threading.Event()
+    stream.queue.submit(lambda: (gate.wait(HANG), time.sleep(0.05)))
     end = stream.record()
     assert not end.is_done and "not reached" in repr(end)
     with pytest.raises(gd.ArgumentError, match=r"sync\(\)"):
         end - start
+    gate.set()
     end.sync()
     assert start.is_done and end.is_done
     assert 50 <= end - start < HANG * 1e3 and start - end == -(end - start)

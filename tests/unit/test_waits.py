@@ -55,8 +55,8 @@ def test_a_signal_interrupts(what):
     done = run(f"""
         {before}
         signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
             {wait}
         except KeyboardInterrupt:
             print("interrupted")
