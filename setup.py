@@ -90,8 +90,11 @@ setup(
     ext_modules=[
         extension("gpudirect._native._dlpack", ["gpudirect/_native/dlpack.c"]),
         extension("gpudirect._native._lease", ["gpudirect/_native/lease.c"]),
-        extension("gpudirect._native._mapped", ["gpudirect/_native/mapped.c"],
-                  depends=("gpudirect/_native/native.h", "gpudirect/include/gpudirect/copy.h")),
+        extension("gpudirect._native._mapped",
+                  [f"gpudirect/_native/{name}.c" for name in ("mapped", "elements")],
+                  "-fvisibility=hidden",
+                  depends=("gpudirect/_native/mapped.h", "gpudirect/_native/courier.h",
+                           "gpudirect/_native/native.h", "gpudirect/include/gpudirect/copy.h")),
         extension("gpudirect.service._native._calls",
                   [f"gpudirect/service/_native/{name}.c"
                    for name in ("call", "caller", "errors", "function", "lanes", "module")],

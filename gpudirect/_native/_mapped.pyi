@@ -1,4 +1,4 @@
-"""What mapped.c offers."""
+"""What mapped.c and elements.c offer."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
@@ -51,6 +51,29 @@ class Mapped:
         synchronize: bool = True,
         stream: Any = None,
     ) -> _Out: ...
+    @overload
+    def gather(
+        self,
+        indices: ArrayLike,
+        out: None = None,
+        *,
+        via: str | None = None,
+        synchronize: bool = True,
+        stream: Any = None,
+    ) -> np.ndarray[Any, Any]: ...
+    @overload
+    def gather(
+        self,
+        indices: ArrayLike,
+        out: _Out,
+        *,
+        via: str | None = None,
+        synchronize: bool = True,
+        stream: Any = None,
+    ) -> _Out: ...
+    def scatter(
+        self, places: Any, items: Any = None, *, via: str | None = None, stream: Any = None
+    ) -> None: ...
     def flush(self) -> None: ...
     def _attach(
         self,

@@ -72,7 +72,7 @@ def builder() -> cffi.FFI:
         f"#include <linux/types.h>\n#include <sys/ioctl.h>\n{includes}\n"
         f'static char *const gd_lane_source = "{text}";',
         sources=sorted(str(f.relative_to(ROOT)) for f in HERE.glob("*.c")
-                       if f.name not in ("dlpack.c", "lease.c", "mapped.c", "_cffi.c")),
+                       if f.name not in ("dlpack.c", "elements.c", "lease.c", "mapped.c", "_cffi.c")),
         include_dirs=sorted({str(h.parent.relative_to(ROOT)) for h in headers}),
         depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), *headers)),
         extra_compile_args=[*C_OPTIONS, "-fvisibility=hidden"],  # calls inside are direct, and inlined

@@ -226,13 +226,13 @@ static void store_pieces(char *dst, const struct gd_piece *pieces, size_t count)
                           pieces[i].length);
 }
 
-static void store_items(char *dst, const int64_t *offsets, size_t count, const char *src,
+static void store_items(char *dst, size_t step, const int64_t *indices, size_t count, const char *src,
                         size_t itemsize)
 {
     const struct gd_engine *engine = gd_engine();
 
     for (size_t i = 0; i < count; i++, src += itemsize)
-        engine->store(dst + offsets[i], src, itemsize);
+        engine->store(dst + (size_t)indices[i] * step, src, itemsize);
 }
 
 int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, size_t count,
@@ -259,20 +259,28 @@ int gd_scatter(uintptr_t dst, size_t dst_size, const struct gd_piece *pieces, si
 int gd_scatter_items(uintptr_t dst, size_t dst_size, const int64_t *offsets, size_t count,
                      const char *src, size_t itemsize, unsigned flags)
 {
-    struct gd_guard guard;
+    return gd_scatter_elements(dst, dst_size, 1, offsets, count, src, itemsize, flags);
+}
 
-    if (itemsize == 0 || count == 0)
+int gd_scatter_elements(uintptr_t dst, size_t dst_size, size_t step, const int64_t *indices,
+                        size_t count, const char *src, size_t itemsize, unsigned flags)
+{
+    struct gd_guard guard;
+    uint64_t last;
+
+    if (itemsize == 0 || count == 0 || step == 0)
         return 0;
     if (itemsize > dst_size)
         return -ERANGE;
+    last = (dst_size - itemsize) / step;
     for (size_t i = 0; i < count; i++)
-        if (offsets[i] < 0 || (uint64_t)offsets[i] > dst_size - itemsize)
+        if (indices[i] < 0 || (uint64_t)indices[i] > last)
             return -ERANGE;
     if (count > SIZE_MAX / itemsize || overlap(dst, dst_size, (uintptr_t)src, count * itemsize))
         return -EINVAL;
     if ((flags & GD_GUARDED) && gd_guard_enter(&guard, dst & ~(uintptr_t)63, dst_size + 128))
         return -EFAULT;
-    store_items((char *)dst, offsets, count, src, itemsize);
+    store_items((char *)dst, step, indices, count, src, itemsize);
     if (!(flags & GD_NO_FENCE))
         gd_fence();
     if (flags & GD_GUARDED)

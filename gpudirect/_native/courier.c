@@ -104,46 +104,95 @@ static size_t item(const struct gd_errand *e)
     return (size_t)e->word * e->per;
 }
 
+/* Items of a gather, and of a scatter, that one part takes. */
+static uint64_t most_picked(const struct gd_errand *e)
+{
+    uint64_t listed = GD_COURIER_PART / (is_wide(e) ? 8 : 4), packed = GD_COURIER_PART / item(e);
+
+    return listed < packed ? listed : packed;
+}
+
+static uint64_t most_put(const struct gd_errand *e)
+{
+    return (GD_COURIER_PART - 64) / ((is_wide(e) ? 8 : 4) + item(e));
+}
+
+/* What is added to a negative index: where a gather counts from the end, a scatter has none. */
+static uint64_t from_the_end(const struct gd_errand *e)
+{
+    return e->kind == GATHER ? e->size : 0;
+}
+
+/* How many elements from one place on an item takes up. */
+static uint64_t reach(const struct gd_errand *e)
+{
+    return e->kind == SCATTER ? (e->per + (uint64_t)e->step - 1) / e->step : 1;
+}
+
+/* From which index on an item is not inside. */
+static uint64_t outside(const struct gd_errand *e)
+{
+    return e->size < reach(e) ? 0 : e->size - reach(e) + 1;
+}
+
+static int all_inside(const struct gd_errand *e)
+{
+    uint64_t last = outside(e) - 1, size = from_the_end(e), wrong = 0;
+
+    for (uint64_t i = 0; i < e->total; i++) {
+        uint64_t at = (uint64_t)e->indices[i] + ((uint64_t)(e->indices[i] >> 63) & size);
+
+        wrong |= at | (last - at); /* either is negative */
+    }
+    return !(wrong >> 63);
+}
+
 /*
  * Indices from number `begun` on into a list, none negative, in 4 bytes each where that is enough.
+ * -ERANGE: one is outside, and the list is not to be used. Who checked them all before may have been
+ * wrong since: they lie in memory of the caller's.
  * rising: whether each item ends before the next begins.
  */
 static int store_indices(const struct gd_courier *courier, struct gd_seat *seat, size_t offset,
                          uint64_t count, int *rising)
 {
     struct gd_errand *e = &seat->errand;
-    const int64_t *indices = e->indices + e->begun;
-    int64_t size = (int64_t)e->size, last = INT64_MIN / 2, apart = 1;
+    const int64_t *all = e->indices + e->begun;
     uint64_t narrowed[NARROWED] __attribute__((aligned(64)));
+    uint64_t size = from_the_end(e), last = outside(e) - 1, apart = reach(e);
+    uint64_t wrong = 0, falling = 0; /* in their highest bit: what becomes negative */
     uint32_t *small = (uint32_t *)narrowed;
     size_t each = is_wide(e) ? 8 : 4;
-    int up = 1;
 
-    if (e->kind == SCATTER && e->per > e->step)
-        apart = (e->per + e->step - 1) / e->step;
     for (uint64_t done = 0; done < count;) {
         size_t n = count - done < NARROWED ? count - done : NARROWED;
+        const int64_t *some = all + done;
         int code;
 
-        for (size_t i = 0; i < n; i++) {
-            int64_t at = indices[done + i];
+        if (each == 8) {
+            for (size_t i = 0; i < n; i++) {
+                narrowed[i] = (uint64_t)some[i] + ((uint64_t)(some[i] >> 63) & size);
+                wrong |= narrowed[i] | (last - narrowed[i]);
+            }
+        } else {
+            for (size_t i = 0; i < n; i++) {
+                uint64_t at = (uint64_t)some[i] + ((uint64_t)(some[i] >> 63) & size);
 
-            at += at < 0 ? size : 0;
-            up &= at - last >= apart;
-            last = at;
-            if (each == 8)
-                narrowed[i] = (uint64_t)at;
-            else
+                wrong |= at | (last - at);
                 small[i] = (uint32_t)at;
+            }
         }
+        if (e->kind == SCATTER)
+            for (size_t i = !done; i < n; i++)
+                falling |= (uint64_t)some[i] - (uint64_t)some[(ptrdiff_t)i - 1] - apart;
         code = gd_write(seat->list + offset + done * each, (const char *)narrowed, n * each,
                         GD_NO_FENCE | GD_ONE_THREAD | courier->flags);
         if (code)
             return code;
         done += n;
     }
-    *rising = up;
-    return 0;
+    *rising = !(falling >> 63);
+    return wrong >> 63 ? -ERANGE : 0;
 }
 
 /* ---- calls ---- */
@@ -163,14 +212,12 @@ static int send_read(const struct gd_courier *courier, struct gd_seat *seat, uin
 static int send_gather(const struct gd_courier *courier, struct gd_seat *seat, uint64_t *amount)
 {
     struct gd_errand *e = &seat->errand;
-    uint64_t left = e->total - e->begun, most = GD_COURIER_PART / (is_wide(e) ? 8 : 4);
+    uint64_t left = e->total - e->begun, most = most_picked(e);
     size_t offset = list_offset(e->calls);
     struct pick pick = {.from = e->device, .list = seat->list_device + offset, .word = e->word,
                         .per = e->per, .wide = (uint32_t)is_wide(e)};
     int rising, code;
 
-    if (most > GD_COURIER_PART / item(e))
-        most = GD_COURIER_PART / item(e);
     *amount = left < most ? left : most;
     pick.count = (uint32_t)*amount;
     pick.to = e->direct ? (uint64_t)(uintptr_t)e->to + e->begun * item(e)
@@ -184,7 +231,7 @@ static int send_scatter(const struct gd_courier *courier, struct gd_seat *seat, 
 {
     struct gd_errand *e = &seat->errand;
     size_t each = is_wide(e) ? 8 : 4, offset = list_offset(e->calls), behind;
-    uint64_t left = e->total - e->begun, most = (GD_COURIER_PART - 64) / (each + item(e));
+    uint64_t left = e->total - e->begun, most = most_put(e);
     struct put put = {.to = e->device, .list = seat->list_device + offset, .word = e->word,
                       .per = e->per, .step = e->step, .wide = (uint32_t)is_wide(e)};
     int rising, code;
@@ -378,6 +425,8 @@ int gd_courier_gather(struct gd_courier *courier, char *to, uint64_t device, uin
         return -E2BIG;
     e.word = widest(bits);
     e.per = (uint32_t)(itemsize / e.word);
+    if (count > most_picked(&e) && !all_inside(&e))
+        return -ERANGE; /* of fewer, nothing is sent before all were looked at */
     return begin(courier, &e, count * 256, how, left);
 }
 
@@ -395,6 +444,8 @@ int gd_courier_scatter(struct gd_courier *courier, uint64_t device, uint64_t siz
     e.word = widest(itemsize | step | device);
     e.per = (uint32_t)(itemsize / e.word);
     e.step = (uint32_t)(step / e.word);
+    if (count > most_put(&e) && !all_inside(&e))
+        return -ERANGE;
     return begin(courier, &e, count * 64, how & ~(unsigned)GD_COURIER_DIRECT, left);
 }
 

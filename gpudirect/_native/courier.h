@@ -93,8 +93,8 @@ struct gd_left {
  * closed, paused or napping; -ETIMEDOUT when it takes long: `left` is then to be given to
  * gd_courier_go_on() until its seat is NULL, and what is read and written must stay so long;
  * -ESHUTDOWN when the service ended before all was done; -EFAULT when its memory was revoked; -E2BIG for
- * items that are not for it: more than GD_COURIER_ITEM bytes.
- * Addresses and indices were checked.
+ * items that are not for it: more than GD_COURIER_ITEM bytes; -ERANGE for an index outside, and then
+ * nothing was moved, unless somebody changed indices meanwhile. Addresses were checked.
  */
 int gd_courier_read(struct gd_courier *courier, char *to, uint64_t device, size_t n, unsigned how,
                     struct gd_left *left);

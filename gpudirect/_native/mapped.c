@@ -3,37 +3,21 @@
  * gpudirect._native._mapped: the type Mapped, the base of gpudirect.Array.
  *
  * It holds an address range of a mapping and the object that keeps it alive, and does in C what
- * happens in hot loops: write(), read() and flush(). What it is (shape, dtype, ptr) can be read from
- * Python and not changed. Whatever is not the plain case goes to the Python methods _write_slow,
- * _read_slow, _flush_slow and _buffer_slow of the subclass, which compose the error messages; C
- * never does. It exports no buffer of its own: NumPy would take it for an array of bytes.
+ * happens in hot loops: write(), read() and flush(), and gather() and scatter() (elements.c). What it
+ * is (shape, dtype, ptr) can be read from Python and not changed. Whatever is not the plain case goes
+ * to the Python methods _write_slow, _read_slow, _gather_slow, _scatter_slow, _flush_slow and
+ * _buffer_slow of the subclass, which compose the error messages; C never does. It exports no buffer
+ * of its own: NumPy would take it for an array of bytes.
  */
-#include "courier.h"
-#include "native.h"
-#include "objects.h"
+#include "mapped.h"
 
 #define KEEP_GIL_BELOW 4096 /* bytes: a copy of a few hundred ns is shorter than giving it up */
 
-static const struct gd_api *api;
+const struct gd_api *gd_mapped_api;
+#define api gd_mapped_api
+
 static PyTypeObject *mapped_type, *export_type;
 static PyObject *late; /* called with the address of a struct gd_left, until that is over */
-
-typedef struct {
-    PyObject_HEAD
-    uintptr_t address; /* 0: detached, or not plainly mapped */
-    unsigned forks;    /* gd_forks() when it was attached */
-    Py_ssize_t nbytes;
-    Py_ssize_t itemsize; /* bytes of an element, >= 1 */
-    unsigned long long device; /* address of the same bytes on the device */
-    const struct gd_paths *paths; /* which way is faster; NULL: always through the mapping */
-    unsigned flags;        /* GD_GUARDED or 0 */
-    char format;           /* struct format character of an element; 0: only bytes fit */
-    PyObject *shape;       /* tuple */
-    PyObject *dtype;
-    PyObject *owner;       /* keeps the mapping alive */
-    const struct gd_work *work; /* what a read must wait for first; NULL: nothing */
-    PyObject *weakrefs;
-} Mapped;
 
 /* ---- what a buffer consumer holds: the owner of the memory, not the array ---- */
 
@@ -70,12 +54,6 @@ static PyType_Spec Export_spec = {
 };
 
 /* ---- Mapped ---- */
-
-/* Whether there is a plain mapping, in this process: a child of fork() has none of its parent's. */
-static inline int reachable(const Mapped *self)
-{
-    return self->address && self->forks == *api->forks;
-}
 
 static PyObject *Mapped_attach(Mapped *self, PyObject *args)
 {
@@ -145,12 +123,7 @@ static int same_dtype(const Mapped *self, PyObject *from)
     return same == 1;
 }
 
-/*
- * Whether a buffer holds what the array does: elements of its own kind, or bytes without a dtype
- * (bytes, bytearray, a memoryview of bytes) that are a whole number of elements. Bytes of anything
- * else, NumPy's among them, may be meant as numbers: Python decides.
- */
-static int fits(const Mapped *self, PyObject *from, const Py_buffer *data)
+int gd_mapped_fits(const Mapped *self, PyObject *from, const Py_buffer *data)
 {
     char kind = element(data);
 
@@ -185,8 +158,8 @@ static int overlaps(const Mapped *self, const void *data, Py_ssize_t n)
     return start < self->address + (size_t)self->nbytes && self->address < start + (size_t)n;
 }
 
-static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, Py_ssize_t nargs,
-                      PyObject *kwnames)
+PyObject *gd_mapped_slow(Mapped *self, const char *method, PyObject *const *args,
+                         Py_ssize_t nargs, PyObject *kwnames)
 {
     PyObject *function = PyObject_GetAttrString((PyObject *)self, method);
     PyObject *result;
@@ -198,20 +171,8 @@ static PyObject *slow(Mapped *self, const char *method, PyObject *const *args, P
     return result;
 }
 
-enum { ANY = -1, MAP, DMA, COURIER, OTHER };
-#define LATE 1 /* a courier is still at it */
-
-/* The argument via= of a call that has no other keyword. */
-static int asked_path(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+int gd_mapped_way(PyObject *value)
 {
-    PyObject *value;
-
-    if (!kwnames || PyTuple_Size(kwnames) == 0)
-        return ANY;
-    if (PyTuple_Size(kwnames) != 1 ||
-        PyUnicode_CompareWithASCIIString(PyTuple_GetItem(kwnames, 0), "via"))
-        return OTHER;
-    value = args[nargs];
     if (value == Py_None)
         return ANY;
     if (!PyUnicode_CheckExact(value))
@@ -222,11 +183,18 @@ static int asked_path(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames
                                                                  : OTHER;
 }
 
-/*
- * The rest of an errand, by a function of Python's that looks for signals and whether the device lives.
- * What a signal's handler raises waits until it is over, as the device may store to the destination.
- */
-static int await_courier(struct gd_left *left)
+/* The argument via= of a call that has no other keyword. */
+static int asked_path(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    if (!kwnames || PyTuple_Size(kwnames) == 0)
+        return ANY;
+    if (PyTuple_Size(kwnames) != 1 ||
+        PyUnicode_CompareWithASCIIString(PyTuple_GetItem(kwnames, 0), "via"))
+        return OTHER;
+    return gd_mapped_way(args[nargs]);
+}
+
+int gd_mapped_await(struct gd_left *left)
 {
     PyObject *type = NULL, *value = NULL, *trace = NULL;
 
@@ -313,14 +281,14 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
     int code = -1;
 
     if (!reachable(self) || way == OTHER || nargs < 1 || nargs > 2)
-        return slow(self, "_write_slow", args, nargs, kwnames);
+        return gd_mapped_slow(self, "_write_slow", args, nargs, kwnames);
     if (nargs == 2) {
         if (!PyLong_CheckExact(args[1]))
-            return slow(self, "_write_slow", args, nargs, kwnames);
+            return gd_mapped_slow(self, "_write_slow", args, nargs, kwnames);
         start = PyLong_AsSsize_t(args[1]);
         if (start < 0) {
             PyErr_Clear();
-            return slow(self, "_write_slow", args, nargs, kwnames);
+            return gd_mapped_slow(self, "_write_slow", args, nargs, kwnames);
         }
     }
     if (PyBytes_CheckExact(args[0])) {
@@ -333,23 +301,15 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
     } else {
         if (PyObject_GetBuffer(args[0], &data, PyBUF_FORMAT | PyBUF_ND)) {
             PyErr_Clear();
-            return slow(self, "_write_slow", args, nargs, kwnames);
+            return gd_mapped_slow(self, "_write_slow", args, nargs, kwnames);
         }
-        if (fits(self, args[0], &data))
+        if (gd_mapped_fits(self, args[0], &data))
             code = store(self, data.buf, data.len, start, way);
         PyBuffer_Release(&data);
     }
     if (code)
-        return slow(self, "_write_slow", args, nargs, kwnames);
+        return gd_mapped_slow(self, "_write_slow", args, nargs, kwnames);
     Py_RETURN_NONE;
-}
-
-/* gd_work_open(), without a call into the other shared object: it costs what a short read does. */
-static inline int is_open(const struct gd_work *work)
-{
-    uint64_t settled = __atomic_load_n(&work->settled, __ATOMIC_ACQUIRE);
-
-    return settled != __atomic_load_n(&work->begun, __ATOMIC_ACQUIRE);
 }
 
 static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nargs,
@@ -363,26 +323,26 @@ static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nar
 
     if (!reachable(self) || way == OTHER || nargs != 1 ||
         (self->work && is_open(self->work)))
-        return slow(self, "_read_slow", args, nargs, kwnames);
+        return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
     if (PyObject_GetBuffer(args[0], &out, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_ND)) {
         PyErr_Clear();
-        return slow(self, "_read_slow", args, nargs, kwnames);
+        return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
     }
-    if (fits(self, args[0], &out) && shaped(self, &out) && !overlaps(self, out.buf, out.len))
+    if (gd_mapped_fits(self, args[0], &out) && shaped(self, &out) && !overlaps(self, out.buf, out.len))
         code = out.len ? copy(self, 0, out.buf, (size_t)out.len, 0, way, &left) : 0;
     if (code == LATE) { /* `out` stays exported until it is done */
-        code = await_courier(&left);
+        code = gd_mapped_await(&left);
         PyBuffer_Release(&out);
         Py_DECREF(owner);
         if (code < 0)
             return NULL;
         if (!left.code)
             return Py_NewRef(args[0]);
-        return slow(self, "_read_slow", args, nargs, kwnames);
+        return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
     }
     PyBuffer_Release(&out);
     if (code)
-        return slow(self, "_read_slow", args, nargs, kwnames);
+        return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
     return Py_NewRef(args[0]);
 }
 
@@ -390,7 +350,7 @@ static PyObject *Mapped_flush(Mapped *self, PyObject *ignored)
 {
     (void)ignored;
     if (!reachable(self))
-        return slow(self, "_flush_slow", NULL, 0, NULL);
+        return gd_mapped_slow(self, "_flush_slow", NULL, 0, NULL);
     api->fence();
     Py_RETURN_NONE;
 }
@@ -402,7 +362,7 @@ static PyObject *Mapped_get_buffer(Mapped *self, void *closure)
 
     (void)closure;
     if (!reachable(self))
-        return slow(self, "_buffer_slow", NULL, 0, NULL);
+        return gd_mapped_slow(self, "_buffer_slow", NULL, 0, NULL);
     export = PyObject_New(Export, export_type);
     if (!export)
         return NULL;
@@ -475,6 +435,10 @@ static PyMethodDef Mapped_methods[] = {
      "wait: the device fills ``out``, page-locked memory (``gpudirect.pinned``; new where out is None),\n"
      "when the stream gets there.\n"
      "Raises RangeError, DTypeError, ClosedError, RevokedError, ArgumentError."},
+    {"gather", (PyCFunction)(void (*)(void))gd_mapped_gather, METH_FASTCALL | METH_KEYWORDS,
+     gd_mapped_gather_doc},
+    {"scatter", (PyCFunction)(void (*)(void))gd_mapped_scatter, METH_FASTCALL | METH_KEYWORDS,
+     gd_mapped_scatter_doc},
     {"flush", (PyCFunction)Mapped_flush, METH_NOARGS,
      "flush()\n--\n\nMake all stores of this thread leave for the device (a store fence)."},
     {NULL, NULL, 0, NULL},

@@ -11,6 +11,10 @@
 
 #include "../include/gpudirect/copy.h"
 
+/* ---- copy.c: gd_scatter_items(), with indices that count elements of `step` bytes ---- */
+int gd_scatter_elements(uintptr_t dst, size_t dst_size, size_t step, const int64_t *indices,
+                        size_t count, const char *src, size_t itemsize, unsigned flags);
+
 /* ---- bell.c ---- */
 /* Count a word up and wake who waits for it; wait until it is no longer what was heard, so long at most. */
 void gd_ring_bell(uint32_t *bell);
@@ -112,6 +116,9 @@ struct gd_paths {
     const struct gd_driver *driver; /* NULL: no DMA from here, the caller does it */
     struct gd_courier *courier;     /* of the device; NULL: there is none */
     size_t courier_pageable[2], courier_pinned[2]; /* bytes from and up to which it is faster */
+    size_t courier_gather, courier_scatter;        /* elements from which it is */
+    /* elements up to which loads are, and bytes of DMA that one more of them takes as long as */
+    size_t gather_words, gather_span;
 };
 /* 0: the mapping is faster for n bytes from or to `ordinary`; 1: DMA. */
 int gd_path(const struct gd_paths *paths, int write, const void *ordinary, size_t n);
@@ -139,7 +146,7 @@ int gd_unmap(uintptr_t at, size_t length);
  */
 const unsigned *gd_forks(void);
 
-/* ---- for the CPython type in mapped.c, which is another shared object ---- */
+/* ---- for the CPython type Mapped (mapped.h), which is another shared object ---- */
 struct gd_api {
     int (*write)(uintptr_t, const char *, size_t, unsigned);
     int (*read)(char *, uintptr_t, size_t, unsigned);
@@ -149,6 +156,14 @@ struct gd_api {
     int (*dma_out)(const struct gd_paths *, char *, uint64_t, size_t);
     int (*path_courier)(const struct gd_paths *, const void *, size_t, int);
     int (*courier_read)(struct gd_courier *, char *, uint64_t, size_t, unsigned, struct gd_left *);
+    int (*courier_gather)(struct gd_courier *, char *, uint64_t, uint64_t, const int64_t *, size_t,
+                          size_t, unsigned, struct gd_left *);
+    int (*courier_scatter)(struct gd_courier *, uint64_t, uint64_t, size_t, const int64_t *, size_t,
+                           const char *, size_t, unsigned, struct gd_left *);
+    int (*gather)(char *, uintptr_t, size_t, const int64_t *, size_t, size_t, unsigned);
+    int (*scatter)(uintptr_t, size_t, size_t, const int64_t *, size_t, const char *, size_t, unsigned);
+    int64_t (*indices_check)(const int64_t *, size_t, size_t, int64_t *, int64_t *);
+    int (*locked)(const void *, size_t, uint64_t);
     const unsigned *forks;
 };
 const struct gd_api *gd_api(void);

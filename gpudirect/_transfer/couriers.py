@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import _native
 from ..devices import Device
-from ..errors import ArgumentError, Error, ServiceError
+from ..errors import ArgumentError, Error, RangeError, ServiceError
 from ..extent import Extent
 from . import paths
 
@@ -146,6 +146,8 @@ def _refuse(code: int, extent: Extent) -> None:
             f"via='courier': items of more than {_native.lib.GD_COURIER_ITEM} bytes each are not for a "
             "courier; leave via out"
         )
+    if code == -errno.ERANGE:
+        raise RangeError(f"indices of {extent} changed while a courier was given them, and one is outside")
     raise ServiceError(
         f"the courier of {extent.memory.device.id} was stopped before it had moved everything for {extent}"
     )

@@ -13,7 +13,7 @@ from typing import Any
 from .. import _native, cpu
 from ..bridges import Bridge
 from ..devices import Device
-from ..limits import COURIER, DIRECTIONS, NEVER, Limits, stored
+from ..limits import COURIER, DIRECTIONS, ERRANDS, GATHERING, NEVER, Limits, stored
 
 
 class Paths:
@@ -41,7 +41,7 @@ class Paths:
             kept = getattr(self.struct, name).at
             for i in range(_native.lib.GD_TURNS):
                 kept[i] = turns[i] if i < len(turns) else NEVER
-        for name in COURIER:
+        for name in (*COURIER, *ERRANDS, *GATHERING):
             setattr(self.struct, name, getattr(limits, name))
         start_threads(limits, self._near)
 

@@ -69,8 +69,8 @@ def _items(extent: Extent, indices: np.ndarray[Any, Any], items: Any, via: str |
     size = each * extent.itemsize
     if via != "map" and _by_courier(extent, indices, source, size, via == "courier"):
         return
-    offsets = indices if extent.itemsize == 1 else indices * extent.itemsize
     if not extent.mapped:
+        offsets = indices * extent.itemsize
         starts = np.arange(len(offsets), dtype=np.uint64) * np.uint64(size)
         rows = np.empty((len(offsets), 3), np.uint64)
         rows[:, 0], rows[:, 1] = offsets, size
@@ -79,9 +79,9 @@ def _items(extent: Extent, indices: np.ndarray[Any, Any], items: Any, via: str |
         return
     ffi = _native.ffi
     source = _outside(extent, source)
-    code = _native.lib.gd_scatter_items(
-        extent.host, extent.nbytes, ffi.cast("int64_t *", copies.address_of(offsets)), len(offsets),
-        ffi.cast("char *", copies.address_of(source)), size, extent.flags,
+    code = _native.lib.gd_scatter_elements(
+        extent.host, extent.nbytes, extent.itemsize, ffi.cast("int64_t *", copies.address_of(indices)),
+        len(indices), ffi.cast("char *", copies.address_of(source)), size, extent.flags,
     )  # fmt: skip
     copies.done(code, extent, "scattering to")
 

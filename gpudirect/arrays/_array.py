@@ -471,19 +471,11 @@ class Array(Operators, _native.Mapped):
         elif self.nbytes:
             self._write_slow(np.broadcast_to(element, self.shape))
 
-    def scatter(self, places: Any, items: Any = None, *, via: str | None = None, stream: Any = None) -> None:
-        """Store many small pieces at once, without a staging copy, and fence.
+    # scatter(indices, items) and gather(indices, out) themselves are in C: arrays of ordinary memory
+    # go from there; everything else comes here.
 
-        scatter(indices, items): ``items[i]`` is stored from element ``indices[i]`` of the flattened
-            array on. items: data of the array's dtype, one item (an element, or a row of them) for
-            each index along its first dimension; or one value for all.
-        scatter(pieces): pieces is a list of (index, data); lengths may differ.
-        Pieces that overlap are stored in the order given.
-        via: "map" (CPU stores), "courier" (indices and items only), or None for the faster one.
-        stream: what is queued there is waited for first, and the stores come before what is queued next.
-        Raises RangeError if one does not lie in the array (nothing is stored then), DTypeError,
-        ArgumentError, RevokedError, ClosedError.
-        """
+    def _scatter_slow(self, places: Any, items: Any = None, *, via: str | None = None,
+                      stream: Any = None) -> None:
         if stream is not None:
             ordered.waited(self._open().device.as_stream(stream), "scattering")
         scatter(self._extent(), places, items, via)
@@ -605,21 +597,8 @@ class Array(Operators, _native.Mapped):
             ordered.read(self._extent(), target, start * self.itemsize, on)
         return target if out is None else out
 
-    def gather(self, indices: Any, out: Any = None, *, via: str | None = None,
-               synchronize: bool = True, stream: Any = None) -> Any:
-        """Single elements of the flattened array: what NumPy's ``flat[indices]`` is for one array of
-        whole numbers, in its shape.
-
-        indices: whole numbers of any shape; negative ones count from the end.
-        out: where to put them: an array of that shape (or a flat one) and of the array's dtype, or a
-            writable buffer of bytes, in ordinary or page-locked memory. Without it a new array.
-        via: "map" (a load for each, up to 1 us), "dma" (all from the first to the last, then NumPy),
-            "courier" (one that runs: ``gpudirect.Courier``), or None for the fastest one.
-        synchronize: as for ``read``, which this is ordered like.
-        stream: waits for what is queued on it, and for nothing else.
-        Raises RangeError where an index is outside (nothing was read then), DTypeError, ArgumentError,
-        RevokedError, ClosedError.
-        """
+    def _gather_slow(self, indices: Any, out: Any = None, *, via: str | None = None,
+                     synchronize: bool = True, stream: Any = None) -> Any:
         extent = self._extent()
         on = None if stream is None else extent.memory.device.as_stream(stream)
         chosen = picked(indices, self.size)
@@ -629,6 +608,8 @@ class Array(Operators, _native.Mapped):
             ordered.waited(on, f"gathering from {self}")
         elif synchronize and extent.memory.device.pending:
             extent.memory.device.synchronize()
+        if np.may_share_memory(target, chosen.indices):  # they are read while it is filled
+            chosen = chosen._replace(indices=chosen.indices.copy())
         gather(extent, chosen, target, via)
         if out is None:
             return target

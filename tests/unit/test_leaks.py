@@ -29,6 +29,9 @@ OBJECTS = {
     "slice": "gd.zeros((10, 10))[1:, 2].read()",
     "copies and views": "a = gd.ones((4, 6)); a.copy(); a.T.read(); a.view('u1'); gd.zeros_like(a.reshape(-1))",
     "scatter and gather": "kept.scatter([1, 5], [[2.0], [3.0]]); kept.gather([0, 3])",
+    "scatter and gather of arrays": (
+        "i = np.arange(600, dtype='i4') % 10; kept.scatter(i, np.ones(600, 'f4')); kept.gather(i); "
+        "refused(lambda: kept.gather(i + (1 << 30)))"),
     "host view": "v = gd.zeros(100).host; v[:] = 1",
     "host view's view": "v = np.flip(gd.zeros((5, 5)).host)[1:]; v += 1; repr(v)",
     "buffer": "b = gd.zeros(100).buffer; b[:3] = b'abc'",
