@@ -47,7 +47,7 @@ def file_in(out: Path | None, *words: str) -> Path | None:
 def run(
     names: Annotated[
         list[str] | None,
-        argument(f"Which: {', '.join(NAMES)}", default="all",
+        argument(f"Which: {', '.join(NAMES)}", default="all", metavar="NAME",
                  autocompletion=lambda: starting(*NAMES)),
     ] = None,
     out: Annotated[

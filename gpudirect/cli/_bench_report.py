@@ -16,7 +16,7 @@ from ._options import JsonOption, argument, option
 from ._screen import STYLES, Screen
 
 FigureFile = Annotated[
-    Path, argument("A figures file, from `gpudirect bench run --out`")
+    Path, argument("A figures file, from `gpudirect bench run --out`", metavar="FILE")
 ]
 COUNTED = {HOLDS: "hold", SHORT: "fall short", MISSING: "not measured"}
 

@@ -27,8 +27,10 @@ def folders() -> dict[str, list[str]]:
 
 
 def config(
-    cflags: Annotated[bool, option("Where the headers are: -I...", "--cflags")] = False,
-    libs: Annotated[bool, option("The library: -L..., and where it is when a program runs", "--libs")] = False,
+    cflags: Annotated[bool, option("Where the headers are, as -I", "--cflags")] = False,
+    libs: Annotated[
+        bool, option("The library, as -L and -l, and where it is when a program runs", "--libs")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """What a C compiler needs: `cc program.c $(gpudirect config --cflags --libs)`, with gpudirect.h.

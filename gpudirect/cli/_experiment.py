@@ -23,7 +23,7 @@ WORDS = {"verdict", "claim", "detail"}
 def experiment(
     names: Annotated[
         list[str] | None,
-        argument(f"Which programs: {', '.join(ports.NAMES)}", default="all",
+        argument(f"Which programs: {', '.join(ports.NAMES)}", default="all", metavar="NAME",
                  autocompletion=lambda: starting(*ports.NAMES)),
     ] = None,
     out: Annotated[

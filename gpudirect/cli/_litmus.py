@@ -17,7 +17,7 @@ from ._table import Table
 def litmus(
     names: Annotated[
         list[str] | None,
-        argument("Which tests; --list names them", default="all",
+        argument("Which tests; --list names them", default="all", metavar="NAME",
                  autocompletion=lambda: starting(*ALL)),
     ] = None,
     rounds: Annotated[int, option("Rounds of each test", default="10000", metavar="N")] = 10_000,

@@ -186,7 +186,7 @@ COMMANDS = [
     ("litmus", "partial-lines", "reply", "--rounds", "20"),
 ]  # fmt: skip
 HELP = [(), ("info",), ("demo",), ("calibrate",), ("bench",), ("bench", "run"), ("bench", "check"),
-        ("bench", "report"), ("experiment",), ("litmus",)]  # fmt: skip
+        ("bench", "report"), ("experiment",), ("litmus",), ("doctor",), ("config",)]  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -209,6 +209,7 @@ def test_help_fits_and_leaves_nothing_out(invoke, words, width, flag):
     assert all(len(line) <= width for line in run.stdout.splitlines()), run.stdout
     assert "…" not in run.stdout and "..." not in run.stdout.replace("]...", "").replace("names...", "")
     assert "\\[" not in run.stdout
+    assert not re.search(r"[<{]\w", run.stdout), "Python's types and typer's marks are nobody's words"
 
 
 def test_defaults_are_visible(invoke):

@@ -25,10 +25,12 @@ def test_the_program_runs_as_it_stands(title, code):
         assert found["result"][7] == 2 + 7
     if title == "I control something":
         assert found["output"] == pytest.approx(0.75, abs=1e-6)
+    if title == "I have more than BAR1 shows":
+        assert list(found["a"].read(start=3 << 18, count=4)) == [(3 << 18) + i for i in range(4)]
 
 
 def test_there_is_a_program_for_each_task_that_is_python():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_the_page_on_sharing_runs_as_it_stands():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -63,6 +64,33 @@ def test_every_public_name_has_its_place_in_the_reference():
     for library in ("torch", "cupy", "rmm", "numba", "cuda_core"):
         public = importlib.import_module(f"gpudirect.{library}").__all__
         assert {f"gpudirect.{library}.{name}" for name in public} <= set(told)
+
+
+# -- commands ----------------------------------------------------------------------------------
+
+
+def told(*words: str) -> str:
+    """What ``-h`` prints."""
+    run = subprocess.run([sys.executable, "-m", "gpudirect", *words, "-h"], capture_output=True, text=True,
+                         env={**os.environ, "COLUMNS": "200"}, timeout=60)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_every_command_and_option_of_the_help_is_on_its_page():
+    """Against what is printed, not against what the page is made of."""
+    text = (DOCS / "commands.md").read_text()
+    parts = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
+    names = re.findall(r"^  ([a-z]+) ", told().partition("Commands:")[2], re.MULTILINE)
+    below = re.findall(r"^  ([a-z]+) ", told("bench").partition("Commands:")[2], re.MULTILINE)
+    commands = [(name,) for name in names if name != "bench"] + [("bench", name) for name in below]
+    assert set(parts) == {" ".join(("gpudirect", *words)) for words in commands} and len(commands) > 9
+    for words in commands:
+        part, listed = parts[" ".join(("gpudirect", *words))], told(*words)
+        for option in set(re.findall(r"^ +(--[a-z-]+(?: [A-Z]+)?)  ", listed, re.MULTILINE)):
+            assert f"| `{option}` |" in part, (words, option)
+        for option in re.findall(r"^\| `\[?(--[a-z-]+|[A-Z]+)", part, re.MULTILINE):
+            assert option in listed, (words, option)
 
 
 # -- figures -----------------------------------------------------------------------------------
