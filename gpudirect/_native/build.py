@@ -19,13 +19,15 @@ ROOT = HERE.parent.parent
 # headers of ours, and the ABI of modules that the runtime talks to
 LANE = ROOT / "p2pmod" / "p2pmod-lane.h"
 PUBLIC = ROOT / "gpudirect" / "include"
-PUBLIC_HEADERS = (PUBLIC / "gpudirect" / "copy.h", PUBLIC / "gpudirect" / "lane.h")
-HEADERS = (*PUBLIC_HEADERS, HERE / "native.h", HERE / "allocator.h", HERE / "inputs.h", HERE / "lane.h",
+SHARED_HEADERS = (PUBLIC / "gpudirect" / "copy.h", PUBLIC / "gpudirect" / "lane.h")
+PUBLIC_HEADERS = (*SHARED_HEADERS, PUBLIC / "gpudirect" / "attach.h")
+HEADERS = (*SHARED_HEADERS, HERE / "native.h", HERE / "allocator.h", HERE / "inputs.h", HERE / "lane.h",
            HERE / "relay.h", HERE / "courier.h")  # fmt: skip
 ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", LANE, ROOT / "tests" / "vm" / "standin" / "standin.h")
 # libgpudirect for C programs: the functions that the public headers declare, and what they stand on
-LIBRARY_SOURCES = ("bell", "copy", "doorbell", "engine_neon", "engine_x86", "engines", "gather", "guard",
-                   "lane", "process", "strided", "threads")  # fmt: skip
+LIBRARY_ALONE = ("attach", "rm", "said")  # the runtime has sharing/ and bridges/rm.py
+LIBRARY_SOURCES = (*LIBRARY_ALONE, "bell", "copy", "doorbell", "engine_neon", "engine_x86", "engines",
+                   "gather", "guard", "lane", "mappings", "process", "strided", "threads")  # fmt: skip
 C_OPTIONS = ["-O3", "-fno-strict-aliasing",
              # a loop of stores to a mapping must not become a call of memcpy
              "-fno-tree-loop-distribute-patterns",
@@ -63,7 +65,7 @@ def builder() -> cffi.FFI:
     headers = [h for h in (*ABI_HEADERS, *HEADERS) if h.exists()]
     for header in headers:
         ffi.cdef(declarations(header))
-    includes = "\n".join(f'#include "{h.name}"' for h in headers if h not in PUBLIC_HEADERS)
+    includes = "\n".join(f'#include "{h.name}"' for h in headers if h not in SHARED_HEADERS)
     # the resident kernel of a service is compiled from the very same text
     ffi.cdef("static char *const gd_lane_source;")
     text = LANE.read_text().translate({ord("\n"): "\\n", ord('"'): '\\"', ord("\\"): "\\\\"})
@@ -72,7 +74,8 @@ def builder() -> cffi.FFI:
         f"#include <linux/types.h>\n#include <sys/ioctl.h>\n{includes}\n"
         f'static char *const gd_lane_source = "{text}";',
         sources=sorted(str(f.relative_to(ROOT)) for f in HERE.glob("*.c")
-                       if f.name not in ("dlpack.c", "elements.c", "lease.c", "mapped.c", "_cffi.c")),
+                       if f.stem not in ("dlpack", "elements", "lease", "mapped", "_cffi",
+                                         *LIBRARY_ALONE)),
         include_dirs=sorted({str(h.parent.relative_to(ROOT)) for h in headers}),
         depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), *headers)),
         extra_compile_args=[*C_OPTIONS, "-fvisibility=hidden"],  # calls inside are direct, and inlined

@@ -4,6 +4,7 @@
  *
  *   gpudirect/copy.h    copies, strided and scattered ones, fences, single words, waits
  *   gpudirect/lane.h    calls of a resident kernel's functions
+ *   gpudirect/attach.h  memory and services that another process shares, without CUDA or Python here
  *   p2pmod.h            the kernel module's device file: pin, map
  *
  *     cc program.c $(gpudirect config --cflags --libs)
@@ -21,6 +22,7 @@
 extern "C" {
 #endif
 
+#include "gpudirect/attach.h"
 #include "gpudirect/copy.h"
 #include "gpudirect/lane.h"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import socket
+import stat
 import threading
 import weakref
 from collections.abc import Callable
@@ -48,12 +50,33 @@ class FileMapping:
     """Memory whose descriptor itself can be mapped: the emulated device's, and host memory."""
 
     def __init__(self, descriptor: int, offset: int, length: int, writable: bool) -> None:
+        _trust(descriptor, offset + length)
         start, self._size, lead = base.page_span(offset, length)
         self._base = base.map_file("emulated", descriptor, start, self._size, None, writable)
         self.address = self._base + lead
 
     def close(self) -> None:
         base.unmap(self._base, self._size, False)
+
+
+def _trust(descriptor: int, size: int) -> None:
+    """Raises SharingError where somebody could take away what a mapping of the file shows: an access would
+    end this process then."""
+    told = os.fstat(descriptor)
+    if stat.S_ISCHR(told.st_mode):  # the lab's stand-in device, which looks after its mappings
+        return
+    if not stat.S_ISREG(told.st_mode):
+        raise SharingError("what was handed over is no memory")
+    try:
+        sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+    except OSError:  # a file that knows no seals
+        sealed = 0
+    if not sealed:
+        raise SharingError("the memory that was handed over is a file that can be made shorter, which would "
+                           "end this process: it is not sealed, so it is not mapped")  # fmt: skip
+    if told.st_size < size:
+        raise SharingError(f"the memory that was handed over is a file of {told.st_size} bytes, and {size} are "
+                           "asked for")  # fmt: skip
 
 
 class Attached(_native.Mapped):
@@ -297,14 +320,27 @@ def _asked(connection: socket.socket, token: Token, timeout: float) -> tuple[dic
     except OSError as e:
         raise SharingError(f"process {token.pid}, which shared the array, does not answer ({e.strerror}): it "
                            "has ended, or runs in another network namespace (container)") from None  # fmt: skip
-    if "refused" in said:
-        raise SharingError(f"process {token.pid} refused: {said['refused']}")
+    try:
+        _understood(said, token)
+    except BaseException:
+        for fd in descriptors:
+            os.close(fd)
+        raise
     if not descriptors and (none := none_left()):
         raise SharingError(str(told(none, f"taking the memory that process {token.pid} shared")))
     if not descriptors:
         raise SharingError(f"process {token.pid} ended while it was asked")
     connection.settimeout(None)
     return said, descriptors
+
+
+def _understood(said: dict[str, Any], token: Token) -> None:
+    """Raises SharingError for a refusal, and for what another version says."""
+    if "refused" in said:
+        raise SharingError(f"process {token.pid} refused: {said['refused']}")
+    if said and said.get("protocol") != _wire.PROTOCOL:
+        raise SharingError(f"process {token.pid} speaks version {said.get('protocol')} of sharing, and this "
+                           f"one {_wire.PROTOCOL}: install one version of gpudirect on both sides")  # fmt: skip
 
 
 def mapped(descriptor: int, said: dict[str, Any], pid: int, *, emulated: bool,

@@ -136,9 +136,9 @@ class Server:
             _wire.send(connection, refused=refused)
             self._forget(connection)
             return
-        _wire.send(connection, share.descriptors, **share.said)
+        share.peers[connection] = pid  # before he hears of it: who is attached is among the peers
+        _wire.send(connection, share.descriptors, protocol=_wire.PROTOCOL, **share.said)
         share.used_by = pid
-        share.peers[connection] = pid
         if share.uses is not None:
             share.uses -= 1
         # nothing else comes from there but its end

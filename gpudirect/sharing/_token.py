@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..errors import ArgumentError
 
 MODES = {"r": "read-only", "rw": "for reading and writing", "call": "for calls"}
-_SIGN = "gpudirect-token-1"
+_SIGNS = "gpudirect-token-"
+_SIGN = _SIGNS + "1"
 
 
 class Token:
@@ -35,6 +36,9 @@ class Token:
             socket, secret, pid, mode, nbytes = parts[1:]
             if pid.isdecimal() and nbytes.isdecimal():
                 return cls(socket, secret, int(pid), mode, int(nbytes))
+        if parts and parts[0].startswith(_SIGNS) and parts[0] != _SIGN:
+            raise ArgumentError(f"a {parts[0][:40]} is a token of another version of gpudirect, and this one "
+                                f"gives a {_SIGN}: install one version on both sides")  # fmt: skip
         shown = f"a text of {len(text)} characters" if isinstance(text, str) else type(text).__name__
         raise ArgumentError(f"{shown} is no token: give what array.share() gave, or its str()")
 

@@ -9,6 +9,7 @@ import socket
 import struct
 from typing import Any
 
+PROTOCOL = 1  # of what an owner answers; _native/attach.c speaks it too
 LONGEST = 64 << 10  # bytes of a packet: a structured dtype of a thousand fields fits
 _CREDENTIALS = struct.Struct("3i")
 

@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from c_programs import CC, compiled, flags
 
 import gpudirect
 from gpudirect.cli._config import folders
@@ -19,17 +18,10 @@ from gpudirect.cli._config import folders
 ROOT = Path(__file__).resolve().parents[2]
 FOUND = folders()
 LIBRARY = Path(FOUND["library"][0])
-CC = shlex.split(os.environ.get("CC", "cc"))
 
 
 def run(*words, **how):
     return subprocess.run([str(w) for w in words], capture_output=True, text=True, **how)
-
-
-def flags(*asked):
-    done = run(sys.executable, "-m", "gpudirect", "config", *asked)
-    assert done.returncode == 0, done.stderr
-    return shlex.split(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +54,8 @@ def test_config_without_a_wish_says_what_there_is():
 
 @pytest.mark.parametrize("language", ("c", "c++"))
 @pytest.mark.parametrize(
-    "header", ("gpudirect.h", "gpudirect/copy.h", "gpudirect/lane.h", "p2pmod.h", "p2pmod-lane.h")
+    "header", ("gpudirect.h", "gpudirect/copy.h", "gpudirect/lane.h", "gpudirect/attach.h", "p2pmod.h",
+               "p2pmod-lane.h")
 )
 def test_each_header_stands_alone(headers, tmp_path, header, language):
     source = tmp_path / "one.c"
@@ -85,7 +78,7 @@ def test_it_exports_what_its_headers_declare():
     spec.loader.exec_module(build)
     told = run("nm", "-D", "--defined-only", LIBRARY / "libgpudirect.so.0").stdout
     assert [line.split()[-1] for line in told.splitlines() if " T " in line] == build.exported()
-    assert {"gd_write", "gd_fence", "gd_lane_call", "gd_wait32"} <= set(build.exported())
+    assert {"gd_write", "gd_fence", "gd_lane_call", "gd_wait32", "gd_attach"} <= set(build.exported())
 
 
 def test_the_example_runs():
@@ -93,6 +86,11 @@ def test_the_example_runs():
     assert done.returncode == 1, done.stderr + done.stdout  # too few steps
     done = run(sys.executable, ROOT / "examples" / "c" / "control.py", timeout=110)
     assert done.returncode == 0 and "us in the median" in done.stdout, done.stderr + done.stdout
+
+
+def test_the_example_of_two_processes_runs():
+    done = run(sys.executable, ROOT / "examples" / "c" / "producer.py", "20", timeout=110)
+    assert done.returncode == 0 and "with its call, takes" in done.stdout, done.stderr + done.stdout
 
 
 PROGRAM = """
@@ -123,9 +121,7 @@ int main(void)
 def test_a_program_without_python(tmp_path):
     source, program = tmp_path / "program.c", tmp_path / "program"
     source.write_text(PROGRAM)
-    done = run(*CC, "-Wall", "-Wextra", "-Werror", source, *flags("--cflags", "--libs"), "-o", program)
-    assert done.returncode == 0, done.stderr
-    done = run(program)
+    done = run(compiled(source, program))
     assert done.returncode == 0 and done.stdout.endswith(" 1\n"), (done.returncode, done.stdout)
 
 

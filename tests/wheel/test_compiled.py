@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gpudirect as gd
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "c" / "control.py"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "c"
 
 
 def test_the_demo():
@@ -22,8 +22,16 @@ def test_a_call():
         assert service.submit("twice", 21).result() == 42
 
 
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
 def test_a_c_program_over_the_wheels_headers_and_library():
-    spec = importlib.util.spec_from_file_location("control", EXAMPLE)
-    control = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(control)
-    assert abs(control.main()) < 0.05
+    assert abs(example("control").main()) < 0.05
+
+
+def test_a_process_of_c_alone_over_the_wheels_headers_and_library():
+    assert example("producer").main(20) == 19 * 256 + 128

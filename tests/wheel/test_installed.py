@@ -70,6 +70,7 @@ def test_the_command_works(words):
 
 def test_the_headers_and_the_library_are_there():
     found = json.loads(command("config", "--cflags", "--libs", "--json").stdout)
-    for header in ("gpudirect.h", "gpudirect/copy.h", "gpudirect/lane.h", "p2pmod.h", "p2pmod-lane.h"):
+    for header in ("gpudirect.h", "gpudirect/attach.h", "gpudirect/copy.h", "gpudirect/lane.h", "p2pmod.h",
+                   "p2pmod-lane.h"):
         assert Path(found["include"][0], header).exists()
     assert len(found["include"]) == 1 and Path(found["library"][0], "libgpudirect.so.0").exists()

@@ -1,0 +1,78 @@
+"""Programs of C for tests, built as a user builds one: by what ``gpudirect config`` says."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SECOND = 1_000_000_000
+CC = shlex.split(os.environ.get("CC", "cc"))
+
+
+def flags(*asked):
+    """What `gpudirect config` answers."""
+    done = subprocess.run([sys.executable, "-m", "gpudirect", "config", *asked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return shlex.split(done.stdout)
+
+
+def compiled(source, program, *options):
+    """A source file as a program. Warnings are errors."""
+    done = subprocess.run([*CC, "-g", "-Wall", "-Wextra", "-Werror", *options, str(source),
+                           *flags("--cflags", "--libs"), "-o", str(program)],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Path(program)
+
+
+@functools.cache
+def attach_commands(*options):
+    """attach_commands.c as a program, made once."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return compiled(Path(__file__).with_name("attach_commands.c"), Path(folder, "commands"), *options)
+
+
+class OtherInC:
+    """A process of attach_commands.c: ``other("r 0 0 4")`` -> what it answers, the code first."""
+
+    def __init__(self, program, **how):
+        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        **how)  # fmt: skip
+        self.pid = self.process.pid
+        assert self("h 0") == (0, "")  # it runs, and has opened what it will
+
+    def send(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def hear(self):
+        code, _, rest = self.process.stdout.readline().rstrip("\n").partition(" ")
+        return int(code), rest
+
+    def __call__(self, line):
+        self.send(line)
+        return self.hear()
+
+    def attach(self, token, handle=0, timeout=60 * SECOND):
+        return self(f"a {handle} {timeout} {token}")
+
+    def end(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+def memory(size=4096, seals=fcntl.F_SEAL_SHRINK):
+    """The descriptor of a file in memory."""
+    fd = os.memfd_create("feigned", os.MFD_ALLOW_SEALING)
+    os.truncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
