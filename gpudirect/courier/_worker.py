@@ -41,13 +41,16 @@ class _Calls(Service):
         if self._struct is not None:
             _native.lib.gd_courier_close(self._struct)
 
-    def _pause(self) -> None:
+    def _pause(self) -> bool:
+        was_open = self._struct is not None and self._struct.open
         self._close()
+        paused = False
         try:
-            super()._pause()
-        except BaseException:
-            self._reopen()
-            raise
+            paused = super()._pause()
+        finally:
+            if was_open and not paused:
+                self._reopen()
+        return paused
 
     def _resume(self) -> None:
         super()._resume()

@@ -150,8 +150,8 @@ class Function(ABC):
 class Resident(Protocol):
     """A resident kernel that can make way."""
 
-    def _pause(self) -> None:
-        """End the kernel, so that the device can be quiet."""
+    def _pause(self) -> bool:
+        """End the kernel, so that the device can be quiet. Whether it ran."""
 
     def _resume(self) -> None:
         """Launch it again."""
@@ -372,12 +372,13 @@ class Device(ABC):
     def quiet(self) -> Iterator[None]:
         """For what waits until nothing runs on the device: resident kernels are paused meanwhile.
 
-        Loading code does, and so do cuMemFree, cuMemFreeHost and cuModuleUnload.
+        Loading code does, and so do cuMemFree, cuMemFreeHost and cuModuleUnload. What was paused before
+        stays so.
         """
         with self.residents_lock, ExitStack() as undo:
             for resident in tuple(self.residents):
-                resident._pause()
-                undo.callback(resident._resume)
+                if resident._pause():
+                    undo.callback(resident._resume)
             yield
 
     def attribute(self, number: int) -> int | None:

@@ -250,12 +250,13 @@ class Living(Packing):
 
     # -- what others ask of a resident kernel: Device.quiet() ----------------------------------
 
-    def _pause(self) -> None:
-        """End the kernel between two calls; calls sent from now on wait for ``_resume``."""
+    def _pause(self) -> bool:
+        """End the kernel between two calls; calls sent from now on wait for ``_resume``. False: it does
+        not run, or has made way already."""
         with self.device.residents_lock:
             resident = self._resident
             if not self._opened or resident is None or not resident.launched:
-                return
+                return False
             resident.end(PAUSE)
             if not resident.await_end(self._options.stop_timeout):
                 resident.carry_on()
@@ -265,6 +266,7 @@ class Living(Packing):
                     "service is started, or stop the service."
                 )
             resident.make_way()
+            return True
 
     def _resume(self) -> None:
         """Launch the kernel again where it was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -11,12 +12,13 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from alike import in_force, same
-from waiting import until
+from waiting import LONG, until
 
 import gpudirect as gd
 from gpudirect import _native
@@ -499,82 +501,119 @@ def test_one_asked_for_by_name_waits_until_the_device_is_no_longer_quiet(courier
     same(found[0], twin)
 
 
+@contextmanager
 def paused_under_way(courier):
     """The kernel is gone, and nobody was told: what is asked now takes long."""
-    return Living._pause(courier._worker._service)
+    service = courier._worker._service
+    assert Living._pause(service)
+    try:
+        yield
+    finally:
+        Living._resume(service)
 
 
-def asked(courier, errands=1):
-    """Wait until so many errands are under way."""
-    worker = courier._worker
-    until(lambda: sum(worker.struct.seat[i].taken for i in range(worker.seats)) >= errands)
+@contextmanager
+def elsewhere(work, *given):
+    """Something done by another thread meanwhile; it is over at the end. What it gave, in a list."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work(*given)))
+    thread.start()
+    try:
+        yield found
+    finally:
+        thread.join(LONG)
+    assert not thread.is_alive()
+
+
+def begun(courier, count):
+    """Wait until so many errands have been."""
+    until(lambda: sum(courier.info.errands.values()) >= count, "the errand was not begun")
+
+
+LONG_ERRANDS = {
+    "read": lambda a, at, out: a.read(out, via="courier"),
+    "read by Python": lambda a, at, out: a.read(out, synchronize=True, via="courier"),
+    "gather": lambda a, at, out: a.gather(at, out, via="courier"),
+    "gather by Python": lambda a, at, out: a.gather(at.tolist(), out, via="courier"),
+    "scatter": lambda a, at, out: a.scatter(at, out, via="courier"),
+    "scatter by Python": lambda a, at, out: a.scatter(at.tolist(), out, via="courier"),
+}
+
+
+def long_errand(what, locked):
+    """(what is to be done, what shows that it was), of an errand that is not begun."""
+    a, twin = made("i4", 50_000)
+    at = np.random.default_rng(13).permutation(50_000)
+    out = gd.pinned(50_000, "i4") if locked else np.empty(50_000, "i4")
+    out[:] = np.arange(50_000)
+
+    def arrived():
+        if what.startswith("scatter"):
+            twin[at] = out
+            return np.array_equal(a.read(via="map"), twin)
+        return np.array_equal(out, twin[at] if what.startswith("gather") else twin)
+
+    return lambda: LONG_ERRANDS[what](a, at, out), arrived
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_an_errand_that_takes_long_is_waited_for(courier, locked):
-    a, twin = made("i4", 50_000)
-    outs = [gd.pinned(50_000, "i4") if locked else np.empty(50_000, "i4") for _ in range(2)]
-    found = []
-    with in_force(a, courier_pageable=(0, 1 << 30), courier_pinned=(0, 1 << 30)):
-        paused_under_way(courier)
-        threads = [
-            threading.Thread(target=lambda: found.append(a.read(outs[0], via="courier"))),  # in C
-            threading.Thread(target=lambda: found.append(a.read(outs[1], synchronize=True, via="courier"))),
-        ]
-        for t in threads:
-            t.start()
-        asked(courier, len(threads))
-        time.sleep(0.1)
-        assert not found
-        Living._resume(courier._worker._service)
-        for t in threads:
-            t.join(60)
-    assert len(found) == 2
-    for out in outs:
-        same(np.array(out), twin)
+@pytest.mark.parametrize("what", LONG_ERRANDS)
+def test_an_errand_that_takes_long_is_waited_for(courier, what, locked):
+    do, arrived = long_errand(what, locked)
+    with contextlib.ExitStack() as held:
+        with paused_under_way(courier):
+            found = held.enter_context(elsewhere(do))
+            begun(courier, 1)
+            time.sleep(0.15)
+            assert not found
+    assert len(found) == 1 and arrived()
 
 
-@pytest.mark.parametrize("more", [{}, {"synchronize": True}], ids=["in C", "in Python"])
-def test_an_interruption_comes_when_the_errand_is_over(courier, more):
+@pytest.mark.parametrize("what", LONG_ERRANDS)
+def test_an_interruption_comes_when_the_errand_is_over(courier, what):
     """The device may store to the destination until then."""
-    a, twin = made("i4", 50_000)
-    out = gd.pinned(50_000, "i4")
-    out[:] = 0
-
-    def interrupt():
-        asked(courier)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(0.3)
-        Living._resume(courier._worker._service)
+    do, arrived = long_errand(what, True)
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    interrupting = threading.Thread(target=interrupt)
-    before = signal.signal(signal.SIGUSR1, stop)
+    def resume_behind_it(resumed):
+        begun(courier, 1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+        time.sleep(0.2)
+        resumed.close()
+
+    before = signal.signal(signal.SIGALRM, stop)
     try:
-        paused_under_way(courier)
-        with pytest.raises(KeyboardInterrupt):
-            interrupting.start()
-            a.read(out, via="courier", **more)
-        assert out.tobytes() == twin.tobytes(), "it was raised while the device was still at it"
+        with contextlib.ExitStack() as held:
+            held.enter_context(paused_under_way(courier))
+            with elsewhere(resume_behind_it, held), pytest.raises(KeyboardInterrupt):
+                do()
+        assert arrived(), "it was raised while the device was still at it"
     finally:
-        interrupting.join()
-        signal.signal(signal.SIGUSR1, before)
-    same(a.read(via="courier"), twin)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_one_that_cannot_be_stopped_goes_on(courier, monkeypatch):
+    """Whoever has the device quiet meanwhile, as code that is unloaded has, does not bring it back."""
     monkeypatch.setattr(_worker, "STOP_TIMEOUT", 0.1)
     a, twin = made("i4", 5000)
-    paused_under_way(courier)
-    thread = threading.Thread(target=lambda: a.read(via="courier"))
-    thread.start()
-    asked(courier)
-    with pytest.raises(gd.ServiceError, match="not over within"):
-        courier.stop()
-    Living._resume(courier._worker._service)
-    thread.join(60)
+
+    def make_quiet():
+        with gd.device().quiet():
+            pass
+
+    with contextlib.ExitStack() as held:
+        with paused_under_way(courier):
+            found = held.enter_context(elsewhere(lambda: a.read(via="courier")))
+            begun(courier, 1)
+            with elsewhere(make_quiet):
+                pass
+            assert courier.info.state == "paused"
+            with pytest.raises(gd.ServiceError, match="not over within"):
+                courier.stop()
+            assert not found
+    same(found[0], twin)
     assert courier.running
     same(a.read(via="courier"), twin)
 

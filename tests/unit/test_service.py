@@ -747,6 +747,22 @@ def test_paused_and_resumed(svc):
     assert svc.call("grid_fails", -1) == 192
 
 
+def test_what_is_quiet_within_a_quiet_device_leaves_it_so(svc):
+    """As freeing memory, or loading code, does in the middle."""
+    device = svc.device
+    with device.quiet():
+        future = svc.submit("add", 5, 6)
+        with device.quiet():
+            assert svc.info.state == "paused"
+        assert svc.info.state == "paused"
+        with service() as other:  # new since: it makes way, and comes back
+            with device.quiet():
+                assert other.info.state == "paused"
+            assert other.call("add", 1, 2) == 3
+        assert svc.info.state == "paused" and not future.done()
+    assert future.result(timeout=HANG) == 11
+
+
 def test_a_service_that_cannot_be_resumed(monkeypatch):
     with service() as svc:
         monkeypatch.setattr(svc._resident, "launch", lambda: (_ for _ in ()).throw(gd.LaunchError("no room")))
