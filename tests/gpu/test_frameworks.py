@@ -97,6 +97,49 @@ def test_a_fill_of_pytorchs_that_still_runs_does_not_overwrite_what_is_stored(to
         assert x.sum().item() == 700
 
 
+READ = """
+__device__ float at(const float *a, int i) { return a[i]; }
+__device__ void set(float *a, int i, float v) { a[i] = v; }
+"""
+
+
+@pytest.mark.parametrize("side", [False, True])
+def test_a_call_on_a_tensor_waits_for_pytorchs_current_stream(torch, side):
+    with gd.Service(READ, ["at", "set"]) as service:
+        stream = torch.cuda.Stream() if side else torch.cuda.default_stream()
+        x = torch.zeros(64, device="cuda")
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            for i in range(1, 20):
+                torch.cuda._sleep(20_000_000)  # some 10 ms
+                x.fill_(i)
+                assert service.at(x, 5) == i  # a call that does not wait finds the one before
+                service.set(x, 6, float(-i))
+                assert x[6].item() == -i
+            torch.cuda._sleep(20_000_000)
+            x.fill_(99)
+            assert service.submit("at", x, 63).result(60) == 99
+        graph = torch.cuda.CUDAGraph()
+        with pytest.raises(gd.ServiceError, match="captures a graph"), torch.cuda.graph(graph):
+            service.at(x, 0)
+        torch.cuda.synchronize()
+        assert service.at(x, 0) == 99
+
+
+def test_a_call_on_a_cupy_array_waits_for_cupys_current_stream():
+    cupy = pytest.importorskip("cupy", exc_type=ImportError)
+    with gd.Service(READ, ["at", "set"]) as service:
+        slow = cupy.RawKernel(r"""extern "C" __global__ void slow(float *x, float v) {
+            long long end = clock64() + 20000000; while (clock64() < end) { } x[threadIdx.x] = v; }""", "slow")
+        x = cupy.zeros(64, "f4")
+        cupy.cuda.Device().synchronize()
+        for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.null):
+            with stream:
+                for i in range(1, 10):
+                    slow((1,), (64,), (x, cupy.float32(i)))
+                    assert service.at(x, 5) == i
+
+
 def test_pytorchs_own_out_of_memory_and_then_it_works_again(torch):
     free, _ = torch.cuda.mem_get_info()
     with gd.torch.mapped():

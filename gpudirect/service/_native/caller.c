@@ -447,6 +447,8 @@ static PyMethodDef Caller_methods[] = {
      "Call a function of the service, and return its result.\n\n"
      "timeout: seconds to wait for room in the lane, and then for the reply; 0 looks once.\n"
      "lane: which one; by default one with nothing to do, else the one with the fewest calls.\n"
+     "Of another library's array, what its current stream has queued is waited for first; the timeout\n"
+     "counts from then on. Arrays are taken as they are.\n"
      "Raises what the function's status says, ArgumentError, DTypeError, CallTimeoutError,\n"
      "ServiceError."},
     {"submit", (PyCFunction)(void (*)(void))Caller_submit, METH_FASTCALL | METH_KEYWORDS,
