@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from waiting import until
+from waiting import HOLD, until
 
 import gpudirect as gd
 from gpudirect import _native, aperture
@@ -197,7 +197,7 @@ def test_nothing_goes_by_dma_while_a_kernel_may_be_waiting_for_it(emulated, data
         stream, host = a.device.stream(), a.device.host_allocate(4096)
         word = np.frombuffer((ctypes.c_uint32 * 1).from_address(host.ptr), "u4")
         word[0] = 0
-        wait = "__global__ void wait(volatile unsigned *word) { while (!*word) ; }"
+        wait = HOLD + "__global__ void wait(volatile unsigned *word) { hold(word); }"
         gd.kernel(wait, "wait")[1, 1, stream](host.ptr)
         try:
             with monkeypatch.context() as m:

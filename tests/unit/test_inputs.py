@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from waiting import HOLD
 
 import gpudirect as gd
 from gpudirect import _inputs, _native
@@ -78,9 +79,9 @@ def test_each_step_reads_its_own_values(ahead, waiting):
 
 
 def test_the_cpu_runs_as_far_ahead_as_was_said_and_no_farther():
-    gate = gd.pinned(1, "i4")
+    gate = gd.pinned(1, "u4")
     gate[0] = 0
-    wait = gd.kernel("__global__ void wait(volatile int *gate) { while (!*gate) ; }", "wait")
+    wait = gd.kernel(HOLD + "__global__ void wait(volatile unsigned *gate) { hold(gate); }", "wait")
     stream = gd.stream()
     for ahead in (1, 2, 4):
         gate[0] = 0

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+from waiting import HOLD
 
 import gpudirect as gd
 from gpudirect._keeper import keeper, patient
@@ -100,7 +101,7 @@ def test_its_memory_goes_back_and_not_too_early():
     gd.trim()
     free = device.memory()[0]
     with gd.zeros(1, "u4") as go:
-        spin = "__global__ void spin(volatile unsigned *go, float *out) { while (!*go) ; *out = 7; }"
+        spin = HOLD + "__global__ void spin(volatile unsigned *go, float *out) { hold(go); *out = 7; }"
         kernel, stream, c = gd.kernel(spin, "spin"), gd.stream(), gd.pinned(10)
         c[:] = 0
         view, ptr = c[:1], c.ptr

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from waiting import HOLD
 
 import gpudirect as gd
 from gpudirect._transfer import ordered
@@ -16,7 +17,7 @@ from gpudirect.devices import Now
 HANG = 60.0
 KIB, MIB = 1 << 10, 1 << 20
 
-WAIT = "__global__ void wait(volatile unsigned *go) { while (!*go) ; }"
+WAIT = HOLD + "__global__ void wait(volatile unsigned *go) { hold(go); }"
 MOVE = """
 __global__ void move(const unsigned char *from, unsigned char *to, unsigned long long n)
 {

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from waiting import HOLD, until
 
 import gpudirect as gd
 from gpudirect import _native
@@ -17,10 +18,10 @@ from gpudirect.devices.cuda.streams import MOST_ADOPTED, Adopted
 
 HANG = 60.0
 
-SPIN = """
+SPIN = HOLD + """
 __global__ void spin(volatile unsigned *go, unsigned *out)
 {
-    while (!*go) ;
+    hold(go);
     *out = 1;
 }
 """
@@ -126,6 +127,32 @@ def test_a_dropped_stream_finishes_its_work_first(device):
         a.host[0] = 1
         a.flush()
         assert a.read()[1] == 1
+
+
+def test_a_stream_is_idle_once_its_last_event_is_over(device, monkeypatch):
+    """Between the event and the count of what is done the worker may be put aside: it is never seen."""
+    settle, seen = _native.lib.gd_work_settle, []
+    stream = gd.stream()
+    counted = stream.queue._all
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(_native.lib, name)
+
+        def gd_work_settle(self, work, mark):
+            if work is counted:
+                time.sleep(0.02)
+            settle(work, mark)
+
+    monkeypatch.setattr("gpudirect.devices.emulation.streams._native", type("Native", (), {
+        "lib": Slow(), "ffi": _native.ffi}))  # fmt: skip
+    for wait in (stream.synchronize, lambda: stream.record().sync(), lambda: until(stream.record().done)):
+        wait()
+        seen.append(stream.idle())
+    assert seen == [True] * 3
+    event = stream.record()
+    until(stream.idle)
+    assert event.done()
 
 
 def test_the_current_stream(device):

@@ -11,6 +11,16 @@ import time
 
 LONG = 60.0  # seconds
 
+# For kernels: waits for a word, and not for ever. A test that fails leaves the word as it is, and the suite
+# is to say so and go on. (The emulated device's clock counts nanoseconds.)
+HOLD = """
+__device__ void hold(volatile unsigned *go)
+{
+    long long end = clock64() + 100000000000;
+    while (!*go && clock64() < end) ;
+}
+"""
+
 
 def until(condition, what="it did not come about in a minute"):
     end = time.monotonic() + LONG

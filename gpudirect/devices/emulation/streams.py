@@ -24,22 +24,26 @@ _call = operator.methodcaller("__call__")
 
 
 class EmulatedEvent(Event):
-    """A flag that the stream's worker raises when it gets there."""
+    """A place among the stream's jobs. It is reached when the stream says that so many are done:
+    one word tells both, as with a GPU, where a stream whose last event is over is idle."""
 
     def __init__(self, queue: EmulatedQueue, timing: bool) -> None:
         self.device: EmulatedDevice = queue.device
         self.timing = timing
         self._reached = threading.Event()
         self._at = 0.0
+        self._place = 0
         self._queue = queue
-        queue.submit(self._reach)
+        queue.submit(self._arrive)
 
-    def _reach(self) -> None:
+    def _arrive(self) -> Callable[[], None]:
+        """The worker's. What it gives is called once the stream counts it as done."""
         self._at = time.perf_counter()
-        self._reached.set()
+        self._place = self._queue.done + 1
+        return self._reached.set
 
     def done(self) -> bool:
-        return self._reached.is_set()
+        return self._reached.is_set() or 0 < self._place <= self._queue.done
 
     def wait(self) -> None:
         if self._queue.on_worker() and not self.done():
@@ -67,8 +71,16 @@ class EmulatedQueue(Queue):
         self._thread: threading.Thread | None = None
         self._all = _native.ffi.new("struct gd_work *")  # markers too, settled by the worker
 
+    @property
+    def done(self) -> int:
+        """How many jobs are, of all that there ever were."""
+        return int(self._all.settled)
+
     def submit(self, job: Callable[[], object]) -> None:
-        """Queue something to do. It is done after everything queued before it."""
+        """Queue something to do. It is done after everything queued before it.
+
+        What it gives, if that can be called, is called after it counts as done, on the same thread.
+        """
         self.device.ensure_usable()
         if self._thread is None:
             keeper.run(self._begin)
@@ -85,8 +97,8 @@ class EmulatedQueue(Queue):
                 job = self._jobs.get_nowait()
             except Empty:
                 return
-            if job is not None:
-                job()
+            if job is not None and callable(told := job()):
+                told()
 
     def _begin(self) -> None:
         if self._thread is not None:
@@ -107,17 +119,19 @@ class EmulatedQueue(Queue):
         return self._connection
 
     def _run(self) -> None:
-        done = 0
         while (job := self._jobs.get()) is not None:
+            told = None
             try:
-                job()
+                told = job()
             except BaseException as e:
                 self._failure = self._failure or e
                 if (lost := self.device.process.lost) is not None:
                     self.device.lost = lost
-            done += 1
             del job  # what it refers to goes now, and not with the next one
-            _native.lib.gd_work_settle(self._all, done)
+            _native.lib.gd_work_settle(self._all, self.done + 1)
+            if callable(told):
+                told()
+            del told
         self._ended = True
         self._finish()
         if self._connection is not None:
