@@ -167,6 +167,12 @@ class EmulatedDevice(Device):
             self.lost = self.lost or process.lost
         self.ensure_usable()
 
+    def synchronize(self) -> None:
+        if self.lost is not None:  # the stream of the launch that failed says more than "lost"
+            for queue in self.pending_queues():
+                queue.synchronize()
+        super().synchronize()
+
     def allocate(self, size: int) -> EmulatedMemory:
         self.ensure_usable()
         return keeper.run(self._allocate, size, False)

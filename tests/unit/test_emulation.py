@@ -68,18 +68,22 @@ def test_blocks_and_threads_in_three_dimensions():
         assert out.read().tolist() == want
 
 
+@pytest.mark.parametrize("late", [False, True])  # asked while it runs, and when it is over
 @pytest.mark.parametrize(
     ("body", "words"),
     [("__trap();", "trap"), ("assert(t != 3);", "t != 3"), ("out[1LL << 40] = 1;", "illegal address"),
      ("out[0] = 7 / (in[0] * 2);", "division|SIGFPE|arithmetic|divi")],
 )  # fmt: skip
-def test_faults_are_told(body, words):
+def test_faults_are_told(body, words, late):
     program = f"""
-    import re, gpudirect as gd
+    import re, time, gpudirect as gd
     k = gd.kernel('''#include <cassert>
     __global__ void k(int *out, const int *in) {{ int t = threadIdx.x; (void)t; {body} }}''', "k")
     a = gd.zeros(4, "i4")
     k[1, 8](a, a)
+    if {late}:
+        while gd.device().lost is None:
+            time.sleep(1e-3)
     try:
         gd.synchronize()
     except gd.LaunchError as e:

@@ -138,12 +138,17 @@ class EmulatedQueue(Queue):
             self._connection.close()
 
     def synchronize(self) -> None:
+        if self.device.lost is not None and not self.device.forked:
+            self._tell_failure()  # whoever launched what ended the device hears that, however late he asks
         self.device.ensure_usable()
         mark = _native.lib.gd_work_mark(self.work)
         if self._thread is not None:
             EmulatedEvent(self, False).wait()
         _native.lib.gd_work_settle(self.work, mark)
         self.let_go()
+        self._tell_failure()
+
+    def _tell_failure(self) -> None:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
