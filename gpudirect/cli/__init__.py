@@ -48,7 +48,7 @@ app.command(cls=Command, short_help="What is wrong or slow here, and the mend.")
 app.command(cls=Command, short_help="See it work: five checked experiments.")(_demo.demo)
 app.command(cls=Command, short_help="Find the faster path for each size.")(_calibrate.calibrate)
 app.add_typer(_bench.app, name="bench", short_help="Measure, and judge what was measured.")
-app.command(cls=Command, short_help="Does avoiding copies pay? Ten programs.")(_experiment.experiment)
+app.command(cls=Command, short_help="Does avoiding copies pay? Eleven programs.")(_experiment.experiment)
 app.command(cls=Command, short_help="Is the promised order of stores kept?")(_litmus.litmus)
 app.command(cls=Command, short_help="Flags for a C compiler.")(_config.config)
 

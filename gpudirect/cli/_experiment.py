@@ -75,7 +75,8 @@ def experiment(
             figures.add(*found)
             configurations.append(configuration.as_dict())
     figures.checks["configurations"] = configurations
-    figures.checks["ports"] = {p.name: {"title": p.title, "flow": p.flow, "update": p.update}
+    figures.checks["ports"] = {p.name: {"title": p.title, "flow": p.flow, "update": p.update,
+                                       "reads": p.reads}
                                for p in chosen_ports}  # fmt: skip
     figures.checks["lines"] = {p.name: lines.count_file(Path(str(p.module.__file__)))
                                for p in chosen_ports}  # fmt: skip

@@ -122,7 +122,12 @@ class Experiment:
 
     @property
     def updates(self) -> list[str]:
-        return [p for p, facts in self.ports.items() if facts["update"]]
+        return [p for p, facts in self.ports.items() if facts["update"] and not facts.get("reads")]
+
+    @property
+    def reads(self) -> list[str]:
+        """Those of which little is read back."""
+        return [p for p, facts in self.ports.items() if facts.get("reads")]
 
 
 def times(e: Experiment) -> Table:
@@ -138,10 +143,18 @@ def times(e: Experiment) -> Table:
 
 def updates(e: Experiment) -> Table:
     """The update alone, where little changes."""
-    table = Table("The update alone, launch excluded",
-                  ("port, kind, size", *VERSIONS, "pageable/direct", "pinned/direct",
-                   "double/direct"))  # fmt: skip
-    for port in e.updates:
+    return _alone(e, e.updates, "The update alone, launch excluded")
+
+
+def reads(e: Experiment) -> Table:
+    """The read-back alone, where little is read."""
+    return _alone(e, e.reads, "The read-back alone, launch excluded")
+
+
+def _alone(e: Experiment, ports: list[str], title: str) -> Table:
+    table = Table(title, ("port, kind, size", *VERSIONS, "pageable/direct", "pinned/direct",
+                          "double/direct"))  # fmt: skip
+    for port in ports:
         for r in e.of(port):
             table.add(r.name, *(time_text(r.update[v]) for v in VERSIONS),
                       *(f"{1 / r.ratio(v, 'update'):.1f}" for v in VERSIONS[:3]))  # fmt: skip
@@ -149,8 +162,8 @@ def updates(e: Experiment) -> Table:
 
 
 def couriers(e: Experiment) -> Table:
-    """The update alone, of ports that have a version with a courier."""
-    table = Table("The update alone, with a courier",
+    """The update or read-back alone, of ports that have a version with a courier."""
+    table = Table("The update or read-back alone, with a courier",
                   ("port, kind, size", *VERSIONS, COURIER, "direct/courier", "best copy/courier"))  # fmt: skip
     for r in e.rows:
         if COURIER in r.update:
@@ -161,7 +174,7 @@ def couriers(e: Experiment) -> Table:
 
 
 def _best_copy(r: Row) -> float:
-    """Of the updates that copy, packed or not."""
+    """Of the updates, or read-backs, that copy, packed or not."""
     return min(r.update[v] for v in VERSIONS if v != "direct")
 
 
@@ -280,12 +293,12 @@ def verdicts(e: Experiment) -> list[Verdict]:
                 f"median {np.median(ratios):.2f}, worst {max(ratios):.2f} "
                 f"({rows[ratios.index(max(ratios))].name})",
             ))  # fmt: skip
-    for port in e.updates:
-        rows = e.of(port)
+    for port in (*e.updates, *e.reads):
+        rows, what = e.of(port), "read-back" if port in e.reads else "update"
         for name in COPIES:
             factors = [1 / r.ratio(name, "update") for r in rows]
             found.append(Verdict(
-                f"{port}: the update is {UPDATE_FACTOR:.0f} times faster than {name}",
+                f"{port}: the {what} is {UPDATE_FACTOR:.0f} times faster than {name}",
                 min(factors) >= UPDATE_FACTOR,
                 f"median {np.median(factors):.1f}, least {min(factors):.1f} "
                 f"({rows[factors.index(min(factors))].name})",
@@ -293,7 +306,7 @@ def verdicts(e: Experiment) -> list[Verdict]:
         if helped := [r for r in rows if COURIER in r.update]:
             factors = [_best_copy(r) / r.update[COURIER] for r in helped]
             found.append(Verdict(
-                f"{port}: with a courier the update beats packing and copying at every size",
+                f"{port}: with a courier the {what} beats packing and copying at every size",
                 min(factors) > 1,
                 f"median {np.median(factors):.1f}, least {min(factors):.1f} "
                 f"({helped[factors.index(min(factors))].name})",
@@ -317,6 +330,6 @@ def judged(e: Experiment) -> Table:
 
 def tables(e: Experiment) -> list[Table]:
     """All tables there is something to say in."""
-    found = [times(e), reasons(e), updates(e), couriers(e), chunking(e), code(e), traffic(e), link(e),
-             judged(e)]  # fmt: skip
+    found = [times(e), reasons(e), updates(e), reads(e), couriers(e), chunking(e), code(e), traffic(e),
+             link(e), judged(e)]  # fmt: skip
     return [t for t in found if t.rows]

@@ -8,6 +8,8 @@ Work, allocates what it needs and returns
 
     step() -> result             where data flows: one whole step, from production to result
     update(round), run() -> result   where little changes: the change, and the launch after it
+    read(round), run() -> result     the same with ``READS``, where little is read: that, and the launch
+                                     after it; the result is what was read
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from .._words import exact_size
 from ..errors import ArgumentError
 
 NAMES = (
-    "vector_add", "vector_add_c", "stencil3d", "sad", "tpacf", "spmv_updates", "linked", "daq",
+    "vector_add", "vector_add_c", "stencil3d", "sad", "tpacf", "spmv_updates", "histogram", "linked", "daq",
     "inference_params", "steering",
 )  # fmt: skip
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
@@ -60,8 +62,13 @@ class Port:
 
     @property
     def update(self) -> bool:
-        """Whether little changes each step, so that the change is timed by itself."""
+        """Whether little changes, or is read, each step, so that this is timed by itself."""
         return bool(getattr(self.module, "UPDATE", False))
+
+    @property
+    def reads(self) -> bool:
+        """Whether that little is read, not changed."""
+        return bool(getattr(self.module, "READS", False))
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -64,3 +64,23 @@ def test_direct_takes_no_longer_than_double_buffered_with_any_chunk(name):
         run.add(version, made[version])
     times = {v: np.median(steps) for v, (steps, _) in run.times(versions, SECONDS).items()}
     assert times["direct"] <= min(t for v, t in times.items() if v != "direct"), times
+
+
+@pytest.mark.parametrize("name", ["spmv_updates", "histogram"])
+def test_with_a_courier_scattered_words_are_faster_than_any_copy(name):
+    """In every size and kind, beside what packs with the best chunk, too."""
+    port = ports.load(name)
+    slower = []
+    for n in port.sizes:
+        for kind in port.kinds:
+            _, run = runner(name, n, kind)
+            made = port.versions(port.module.CHUNKS)
+            copies = [v for v in made if v.startswith(("copy", "double"))]
+            for version in copies:
+                run.add(version, made[version])
+            least = min(np.median(updates) for _, updates in run.times(copies, SECONDS).values())
+            run.add(ports.COURIER, made[ports.COURIER])  # by itself, as in the experiment
+            own = np.median(run.times([ports.COURIER], SECONDS)[ports.COURIER][1])
+            if own >= least:
+                slower.append((kind, n, own, least))
+    assert not slower, "(kind, size, ns with a courier, ns of the best copy)"

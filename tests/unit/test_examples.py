@@ -75,6 +75,9 @@ def test_vector_add_carries_nan_and_refuses_sizes_of_nothing():
     ("tpacf", 4, "all pairs", {"angles": np.full((6, 2, 4), np.nan, "f4")}),
     ("tpacf", 4, "all pairs", {"angles": np.zeros((2, 4), "f4")}),
     ("spmv_updates", 4, "16 entries", {"values": np.array([1, np.nan], "f4")}),
+    ("histogram", 0, "16 entries", {}),
+    ("histogram", 8, "16 entries", {"batches": np.full((4, 9), 8, "i4")}),
+    ("histogram", 8, "16 entries", {"batches": np.zeros((3, 9), "i4")}),
     ("linked", 40, "4 edits", {}),
     ("inference_params", 32, "4 pieces", {"weights": np.full((4, 32, 32), np.inf, "f4")}),
     ("steering", 4, "new table", {"tables": np.full((4, 4), np.nan, "f4")}),
@@ -85,7 +88,7 @@ def test_bad_input_is_refused_in_words(name, n, kind, more):
 
 
 LARGE = {"vector_add": 1 << 21, "vector_add_c": 1 << 21, "stencil3d": 128, "sad": 2560, "tpacf": 200_000,
-         "spmv_updates": 1 << 17, "linked": 17, "daq": 1024, "inference_params": 1024,
+         "spmv_updates": 1 << 17, "histogram": 1 << 21, "linked": 17, "daq": 1024, "inference_params": 1024,
          "steering": 1 << 21}  # fmt: skip
 """Sizes that need more device memory than ROOM."""
 ROOM = 6 << 20
@@ -195,16 +198,28 @@ def test_c_code_calls_the_driver_itself_where_there_is_one(tmp_path, monkeypatch
     assert current == [3] * 3
 
 
-def test_the_port_with_a_courier_gives_it_its_updates(monkeypatch):
-    port = ports.load("spmv_updates")
+@pytest.mark.parametrize("name, how", [("spmv_updates", "scatter"), ("histogram", "gather")])
+def test_a_port_with_a_courier_gives_it_its_updates_and_read_backs(monkeypatch, name, how):
+    port = ports.load(name)
     work = port.work(port.small, "4096 entries")
-    asked = []
-    scatter = gd.Array.scatter
+    asked, really = [], getattr(gd.Array, how)
     monkeypatch.setattr(
-        gd.Array, "scatter", lambda *a, **k: asked.append(1) or scatter(*a, **{**k, "via": "courier"})
+        gd.Array, how, lambda *a, **k: asked.append(1) or really(*a, **{**k, "via": "courier"})
     )
     update, run = port.module.courier(work)
-    update(0)
     wanted, sequential = port.module.sequential(work)
-    wanted(0)
-    assert asked and port.same(run(), sequential())
+    for r in range(measure.ROUNDS):
+        update(r)
+        wanted(r)
+        assert len(asked) == r + 1 and port.same(run(), sequential())
+
+
+def test_a_histogram_is_read_as_it_was_before_the_launch():
+    port = ports.load("histogram")
+    work = port.work(50, "4096 entries")
+    for make in port.versions(port.module.CHUNKS).values():
+        read, run = make(work)
+        for r in range(2 * measure.ROUNDS):
+            before = np.bincount(work.batches[[(r - 1) % 4, (r - 2) % 4]].ravel(), minlength=50)
+            read(r % measure.ROUNDS)
+            assert np.array_equal(run(), before[work.asked[r % measure.ROUNDS]])
