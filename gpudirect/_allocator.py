@@ -51,6 +51,10 @@ class Shared:
     def revocable(self) -> bool:
         return self._mapping.revocable
 
+    @property
+    def copying(self) -> int:
+        return self.device.copying(self.revocable)
+
     def revoked(self) -> bool:
         """Whether the driver has taken the pages back."""
         return self._mapping.revoked()

@@ -39,8 +39,8 @@ class Closeable(Protocol):
 class Block:
     """One physical block and the mapping of it (or none, for memory used through windows)."""
 
-    __slots__ = ("_held", "account", "charged", "cut", "host", "mapping", "memory", "revocable", "shareable",
-                 "windows")
+    __slots__ = ("_held", "account", "charged", "copying", "cut", "host", "mapping", "memory", "revocable",
+                 "shareable", "windows")
 
     def __init__(self, memory: Any, charged: aperture.Charged | None, account: Any, host: int = 0) -> None:
         self.memory: DeviceMemory = memory
@@ -50,6 +50,7 @@ class Block:
         """CPU address of the first byte; 0: not mapped."""
         self.account: aperture.Account = account
         self.revocable = self.mapping is not None and self.mapping.revocable
+        self.copying = memory.device.copying(self.revocable) if self.mapping else 0
         self.shareable = False
         """It holds one array alone, for as long as it is there: another process may map it."""
         self.windows: Closeable | None = None  # those mapped on demand (_transfer/ondemand.py)
@@ -120,6 +121,11 @@ class Piece:
     @property
     def revocable(self) -> bool:
         return self.block.revocable
+
+    @property
+    def copying(self) -> int:
+        """Flags of the copy engine for what goes there."""
+        return self.block.copying
 
     def revoked(self) -> bool:
         """Whether the driver has taken the pages back."""

@@ -40,7 +40,7 @@ from .arrays import Array, empty
 from .devices import Device, Stream
 from .dtypes import as_dtype
 from .errors import ArgumentError, ClosedError, Error, RevokedError
-from .extent import GUARDED, check_mapped
+from .extent import check_mapped
 from .kernels import kernel
 
 ALIGNMENT = 256
@@ -140,7 +140,7 @@ class Inputs(Mapping[str, np.ndarray[Any, Any]]):
             "slots": self._slots, "ahead": slots, "n": self._nbytes,
             "now": _native.ffi.from_buffer("char[]", self._now),
             "told": _native.ffi.cast("uint64_t *", memory.told.ptr),
-            "flags": GUARDED if block._open().revocable else 0,
+            "flags": block._open().copying,
         })  # fmt: skip
         self._take = self._kernel(block, slots) if slots else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import devices
 from ._attach import attach
+from ._distribute import distribute
 from ._host import HostView
 from ._inputs import Inputs
 from ._pinned import PinnedArray, pinned
@@ -177,6 +178,7 @@ __all__ = [
     "attach",
     "calibrate",
     "device",
+    "distribute",
     "empty",
     "empty_like",
     "full",

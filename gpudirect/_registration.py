@@ -106,6 +106,10 @@ class Registration:
     def revocable(self) -> bool:
         return any(s[3].mapping.revocable for s in self._segments.mapped)
 
+    @property
+    def copying(self) -> int:
+        return self.device.copying(self.revocable)
+
     def revoked(self) -> bool:
         return any(s[3].mapping.revoked() for s in self._segments.mapped)
 

@@ -11,13 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import _native
 from .bridges import Bridge, PageRun
 from .devices import Device, DeviceMemory
 from .errors import RevokedError
 
 Shape = tuple[int, ...]
-GUARDED = int(_native.lib.GD_GUARDED)  # a flag of the copy engine: the memory can be revoked
 
 
 class Backing(Protocol):
@@ -41,6 +39,11 @@ class Backing(Protocol):
 
     @property
     def revocable(self) -> bool: ...
+    @property
+    def copying(self) -> int:
+        """Flags of the copy engine for what goes there."""
+        ...
+
     def revoked(self) -> bool: ...
     def pages(self) -> list[PageRun]: ...
     def memory_at(self, offset: int, length: int) -> tuple[DeviceMemory, int]:
@@ -96,7 +99,7 @@ class Extent:
     """Bytes from one element to the next along each dimension; None: packed, in C order."""
     dtype: np.dtype[Any]
     flags: int
-    """Of the copy engine: GD_GUARDED where the memory can be revoked."""
+    """Of the copy engine: ``memory.copying``."""
 
     @property
     def contiguous(self) -> bool:
@@ -164,7 +167,7 @@ class Extent:
 
     def on(self, memory: Backing) -> Extent:
         """The same elements through another mapping of them."""
-        return replace(self, memory=memory, flags=GUARDED if memory.revocable else 0)
+        return replace(self, memory=memory, flags=memory.copying)
 
     def __str__(self) -> str:
         memory = self.memory

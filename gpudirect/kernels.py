@@ -235,6 +235,8 @@ def _packer(kernel: str, index: int, parameter: Parameter) -> Any:
             if why := why_no_pointer(np.dtype(interface["typestr"]), parameter.pointee):
                 raise refuse(value, why)
             address = interface["data"][0]
+            if other := device.elsewhere(address):
+                raise refuse(value, f"it is on {other}, the kernel on {device.id}")
             stream = stream_of(value, interface)
         elif hasattr(value, "device_pointer"):
             address = value.device_pointer

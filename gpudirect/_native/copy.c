@@ -135,7 +135,7 @@ static int run(const struct gd_job *job)
 {
     struct gd_guard guard;
 
-    if (gd_threads_wanted(job->n, job->write) && !(job->flags & GD_ONE_THREAD)) {
+    if (gd_threads_wanted(job->n, job->write, job->flags) && !(job->flags & GD_ONE_THREAD)) {
         int code = gd_threads_run(job);
 
         if (code != -EBUSY)

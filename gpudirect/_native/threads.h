@@ -27,7 +27,16 @@ struct gd_job {
  * writes.
  */
 extern size_t gd_threads_in_a_row[2], gd_threads_alone[2];
-extern uint64_t gd_threads_last; /* ticks: when the last copy ended that was large enough in a row */
+/* ticks: when the last copy ended that was large enough in a row; of each team */
+extern uint64_t gd_threads_last[GD_TEAMS];
+
+/* The team that serves a copy. */
+static inline unsigned gd_team_of(unsigned flags)
+{
+    return flags >> GD_TEAM_SHIFT & (GD_TEAMS - 1);
+}
+
+int gd_threads_count_of(unsigned team);
 
 #define GD_THREADS_SPIN 50000 /* ns that a thread waits awake for the next copy */
 
@@ -65,20 +74,22 @@ static inline int gd_threads_considered(size_t n, int write)
 }
 
 /* Whether it is. */
-static inline int gd_threads_wanted(size_t n, int write)
+static inline int gd_threads_wanted(size_t n, int write, unsigned flags)
 {
+    unsigned team = gd_team_of(flags);
+
     if (!gd_threads_considered(n, write))
         return 0;
     return (n >= __atomic_load_n(&gd_threads_alone[!!write], __ATOMIC_RELAXED) ||
-            gd_ticks() - __atomic_load_n(&gd_threads_last, __ATOMIC_RELAXED) < GD_THREADS_ROW) &&
-           gd_threads_count() > 1;
+            gd_ticks() - __atomic_load_n(&gd_threads_last[team], __ATOMIC_RELAXED) < GD_THREADS_ROW) &&
+           gd_threads_count_of(team) > 1;
 }
 
 /* To be called at the end of a copy that used one thread: the next one may be in a row with it. */
 static inline void gd_threads_note(size_t n, int write, unsigned flags)
 {
     if (!(flags & GD_ONE_THREAD) && gd_threads_considered(n, write))
-        __atomic_store_n(&gd_threads_last, gd_ticks(), __ATOMIC_RELAXED);
+        __atomic_store_n(&gd_threads_last[gd_team_of(flags)], gd_ticks(), __ATOMIC_RELAXED);
 }
 
 /*

@@ -52,7 +52,7 @@ class Slot:
         self.length = length
         self.charged = charged
         self.host = charged.mapping.address
-        self.flags = _native.lib.GD_GUARDED if charged.mapping.revocable else 0  # of copies through it
+        self.flags = of.block.memory.device.copying(charged.mapping.revocable)  # of copies through it
         self.use: Use | None = Use(self)
         """None: it is gone, or about to be taken back."""
 

@@ -62,6 +62,10 @@ class Part:
         mapping = self._mapping
         return self.piece.revocable if mapping is None else mapping.revocable
 
+    @property
+    def copying(self) -> int:
+        return self.device.copying(self.revocable)
+
     def revoked(self) -> bool:
         mapping = self._mapping
         return self.piece.revoked() if mapping is None else mapping.revoked()

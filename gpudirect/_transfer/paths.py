@@ -23,6 +23,7 @@ class Paths:
         self.struct = _native.ffi.new("struct gd_paths *")
         self.address = int(_native.ffi.cast("uintptr_t", self.struct))
         self._near = device.near_cpus()
+        self._team = device.copy_team
         self._driver = device.driver_functions()
         self.struct.driver = self._driver or _native.ffi.NULL
         self.struct.courier = _couriers.get(device, _native.ffi.NULL)
@@ -43,26 +44,30 @@ class Paths:
                 kept[i] = turns[i] if i < len(turns) else NEVER
         for name in (*COURIER, *ERRANDS, *GATHERING):
             setattr(self.struct, name, getattr(limits, name))
-        start_threads(limits, self._near)
+        start_threads(limits, self._near, self._team)
 
 
-def start_threads(limits: Limits, near: list[int]) -> None:
-    """Tell the copy threads how many they are, where they run and what sizes they take.
+def near(cpus: list[int]) -> list[int]:
+    """Those of a device's CPUs that we may use; none where that is no choice."""
+    allowed = cpu.allowed()
+    found = sorted(allowed.intersection(cpus))
+    return found if len(found) < len(allowed) else []
+
+
+def start_threads(limits: Limits, there: list[int], team: int = 0) -> None:
+    """Tell the copy threads of a device how many they are, where they run and what sizes they take.
 
     They run near the device, where the system says which CPUs that is and we may use some of them.
     """
-    allowed = cpu.allowed()
-    cpus = sorted(allowed.intersection(near))
-    if len(cpus) == len(allowed):
-        cpus = []  # no choice, no pinning
+    allowed, cpus = cpu.allowed(), near(there)
     count = limits.threads or max(1, min(8, len(allowed) // 2, len(cpus) or 8))
     sizes = _native.ffi.new("struct gd_thresholds *", {
         "write_in_a_row": limits.write_threads, "write_alone": limits.write_threads_alone,
         "read_in_a_row": limits.read_threads, "read_alone": limits.read_threads_alone,
     })  # fmt: skip
     for _ in range(1000):
-        code = _native.lib.gd_threads_configure(
-            count, _native.ffi.new("int[]", cpus), len(cpus), sizes
+        code = _native.lib.gd_threads_configure_team(
+            team, count, _native.ffi.new("int[]", cpus), len(cpus), sizes
         )
         if code != -16:  # EBUSY: a copy runs
             return

@@ -32,7 +32,7 @@ from ..bridges import PageRun
 from ..devices import Device, Now, Stream
 from ..dtypes import as_dtype, letter, refuse, same_values
 from ..errors import ArgumentError, ClosedError, DTypeError, NotMappableError, RangeError
-from ..extent import GUARDED, Backing, Extent, Shape, check_mapped, distinct, packed, span
+from ..extent import Backing, Extent, Shape, check_mapped, distinct, packed, span
 from ..memory import heap
 from ..sharing import Token
 from . import _export, _share
@@ -83,7 +83,7 @@ class Array(Operators, _native.Mapped):
         if strides is not None:
             strides = distinct(strides, shape, itemsize)
         self._strides = strides  # None: contiguous
-        flags = self._flags = GUARDED if piece.revocable else 0
+        flags = self._flags = piece.copying
         self._attach(
             host + (ptr - piece.ptr) if host and strides is None else 0, itemsize * math.prod(shape),
             piece, letter(dtype), flags, ptr, paths.of(device, piece.bridge).address,

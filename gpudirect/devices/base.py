@@ -202,6 +202,16 @@ class Device(ABC):
         return f"{self.kind}:{self.ordinal}"
 
     @property
+    def copy_team(self) -> int:
+        """Number of the copy threads that serve it: each team serves one copy at a time."""
+        return self.ordinal % int(_native.lib.GD_TEAMS)
+
+    def copying(self, revocable: bool) -> int:
+        """Flags of the copy engine for a mapping of its memory, which can be revoked or not."""
+        lib = _native.lib
+        return self.copy_team << lib.GD_TEAM_SHIFT | (lib.GD_GUARDED if revocable else 0)
+
+    @property
     def emulated(self) -> bool:
         """Whether this is the software stand-in."""
         return self.kind == "emulated"
@@ -238,6 +248,11 @@ class Device(ABC):
     def holds(self, ptr: int) -> bool:
         """Whether the memory at a device address is on this device."""
         return True
+
+    def elsewhere(self, ptr: int) -> str:
+        """The id of another device of its kind that memory of another library is on; "" where it is on this
+        one, or nobody knows. Opens no device, and asks nothing where there is one only."""
+        return ""
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:

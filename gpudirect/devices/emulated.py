@@ -144,6 +144,13 @@ class EmulatedDevice(Device):
         self.queues.add(queue)
         self.default_stream = Stream(queue, owned=False)
 
+    def holds(self, ptr: int) -> bool:
+        return 0 <= ptr - BASE - self.ordinal * REGION < REGION
+
+    def elsewhere(self, ptr: int) -> str:
+        other = (ptr - BASE) // REGION
+        return f"emulated:{other}" if 0 <= other < count() and other != self.ordinal else ""
+
     @property
     def process(self) -> GpuProcess:
         """The emulated GPU, started on first use."""

@@ -179,6 +179,6 @@ class FakeLib:
     def __init__(self, told):
         self.told = told
 
-    def gd_threads_configure(self, count, cpus, n, *sizes):
+    def gd_threads_configure_team(self, team, count, cpus, n, *sizes):
         self.told.append((count, list(cpus)[:n]))
         return 0

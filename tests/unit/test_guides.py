@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (ROOT / "docs" / "guides.md").read_text()
-SHARING = (ROOT / "docs" / "sharing.md").read_text()
 BLOCKS = [
     (section.partition("\n")[0], code)
     for section in GUIDES.split("\n## ")[1:]
@@ -33,9 +32,10 @@ def test_there_is_a_program_for_each_task_that_is_python():
     assert len(BLOCKS) == 6
 
 
-def test_the_page_on_sharing_runs_as_it_stands():
-    for code in re.findall(r"```python\n(.*?)```", SHARING, re.DOTALL):
-        exec(compile(code, "sharing.md", "exec"), {})
+@pytest.mark.parametrize("page", ["sharing.md", "several-gpus.md"])
+def test_a_page_runs_as_it_stands(page):
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
+        exec(compile(code, page, "exec"), {})
 
 
 @pytest.mark.parametrize("page", ["guides.md", "faq.md", "sharing.md", "c.md"])

@@ -29,6 +29,8 @@ POSIX_FD_SUPPORTED = 103
 RDMA_WITH_VMM = 110
 RDMA_SUPPORTED, RDMA_FLUSH_OPTIONS, RDMA_WRITES_ORDERING = 116, 117, 118
 
+DEVICE_MEMORY = 2  # CU_MEMORYTYPE_DEVICE
+
 CANNOT_REGISTER = 1, 801  # INVALID_VALUE, NOT_SUPPORTED: this system's driver registers no such memory
 
 _NOTHING = contextlib.nullcontext()
@@ -210,6 +212,26 @@ class CudaDevice(Device):
         with self.current():  # each context knows its own memory only
             code, _, _ = driver().cuMemGetAddressRange(ptr)
         return not int(code)
+
+    @cached_property
+    def _alone(self) -> bool:
+        """Whether CUDA sees no other GPU."""
+        return count() < 2
+
+    def elsewhere(self, ptr: int) -> str:
+        if self._alone:
+            return ""
+        d = driver()
+        about = d.CUpointer_attribute
+        with self.current():
+            code, kind = d.cuPointerGetAttribute(about.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, ptr)
+            if int(code) or int(kind) != DEVICE_MEMORY:
+                return ""  # the host's, or none that the driver knows
+            code, managed = d.cuPointerGetAttribute(about.CU_POINTER_ATTRIBUTE_IS_MANAGED, ptr)
+            if int(code) or managed:
+                return ""
+            code, ordinal = d.cuPointerGetAttribute(about.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, ptr)
+        return f"cuda:{int(ordinal)}" if not int(code) and int(ordinal) != self.ordinal else ""
 
     def memory(self) -> tuple[int, int]:
         keeper.settle()  # what was dropped is given back first

@@ -21,6 +21,9 @@
                          /* itself. Copy threads fence theirs in any case */
 #define GD_GUARDED 2     /* the mapping can be revoked: turn SIGBUS into -EFAULT */
 #define GD_ONE_THREAD 4  /* never use the copy threads, whatever the size */
+/* team << GD_TEAM_SHIFT: which copy threads serve it; each team serves one copy at a time */
+#define GD_TEAM_SHIFT 8
+#define GD_TEAMS 16      /* numbered from 0 */
 
 /*
  * ---- copy.c, strided.c: ordinary memory <-> mapping ----
@@ -98,6 +101,9 @@ struct gd_thresholds {
 int gd_threads_configure(int count, const int *cpus, int cpu_count,
                          const struct gd_thresholds *from);
 int gd_threads_count(void);
+/* The same for one team: one for each device, say, whose threads run near it. The sizes are those of all. */
+int gd_threads_configure_team(unsigned team, int count, const int *cpus, int cpu_count,
+                              const struct gd_thresholds *from);
 
 /* ---- doorbell.c: single words and waiting; an address must be a multiple of the word ---- */
 int gd_store32(uintptr_t address, uint32_t value, unsigned flags);
