@@ -244,18 +244,8 @@ done:
 /* A new array of the indices' shape. NULL: failed. */
 static PyObject *fresh(const Mapped *self, const Py_buffer *like)
 {
-    static PyObject *empty;
-    PyObject *shape, *found = NULL;
+    PyObject *shape = PyTuple_New(like->ndim), *found = NULL;
 
-    if (!empty) {
-        PyObject *numpy = PyImport_ImportModule("numpy");
-
-        empty = numpy ? PyObject_GetAttrString(numpy, "empty") : NULL;
-        Py_XDECREF(numpy);
-        if (!empty)
-            return NULL;
-    }
-    shape = PyTuple_New(like->ndim);
     for (int i = 0; shape && i < like->ndim; i++) {
         PyObject *n = PyLong_FromSsize_t(like->shape[i]);
 
@@ -263,7 +253,7 @@ static PyObject *fresh(const Mapped *self, const Py_buffer *like)
             Py_CLEAR(shape);
     }
     if (shape)
-        found = PyObject_CallFunctionObjArgs(empty, shape, self->dtype, NULL);
+        found = gd_mapped_fresh(self, shape);
     Py_XDECREF(shape);
     return found;
 }
@@ -273,7 +263,7 @@ static PyObject *gather_into(Mapped *self, PyObject *out, const struct indices *
 {
     const struct gd_paths *paths = self->paths;
     struct gd_left left = {NULL, 0};
-    PyObject *owner = Py_NewRef(self->owner); /* another thread may close the array meanwhile */
+    PyObject *owner = NULL;
     Py_buffer to;
     int code = -1, locked;
 
@@ -281,13 +271,15 @@ static PyObject *gather_into(Mapped *self, PyObject *out, const struct indices *
         if ((size_t)(to.len / self->itemsize) == x->count && to.len % self->itemsize == 0 &&
             (to.ndim == 1 || alike_in_shape(&to, &x->given)) && gd_mapped_fits(self, out, &to) &&
             ordinary(out, &to, paths && paths->courier ? paths->courier->owner : 0, &locked) &&
-            !overlapping(&to, &x->given))
+            !overlapping(&to, &x->given) && reachable(self)) {
+            owner = Py_NewRef(self->owner); /* another thread may close the array meanwhile */
             code = x->count ? bring(self, to.buf, locked, x, way, &left) : 0;
+        }
         if (code == LATE) /* `out` and the indices stay exported until it is done */
             code = gd_mapped_await(&left) ? -1 : left.code;
         PyBuffer_Release(&to);
     }
-    Py_DECREF(owner);
+    Py_XDECREF(owner);
     return code ? NULL : Py_NewRef(out);
 }
 
@@ -354,19 +346,21 @@ done:
 static PyObject *scatter_from(Mapped *self, PyObject *items, const struct indices *x, int way)
 {
     struct gd_left left = {NULL, 0};
-    PyObject *owner = Py_NewRef(self->owner);
+    PyObject *owner = NULL;
     Py_buffer from;
     int code = -1, locked;
 
     if (plain_buffer(items, &from, 0)) {
         if (from.ndim >= 1 && (size_t)from.shape[0] == x->count && gd_mapped_fits(self, items, &from) &&
-            ordinary(items, &from, 0, &locked))
+            ordinary(items, &from, 0, &locked) && reachable(self)) {
+            owner = Py_NewRef(self->owner);
             code = from.len ? spread(self, x, from.buf, (size_t)from.len / x->count, way, &left) : 0;
+        }
         if (code == LATE) /* both stay exported until it is done */
             code = gd_mapped_await(&left) ? -1 : left.code;
         PyBuffer_Release(&from);
     }
-    Py_DECREF(owner);
+    Py_XDECREF(owner);
     return code ? NULL : Py_NewRef(Py_None);
 }
 

@@ -264,8 +264,9 @@ static int store(Mapped *self, const char *data, Py_ssize_t n, Py_ssize_t start,
 {
     Py_ssize_t offset;
 
-    if (__builtin_mul_overflow(start, self->itemsize, &offset) || offset > self->nbytes - n ||
-        overlaps(self, data, n))
+    /* what was asked for the buffer may have closed the array */
+    if (!reachable(self) || __builtin_mul_overflow(start, self->itemsize, &offset) ||
+        offset > self->nbytes - n || overlaps(self, data, n))
         return -1;
     if (way == ANY && n < KEEP_GIL_BELOW)
         way = MAP; /* 0.3 us, where starting a DMA takes 5 */
@@ -312,38 +313,131 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
     Py_RETURN_NONE;
 }
 
+/* Which elements are asked for, in one dimension; count -1: all, in the array's shape. */
+struct part {
+    Py_ssize_t start, count;
+    int way;
+};
+
+/* The keywords of read() that are understood here. 0: anything else. */
+static int understood(struct part *part, PyObject *const *values, PyObject *kwnames)
+{
+    Py_ssize_t names = kwnames ? PyTuple_Size(kwnames) : 0;
+
+    part->start = 0;
+    part->count = -1;
+    part->way = ANY;
+    for (Py_ssize_t i = 0; i < names; i++) {
+        PyObject *name = PyTuple_GetItem(kwnames, i), *value = values[i];
+        int start = !PyUnicode_CompareWithASCIIString(name, "start");
+
+        if (!PyUnicode_CompareWithASCIIString(name, "via")) {
+            part->way = gd_mapped_way(value);
+        } else if (start || !PyUnicode_CompareWithASCIIString(name, "count")) {
+            Py_ssize_t n = PyLong_CheckExact(value) ? PyLong_AsSsize_t(value) : -1;
+
+            if (n < 0) {
+                PyErr_Clear();
+                return 0;
+            }
+            *(start ? &part->start : &part->count) = n;
+        } else {
+            return 0;
+        }
+    }
+    return part->way != OTHER;
+}
+
+/* Whether the part is inside, which is counted then. */
+static int inside(const Mapped *self, struct part *part)
+{
+    Py_ssize_t size = self->nbytes / self->itemsize;
+
+    if (part->start > size)
+        return 0;
+    if (part->count < 0 && part->start)
+        part->count = size - part->start;
+    return part->count <= size - part->start;
+}
+
+/* Whether a buffer takes the part: of all, one of the array's shape, too. */
+static int takes(const Mapped *self, const Py_buffer *out, const struct part *part)
+{
+    if (part->count < 0)
+        return shaped(self, out);
+    return out->ndim <= 1 && out->len / self->itemsize == part->count &&
+           out->len % self->itemsize == 0;
+}
+
+/* `out`, filled; or NULL, and without an exception: the slow way must do it. */
+static PyObject *read_into(Mapped *self, PyObject *out, const struct part *part)
+{
+    struct gd_left left = {NULL, 0};
+    PyObject *owner = NULL;
+    Py_buffer to;
+    int code = -1;
+
+    if (PyObject_GetBuffer(out, &to, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_ND)) {
+        PyErr_Clear();
+        return NULL;
+    }
+    if (gd_mapped_fits(self, out, &to) && takes(self, &to, part) && reachable(self) &&
+        !overlaps(self, to.buf, to.len)) {
+        owner = self->owner;
+        code = to.len ? copy(self, 0, to.buf, (size_t)to.len, (size_t)(part->start * self->itemsize),
+                             part->way, &left)
+                      : 0;
+    }
+    if (code == LATE) { /* `out` stays exported until it is done */
+        code = gd_mapped_await(&left) ? -1 : left.code;
+        Py_DECREF(owner);
+    }
+    PyBuffer_Release(&to);
+    return code ? NULL : Py_NewRef(out);
+}
+
+PyObject *gd_mapped_fresh(const Mapped *self, PyObject *shape)
+{
+    static PyObject *empty;
+
+    if (!empty) {
+        PyObject *numpy = PyImport_ImportModule("numpy");
+
+        empty = numpy ? PyObject_GetAttrString(numpy, "empty") : NULL;
+        Py_XDECREF(numpy);
+        if (!empty)
+            return NULL;
+    }
+    return PyObject_CallFunctionObjArgs(empty, shape, self->dtype, NULL);
+}
+
+/* A new array for the part. NULL: failed. */
+static PyObject *fresh(const Mapped *self, const struct part *part)
+{
+    PyObject *shape = part->count < 0 ? Py_NewRef(self->shape) : PyLong_FromSsize_t(part->count);
+    PyObject *found = shape ? gd_mapped_fresh(self, shape) : NULL;
+
+    Py_XDECREF(shape);
+    return found;
+}
+
 static PyObject *Mapped_read(Mapped *self, PyObject *const *args, Py_ssize_t nargs,
                              PyObject *kwnames)
 {
-    int way = asked_path(args, nargs, kwnames);
-    struct gd_left left = {NULL, 0};
-    PyObject *owner = self->owner;
-    Py_buffer out;
-    int code = -1;
+    PyObject *out, *found;
+    struct part part;
 
-    if (!reachable(self) || way == OTHER || nargs != 1 ||
-        (self->work && is_open(self->work)))
+    if (!reachable(self) || nargs > 1 || !understood(&part, args + nargs, kwnames) ||
+        !inside(self, &part) || (self->work && is_open(self->work)))
         return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
-    if (PyObject_GetBuffer(args[0], &out, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_ND)) {
-        PyErr_Clear();
-        return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
-    }
-    if (gd_mapped_fits(self, args[0], &out) && shaped(self, &out) && !overlaps(self, out.buf, out.len))
-        code = out.len ? copy(self, 0, out.buf, (size_t)out.len, 0, way, &left) : 0;
-    if (code == LATE) { /* `out` stays exported until it is done */
-        code = gd_mapped_await(&left);
-        PyBuffer_Release(&out);
-        Py_DECREF(owner);
-        if (code < 0)
-            return NULL;
-        if (!left.code)
-            return Py_NewRef(args[0]);
-        return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
-    }
-    PyBuffer_Release(&out);
-    if (code)
-        return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
-    return Py_NewRef(args[0]);
+    out = nargs && args[0] != Py_None ? Py_NewRef(args[0]) : fresh(self, &part);
+    if (!out)
+        return NULL;
+    found = read_into(self, out, &part);
+    Py_DECREF(out);
+    if (found || PyErr_Occurred())
+        return found;
+    return gd_mapped_slow(self, "_read_slow", args, nargs, kwnames);
 }
 
 static PyObject *Mapped_flush(Mapped *self, PyObject *ignored)

@@ -55,6 +55,9 @@ enum { ANY = -1, MAP, DMA, COURIER, OTHER };
 /* Which of them the argument via= asks for. */
 int gd_mapped_way(PyObject *value);
 
+/* A new array of NumPy's, of the array's dtype. NULL: failed. */
+PyObject *gd_mapped_fresh(const Mapped *self, PyObject *shape);
+
 #define LATE 1 /* a courier is still at it */
 /*
  * The rest of an errand, by a function of Python's that looks for signals and whether the device lives.

@@ -526,8 +526,8 @@ class Array(Operators, _native.Mapped):
 
     # -- data out ----------------------------------------------------------------------------
 
-    # read(out=None) itself is in C: a whole contiguous array into ``out``, with nothing queued on
-    # the device, is copied there; everything else comes here.
+    # read(out=None, start=, count=) itself is in C: of a contiguous array, with nothing queued on the
+    # device, it is copied there; everything else comes here.
 
     def _read_slow(
         self,

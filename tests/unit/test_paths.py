@@ -215,8 +215,9 @@ def test_reads_take_the_path_as_well(engine):
 
 
 @pytest.mark.parametrize("call", [
-    lambda p, out: p.read(), lambda p, out: p.read(out[:-1]), lambda p, out: p.read(out, via="x"),
-    lambda p, out: p.read(out, start=0), lambda p, out: p.read(out=out),
+    lambda p, out: p.read(count=SIZE + 1), lambda p, out: p.read(out[:-1]), lambda p, out: p.read(out, via="x"),
+    lambda p, out: p.read(out, start=1), lambda p, out: p.read(out, start=-1), lambda p, out: p.read(out=out),
+    lambda p, out: p.read(out, count=None), lambda p, out: p.read(out, synchronize=True),
     lambda p, out: p.read(bytes(SIZE)), lambda p, out: p.read(out.reshape(2, -1).T),
     lambda p, out: p.write(out, via="y"), lambda p, out: p.write(out, via=1),
     lambda p, out: p.write(out, 1), lambda p, out: p.write(out, other=1), lambda p, out: p.read(5),
