@@ -62,6 +62,19 @@ u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer)
 			P2PMOD_STATE_WRITE_COMBINED : 0);
 }
 
+static void buffer_free(struct p2pmod_buffer *buffer)
+{
+	struct p2pmod_file *file = buffer->file;
+
+	if (buffer->user) {
+		p2pmod_uncharge(buffer->user, buffer->span);
+		atomic64_inc(&p2pmod_count.unpinned);
+	}
+	kvfree(buffer->bus);
+	kfree(buffer);
+	p2pmod_file_put(file);
+}
+
 /* ---- revoking ---- */
 
 /*
@@ -69,9 +82,9 @@ u32 p2pmod_buffer_state(const struct p2pmod_buffer *buffer)
  * soon. No page, and no mapping, can appear again once the buffer is revoked or unlisted. (Both may
  * happen at once.)
  */
-static void empty_mappings(struct p2pmod_buffer *buffer, bool mapped)
+static void empty_mappings(struct p2pmod_buffer *buffer)
 {
-	if (mapped)
+	if (READ_ONCE(buffer->maps))
 		unmap_mapping_range(buffer->file->inode->i_mapping,
 				    (loff_t)buffer->handle << HANDLE_SHIFT, 1ULL << HANDLE_SHIFT, 1);
 	if (xchg(&buffer->reserved, false))
@@ -81,32 +94,17 @@ static void empty_mappings(struct p2pmod_buffer *buffer, bool mapped)
 static void revoke(struct p2pmod_buffer *buffer)
 {
 	unsigned long flags;
-	bool mapped;
 
 	down_write(&buffer->file->lock);
 	raw_spin_lock_irqsave(&buffer->access, flags);
 	buffer->revoked = true;
 	raw_spin_unlock_irqrestore(&buffer->access, flags);
-	mapped = buffer->maps;
 	up_write(&buffer->file->lock);
-	empty_mappings(buffer, mapped);
+	empty_mappings(buffer);
 }
 
 /* Held for reading over every callback: closing a file waits until those under way have ended. */
 static DECLARE_RWSEM(callbacks);
-
-static void buffer_free(struct p2pmod_buffer *buffer);
-
-/* With the lock held. */
-static struct p2pmod_buffer *of_cookie(unsigned long cookie)
-{
-	struct p2pmod_buffer *buffer;
-
-	hash_for_each_possible(cookies, buffer, by_cookie, cookie)
-		if (buffer->cookie == cookie)
-			return buffer;
-	return NULL;
-}
 
 static void free_callback(void *data)
 {
@@ -115,7 +113,9 @@ static void free_callback(void *data)
 
 	down_read(&callbacks);
 	spin_lock(&cookies_lock);
-	buffer = of_cookie((unsigned long)data);
+	hash_for_each_possible(cookies, buffer, by_cookie, (unsigned long)data)
+		if (buffer->cookie == (unsigned long)data)
+			break;
 	if (WARN_ON_ONCE(!buffer)) { /* a pin that was put, or called back, before */
 		spin_unlock(&cookies_lock);
 		goto out;
@@ -149,15 +149,6 @@ void p2pmod_callbacks_wait(void)
 	up_write(&callbacks);
 }
 
-/* The same to the last instruction: the driver holds over callbacks the lock that put_pages takes. */
-void p2pmod_callbacks_wait_in_driver(void)
-{
-	static u64 nobodys[64]; /* a page table, and the driver's record around it, that no pin has */
-
-	p2pmod_callbacks_wait();
-	nvidia_p2p_put_pages(0, 0, 0, (struct nvidia_p2p_page_table *)&nobodys[32]);
-}
-
 /* ---- pinning ---- */
 
 /* get_pages holds it shared, put_pages alone; the callback never takes it. */
@@ -181,7 +172,6 @@ static int get_pages(struct p2pmod_buffer *buffer)
 {
 	int err;
 
-	buffer->owner = current->tgid;
 	buffer->pinned = true; /* the callback may say otherwise before get_pages returns */
 	down_read(&gate);
 	if (buffer->flags & P2PMOD_PIN_PERSISTENT)
@@ -190,28 +180,20 @@ static int get_pages(struct p2pmod_buffer *buffer)
 		err = nvidia_p2p_get_pages(0, 0, buffer->start, buffer->span, &buffer->table,
 					   free_callback, (void *)buffer->cookie);
 	up_read(&gate);
-	if (err) {
+	if (err)
 		buffer->pinned = false;
-		buffer->table = NULL; /* the driver may have left a pointer to freed memory */
-		return err == -524 ? -EOPNOTSUPP : err; /* ENOTSUPP is the kernel's own */
-	}
-	return 0;
+	return err == -524 ? -EOPNOTSUPP : err; /* ENOTSUPP is the kernel's own */
 }
 
 /* By the owner, or a persistent pin's by anybody. */
 static void put_pages(struct p2pmod_buffer *buffer)
 {
-	bool pinned;
-
 	if (buffer->flags & P2PMOD_PIN_PERSISTENT) {
 		nvidia_p2p_put_pages_persistent(buffer->start, buffer->table, 0);
 		return;
 	}
 	down_write(&gate);
-	spin_lock(&cookies_lock);
-	pinned = buffer->pinned;
-	spin_unlock(&cookies_lock);
-	if (pinned)
+	if (READ_ONCE(buffer->pinned))
 		nvidia_p2p_put_pages(0, 0, buffer->start, buffer->table);
 	up_write(&gate);
 }
@@ -223,7 +205,7 @@ static int read_table(struct p2pmod_buffer *buffer)
 	u32 major = nv_table_major(table);
 	unsigned long i;
 
-	if (major < 1 || major > 2 || (u32)table->page_size != NV_PAGE_SIZE_64KB ||
+	if (major < 1 || major > 2 || (u32)table->page_size != NVIDIA_P2P_PAGE_SIZE_64KB ||
 	    table->entries < buffer->pages)
 		return -EIO;
 	for (i = 0; i < buffer->pages; i++) {
@@ -232,49 +214,8 @@ static int read_table(struct p2pmod_buffer *buffer)
 			return -EIO;
 	}
 	buffer->cacheable = nv_table_cacheable(table);
-	return 0;
-}
-
-static void buffer_free(struct p2pmod_buffer *buffer)
-{
-	struct p2pmod_file *file = buffer->file;
-
-	if (buffer->charged) {
-		p2pmod_uncharge(buffer->user, buffer->span);
-		atomic64_sub(buffer->span, &file->bytes);
-		atomic64_dec(&file->pins);
-		atomic64_inc(&p2pmod_count.unpinned);
-	}
-	p2pmod_user_put(buffer->user);
-	kvfree(buffer->bus);
-	kfree(buffer);
-	p2pmod_file_put(file);
-}
-
-/*
- * Leave a pin that only its owner can put to the callback, which then frees it. It keeps its charge,
- * and the module. False: the callback was here already.
- */
-static bool leave_to_owner(struct p2pmod_buffer *buffer)
-{
-	bool pinned;
-
-	spin_lock(&cookies_lock);
-	pinned = buffer->pinned;
-	if (pinned) {
-		__module_get(THIS_MODULE);
-		list_add(&buffer->orphan, &orphans);
-		atomic64_inc(&p2pmod_count.orphans);
-	}
-	spin_unlock(&cookies_lock);
-	return pinned;
-}
-
-static void forget_cookie(struct p2pmod_buffer *buffer)
-{
-	spin_lock(&cookies_lock);
-	hash_del(&buffer->by_cookie);
-	spin_unlock(&cookies_lock);
+	buffer->write_combined = !(buffer->flags & P2PMOD_PIN_UNCACHED) && !buffer->cacheable;
+	return buffer->flags & P2PMOD_PIN_CACHED && !buffer->cacheable ? -EOPNOTSUPP : 0;
 }
 
 /* No reference is left, and no orphan: only a callback can still come, and find that out. */
@@ -282,19 +223,33 @@ static void buffer_finish(struct p2pmod_buffer *buffer)
 {
 	if (READ_ONCE(buffer->pinned))
 		put_pages(buffer);
-	forget_cookie(buffer);
+	spin_lock(&cookies_lock);
+	hash_del(&buffer->by_cookie);
+	spin_unlock(&cookies_lock);
 	buffer_free(buffer);
 }
 
-/* The last reference is gone: no handle, no kernel user, no callback under way. */
+/*
+ * The last reference is gone: no handle, no kernel user, no callback under way. A pin that only its
+ * owner can put, elsewhere, is left to the callback, which then frees it. It keeps its charge, and
+ * the module.
+ */
 static void buffer_release(struct kref *ref)
 {
 	struct p2pmod_buffer *buffer = container_of(ref, struct p2pmod_buffer, ref);
+	bool leave;
 
-	if (!(buffer->flags & P2PMOD_PIN_PERSISTENT) && buffer->owner != current->tgid &&
-	    leave_to_owner(buffer))
-		return;
-	buffer_finish(buffer);
+	spin_lock(&cookies_lock);
+	leave = buffer->pinned && !(buffer->flags & P2PMOD_PIN_PERSISTENT) &&
+		buffer->owner != current->tgid;
+	if (leave) {
+		__module_get(THIS_MODULE);
+		list_add(&buffer->orphan, &orphans);
+		atomic64_inc(&p2pmod_count.orphans);
+	}
+	spin_unlock(&cookies_lock);
+	if (!leave)
+		buffer_finish(buffer);
 }
 
 /* Unpin the orphans of the calling process: it can. */
@@ -360,21 +315,18 @@ static bool too_long(u64 span)
 	return span > found;
 }
 
-static int check_pin(const struct p2pmod_pin *pin, u64 *start, u64 *span)
+static int check_pin(const struct p2pmod_pin *pin, u64 *span)
 {
 	u64 end;
 
-	if (pin->flags & ~PIN_FLAGS || pin->handle || pin->state || pin->map_offset ||
-	    pin->map_length || pin->lead || pin->page_count)
-		return -EINVAL;
-	if ((pin->flags & P2PMOD_PIN_UNCACHED && pin->flags & P2PMOD_PIN_CACHED) ||
+	if (pin->flags & ~PIN_FLAGS ||
+	    (pin->flags & P2PMOD_PIN_UNCACHED && pin->flags & P2PMOD_PIN_CACHED) ||
 	    (pin->flags & P2PMOD_PIN_FORCE_BAR1 && !(pin->flags & P2PMOD_PIN_PERSISTENT)))
 		return -EINVAL;
 	if (!pin->length || check_add_overflow(pin->address, pin->length, &end) ||
 	    check_add_overflow(end, GPU_PAGE - 1, &end))
 		return -EINVAL;
-	*start = pin->address & ~(GPU_PAGE - 1);
-	*span = (end & ~(GPU_PAGE - 1)) - *start;
+	*span = (end & ~(GPU_PAGE - 1)) - (pin->address & ~(GPU_PAGE - 1));
 	if (*span > 1ULL << HANDLE_SHIFT || too_long(*span))
 		return -EINVAL;
 	if (pin->flags & P2PMOD_PIN_PERSISTENT && !NV_HAVE_PERSISTENT)
@@ -382,8 +334,7 @@ static int check_pin(const struct p2pmod_pin *pin, u64 *start, u64 *span)
 	return 0;
 }
 
-static struct p2pmod_buffer *buffer_new(struct p2pmod_file *file, const struct p2pmod_pin *pin,
-					u64 start, u64 span)
+static struct p2pmod_buffer *buffer_new(struct p2pmod_file *file, const struct p2pmod_pin *pin, u64 span)
 {
 	struct p2pmod_buffer *buffer = kzalloc(sizeof(*buffer), GFP_KERNEL_ACCOUNT);
 
@@ -393,58 +344,51 @@ static struct p2pmod_buffer *buffer_new(struct p2pmod_file *file, const struct p
 	/* before the driver is asked: its callback waits for what is done between that and "ready" */
 	buffer->bus = kvmalloc_array(buffer->pages, sizeof(*buffer->bus),
 				     GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
-	buffer->user = p2pmod_user_get();
-	if (!buffer->bus || !buffer->user) {
-		if (buffer->user)
-			p2pmod_user_put(buffer->user);
-		kvfree(buffer->bus);
+	if (!buffer->bus) {
 		kfree(buffer);
 		return NULL;
 	}
 	kref_init(&buffer->ref);
 	kref_get(&file->ref);
 	buffer->file = file;
+	buffer->owner = current->tgid;
 	buffer->flags = pin->flags;
 	buffer->address = pin->address;
 	buffer->length = pin->length;
-	buffer->start = start;
+	buffer->start = pin->address & ~(GPU_PAGE - 1);
 	buffer->span = span;
 	INIT_LIST_HEAD(&buffer->orphan);
 	raw_spin_lock_init(&buffer->access);
 	init_completion(&buffer->ready);
+	spin_lock(&cookies_lock);
+	buffer->cookie = ++last_cookie;
+	hash_add(cookies, &buffer->by_cookie, buffer->cookie);
+	spin_unlock(&cookies_lock);
 	return buffer;
 }
 
-/* Nobody finds the buffer before it is stored. */
-static int take_handle(struct p2pmod_buffer *buffer)
+/* Charge it, and give it a handle, by which the file finds it from here on. */
+static int hand_out(struct p2pmod_buffer *buffer, struct p2pmod_pin *pin)
 {
+	struct p2pmod_user *user = p2pmod_charge(buffer->span);
 	struct p2pmod_file *file = buffer->file;
 	int err;
 
+	if (IS_ERR(user))
+		return PTR_ERR(user);
+	buffer->user = user;
+	atomic64_inc(&p2pmod_count.pinned);
 	down_write(&file->lock);
-	err = xa_alloc_cyclic(&file->buffers, &buffer->handle, NULL, XA_LIMIT(1, HANDLE_MAX),
+	err = xa_alloc_cyclic(&file->buffers, &buffer->handle, buffer, XA_LIMIT(1, HANDLE_MAX),
 			      &file->next_handle, GFP_KERNEL);
+	pin->handle = buffer->handle;
+	pin->map_offset = (u64)buffer->handle << HANDLE_SHIFT;
+	pin->map_length = buffer->span;
+	pin->lead = buffer->address - buffer->start;
+	pin->page_count = buffer->pages;
+	pin->state = p2pmod_buffer_state(buffer); /* a revocation may have been faster */
 	up_write(&file->lock);
 	return err == -EBUSY ? -ENOSPC : min(err, 0);
-}
-
-static void give_handle_back(struct p2pmod_buffer *buffer)
-{
-	struct p2pmod_file *file = buffer->file;
-
-	down_write(&file->lock);
-	xa_erase(&file->buffers, buffer->handle);
-	up_write(&file->lock);
-}
-
-static bool charge(struct p2pmod_buffer *buffer)
-{
-	buffer->charged = p2pmod_charge(buffer->user, buffer->span);
-	if (buffer->charged) {
-		atomic64_add(buffer->span, &buffer->file->bytes);
-		atomic64_inc(&buffer->file->pins);
-	}
-	return buffer->charged;
 }
 
 int p2pmod_buffer_reserve(struct p2pmod_buffer *buffer)
@@ -466,63 +410,31 @@ int p2pmod_buffer_reserve(struct p2pmod_buffer *buffer)
 int p2pmod_buffer_pin(struct p2pmod_file *file, struct p2pmod_pin *pin)
 {
 	struct p2pmod_buffer *buffer;
-	u64 start, span;
+	u64 span;
 	int err;
 
-	err = check_pin(pin, &start, &span);
+	err = check_pin(pin, &span);
 	if (err)
 		return err;
 	adopt_orphans();
+	err = -ENOSPC;
+	if (!p2pmod_may_charge(span))
+		goto fail;
 	err = -ENOMEM;
-	buffer = buffer_new(file, pin, start, span);
+	buffer = buffer_new(file, pin, span);
 	if (!buffer)
 		goto fail;
-	err = -ENOSPC;
-	if (!p2pmod_may_charge(buffer->user, span))
-		goto undo_buffer;
-	err = take_handle(buffer);
-	if (err)
-		goto undo_buffer;
-	spin_lock(&cookies_lock);
-	buffer->cookie = ++last_cookie;
-	hash_add(cookies, &buffer->by_cookie, buffer->cookie);
-	spin_unlock(&cookies_lock);
 	err = get_pages(buffer);
-	if (err)
-		goto undo_cookie;
-	err = read_table(buffer);
-	buffer->write_combined = !(buffer->flags & P2PMOD_PIN_UNCACHED) && !buffer->cacheable;
+	if (!err)
+		err = read_table(buffer);
 	/* from here on the callback may go on, and the page table may go */
 	complete_all(&buffer->ready);
-	if (!err && buffer->flags & P2PMOD_PIN_CACHED && !buffer->cacheable)
-		err = -EOPNOTSUPP;
-	if (!err && !charge(buffer))
-		err = -ENOSPC;
-	if (err)
-		goto undo_pin;
-
-	pin->handle = buffer->handle;
-	pin->map_offset = (u64)buffer->handle << HANDLE_SHIFT;
-	pin->map_length = span;
-	pin->lead = pin->address - start;
-	pin->page_count = buffer->pages;
-	down_write(&file->lock);
-	pin->state = p2pmod_buffer_state(buffer); /* a revocation may have been faster */
-	xa_store(&file->buffers, buffer->handle, buffer, GFP_KERNEL); /* cannot fail: the slot is there */
-	up_write(&file->lock);
-	atomic64_inc(&p2pmod_count.pinned);
-	return 0;
-
-undo_pin:
+	if (!err)
+		err = hand_out(buffer, pin);
+	if (!err)
+		return 0;
 	/* a callback may be looking at it: so by its references only */
-	give_handle_back(buffer);
 	p2pmod_put(buffer);
-	goto fail;
-undo_cookie:
-	forget_cookie(buffer);
-	give_handle_back(buffer);
-undo_buffer:
-	buffer_free(buffer);
 fail:
 	atomic64_inc(&p2pmod_count.failed);
 	return err;
@@ -545,7 +457,7 @@ int p2pmod_buffer_unpin(struct p2pmod_file *file, u32 handle)
 	up_write(&file->lock);
 	if (!buffer)
 		return -ENOENT;
-	empty_mappings(buffer, buffer->maps);
+	empty_mappings(buffer);
 	p2pmod_put(buffer);
 	return 0;
 }

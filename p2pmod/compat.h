@@ -25,29 +25,20 @@
 
 /* ---- the driver ---- */
 
-#define NV_PAGE_SIZE_64KB 1 /* NVIDIA_P2P_PAGE_SIZE_64KB, an enumerator in every version */
 #define NV_CPU_CACHEABLE 1u /* NVIDIA_P2P_PAGE_TABLE_FLAGS_CPU_CACHEABLE, from version 2.0 on */
 #define NV_FORCE_BAR1 1u    /* NVIDIA_P2P_FLAGS_FORCE_BAR1_MAPPING, from driver 570 on */
-
-/* Version 2.0 appends flags to the layout of 1.x; the header we build with may be older. */
-struct nv_page_table_2 {
-	u32 version;
-	u32 page_size;
-	void **pages;
-	u32 entries;
-	u8 *gpu_uuid;
-	u32 flags;
-};
 
 static inline u32 nv_table_major(const struct nvidia_p2p_page_table *table)
 {
 	return *(const u32 *)table >> 16;
 }
 
+/* Version 2.0 appends flags to the layout of 1.x; the header we build with may be older. */
 static inline bool nv_table_cacheable(const struct nvidia_p2p_page_table *table)
 {
-	return nv_table_major(table) >= 2 &&
-	       ((const struct nv_page_table_2 *)table)->flags & NV_CPU_CACHEABLE;
+	const u32 *flags = (void *)table + offsetofend(struct nvidia_p2p_page_table, gpu_uuid);
+
+	return nv_table_major(table) >= 2 && *flags & NV_CPU_CACHEABLE;
 }
 
 #if defined(NVIDIA_P2P_CAP_PERSISTENT_PAGES) && !defined(NVIDIA_P2P_CAP_GET_PAGES_PERSISTENT_API)
@@ -85,32 +76,75 @@ static inline bool nv_driver_refused(void)
 
 /*
  * Where a distribution carries newer interfaces back to an older kernel, the number of the version
- * says nothing of them: so the interface is asked for. Kbuild looks for functions that are inline.
+ * says nothing of them: so Kbuild looks for the interface.
  */
 
-/* Inside ->mmap only: the VMA is not attached yet, so no lock is needed (and vm_flags_set's is). */
-static inline void compat_change_vm_flags(struct vm_area_struct *vma, unsigned long add,
-					  unsigned long drop)
+#ifndef P2PMOD_HAVE_VM_FLAGS_INIT /* where it is, vm_flags itself is read-only */
+#define vm_flags_init(vma, flags) ((vma)->vm_flags = (flags))
+#endif
+
+#ifdef P2PMOD_PIN_TELLS_VMAS /* 6.5, and what carries it back, has dropped it */
+#define pin_user_pages(...) pin_user_pages(__VA_ARGS__, NULL)
+#endif
+
+/*
+ * Pages of the calling process, at an address that access_ok() has seen, for as long as one likes. Sleeps for as long as the process's own
+ * page faults may: its memory can be under userfaultfd.
+ */
+static inline long compat_pin_user_pages(unsigned long address, unsigned long count,
+					 struct page **pages)
 {
-#ifdef P2PMOD_HAVE_VM_FLAGS_INIT /* and vm_flags itself is read-only */
-	vm_flags_init(vma, (vma->vm_flags | add) & ~drop);
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+	return pin_user_pages_unlocked(address & PAGE_MASK, count, pages, FOLL_WRITE | FOLL_LONGTERM);
 #else
-	vma->vm_flags = (vma->vm_flags | add) & ~drop;
+	unsigned long i, at;
+	long got;
+	int old;
+
+	/*
+	 * Here a long-term pin does not let go of the mmap_lock, so a fault that user space must serve
+	 * ends it. Hence each page is asked for before, as a user's store: an atomic "or" of nothing.
+	 */
+	for (i = 0; i < count; i++) {
+		at = i ? (address & PAGE_MASK) + i * PAGE_SIZE : address;
+		if (arch_futex_atomic_op_inuser(FUTEX_OP_OR, 0, &old, (u32 __user *)at))
+			return -EFAULT;
+	}
+	mmap_read_lock(current->mm);
+	got = pin_user_pages(address & PAGE_MASK, count, FOLL_WRITE | FOLL_LONGTERM, pages);
+	mmap_read_unlock(current->mm);
+	return got;
 #endif
 }
 
-/*
- * Whether write-combining is to be had at all: without PAT (nopat) the conversion gives the bits of
- * uncached. pat_enabled() is GPL-only.
- */
+/* ---- the architecture ---- */
+
+#ifdef CONFIG_X86
+
+/* Without PAT (nopat) the conversion gives the bits of uncached. pat_enabled() is GPL-only. */
 static inline bool compat_can_write_combine(void)
 {
-#ifdef CONFIG_X86
 	return cachemode2protval(_PAGE_CACHE_MODE_WC) !=
 	       cachemode2protval(_PAGE_CACHE_MODE_UC_MINUS);
-#else
-	return true;
-#endif
+}
+
+/* pgprot_writecombine() is GPL-only; the conversion it uses is not. */
+static inline pgprot_t compat_cache_mode(pgprot_t prot, enum page_cache_mode mode)
+{
+	return __pgprot((pgprot_val(prot) & ~_PAGE_CACHE_MASK) | cachemode2protval(mode));
+}
+
+#define compat_writecombine(prot) compat_cache_mode(prot, _PAGE_CACHE_MODE_WC)
+#define compat_uncached(prot) compat_cache_mode(prot, _PAGE_CACHE_MODE_UC_MINUS)
+
+/*
+ * The memory of a device is never encrypted by the CPU, whatever the guest's own memory is.
+ * pgprot_decrypted() is GPL-only from 6.1 on; AMD's mask is not, and where Intel's TDX would need
+ * more, the driver pins nothing.
+ */
+static inline pgprot_t compat_decrypted(pgprot_t prot)
+{
+	return __pgprot(__sme_clr(pgprot_val(prot)));
 }
 
 /*
@@ -122,7 +156,6 @@ static inline bool compat_can_write_combine(void)
 static inline unsigned long compat_insert_following(struct vm_fault *vmf, unsigned long at,
 						    unsigned long bytes)
 {
-#ifdef CONFIG_X86
 	/* the table stays while the fault is handled; the kernel's way to it is GPL-only */
 	pte_t *first = pte_offset_kernel(vmf->pmd, at), *pte = first, entry;
 	spinlock_t *lock = pte_lockptr(vmf->vma->vm_mm, vmf->pmd);
@@ -139,131 +172,28 @@ static inline unsigned long compat_insert_following(struct vm_fault *vmf, unsign
 			set_pte_at(vmf->vma->vm_mm, at + n, pte, __pte(pte_val(entry) + n));
 	spin_unlock(lock);
 	return n;
+}
+
+/* For the kernel's own use: of the type that processes map it with. Nothing is coherent here. */
+#define compat_ioremap(bus, bytes, cacheable) ioremap_wc(bus, bytes)
+
+/* A store of 64 bytes that arrives whole, if the CPU has it. Ordered with no other: fence before it. */
+#define compat_has_store64() boot_cpu_has(X86_FEATURE_MOVDIR64B)
+#define compat_store64(to, from) movdir64b(to, from)
+
 #else
-	return PAGE_SIZE;
+
+#define compat_can_write_combine() true
+#define compat_writecombine(prot) pgprot_writecombine(prot)
+#define compat_uncached(prot) pgprot_noncached(prot)
+#define compat_decrypted(prot) pgprot_decrypted(prot)
+#define compat_insert_following(vmf, at, bytes) PAGE_SIZE
+/* the kernel may map coherent memory already, and that mapping is taken */
+#define compat_ioremap(bus, bytes, cacheable) \
+	((cacheable) ? ioremap_cache(bus, bytes) : ioremap_wc(bus, bytes))
+#define compat_has_store64() false
+#define compat_store64(to, from) ((void)(from))
+
 #endif
-}
-
-/*
- * The memory of a device is never encrypted by the CPU, whatever the guest's own memory is. On x86
- * pgprot_decrypted() is GPL-only from 6.1 on; AMD's mask is not, and where Intel's TDX would need
- * more, the driver pins nothing.
- */
-static inline pgprot_t compat_decrypted(pgprot_t prot)
-{
-#ifdef CONFIG_X86
-	return __pgprot(__sme_clr(pgprot_val(prot)));
-#else
-	return pgprot_decrypted(prot);
-#endif
-}
-
-/* pgprot_writecombine() is GPL-only on x86; the conversion it uses is not. */
-static inline pgprot_t compat_writecombine(pgprot_t prot)
-{
-#ifdef CONFIG_X86
-	return __pgprot((pgprot_val(prot) & ~_PAGE_CACHE_MASK) |
-			cachemode2protval(_PAGE_CACHE_MODE_WC));
-#else
-	return pgprot_writecombine(prot);
-#endif
-}
-
-static inline pgprot_t compat_uncached(pgprot_t prot)
-{
-#ifdef CONFIG_X86
-	return __pgprot((pgprot_val(prot) & ~_PAGE_CACHE_MASK) |
-			cachemode2protval(_PAGE_CACHE_MODE_UC_MINUS));
-#else
-	return pgprot_noncached(prot);
-#endif
-}
-
-/*
- * For the kernel's own use: of the type that processes map it with. Coherent memory is known to
- * other architectures only; there the kernel may map it already, and that mapping is taken.
- */
-static inline void __iomem *compat_ioremap(u64 bus, size_t bytes, bool cacheable)
-{
-#ifndef CONFIG_X86
-	if (cacheable)
-		return ioremap_cache(bus, bytes);
-#endif
-	return ioremap_wc(bus, bytes);
-}
-
-/*
- * Pages of the calling process, for as long as one likes. Sleeps for as long as the process's own
- * page faults may: its memory can be under userfaultfd.
- */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
-static inline long compat_pin_user_pages(unsigned long address, unsigned long count,
-					 struct page **pages)
-{
-	return pin_user_pages_unlocked(address & PAGE_MASK, count, pages, FOLL_WRITE | FOLL_LONGTERM);
-}
-#else
-/* pin_user_pages() of 6.5 and what carries it back, and of before. */
-typedef long compat_pin4(unsigned long, unsigned long, unsigned int, struct page **);
-typedef long compat_pin5(unsigned long, unsigned long, unsigned int, struct page **,
-			 struct vm_area_struct **);
-
-static inline long compat_call_pin4(compat_pin4 *pin, unsigned long at, unsigned long count,
-				    struct page **pages)
-{
-	return pin(at, count, FOLL_WRITE | FOLL_LONGTERM, pages);
-}
-
-static inline long compat_call_pin5(compat_pin5 *pin, unsigned long at, unsigned long count,
-				    struct page **pages)
-{
-	return pin(at, count, FOLL_WRITE | FOLL_LONGTERM, pages, NULL);
-}
-
-#define compat_call_pin \
-	__builtin_choose_expr(__builtin_types_compatible_p(typeof(pin_user_pages), compat_pin4), \
-			      compat_call_pin4, compat_call_pin5)
-
-/*
- * Here a long-term pin does not let go of the mmap_lock, so a fault that user space must serve ends
- * it. Hence each page is asked for before, as a user's store: an atomic "or" of nothing.
- */
-static inline long compat_pin_user_pages(unsigned long address, unsigned long count,
-					 struct page **pages)
-{
-	unsigned long i, at;
-	long got;
-	int old;
-
-	for (i = 0; i < count; i++) {
-		at = i ? (address & PAGE_MASK) + i * PAGE_SIZE : address;
-		if (!access_ok((void __user *)at, sizeof(u32)) ||
-		    arch_futex_atomic_op_inuser(FUTEX_OP_OR, 0, &old, (u32 __user *)at))
-			return -EFAULT;
-	}
-	mmap_read_lock(current->mm);
-	got = compat_call_pin((void *)pin_user_pages, address & PAGE_MASK, count, pages);
-	mmap_read_unlock(current->mm);
-	return got;
-}
-#endif
-
-/* Has the CPU a store of 64 bytes that arrives whole? */
-static inline bool compat_has_store64(void)
-{
-#ifdef CONFIG_X86_64
-	return boot_cpu_has(X86_FEATURE_MOVDIR64B);
-#else
-	return false;
-#endif
-}
-
-/* Ordered with no other store: fence before it. */
-static inline void compat_store64(void __iomem *to, const void *from)
-{
-#ifdef CONFIG_X86_64
-	movdir64b(to, from); /* sparse: a plain pointer in some kernels, __iomem in others */
-#endif
-}
 
 #endif /* P2PMOD_COMPAT_H */

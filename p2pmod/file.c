@@ -4,6 +4,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mount.h>
+#include <linux/nospec.h>
 #include <linux/pseudo_fs.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -13,11 +14,9 @@
 
 /* ---- an anonymous inode for each open file: its i_mapping is the file's own ---- */
 
-#define P2PMOD_FS_MAGIC 0x70327070
-
 static int p2pmod_init_fs_context(struct fs_context *context)
 {
-	return init_pseudo(context, P2PMOD_FS_MAGIC) ? 0 : -ENOMEM;
+	return init_pseudo(context, 0x70327070) ? 0 : -ENOMEM;
 }
 
 static struct file_system_type p2pmod_fs = {
@@ -30,34 +29,14 @@ static struct file_system_type p2pmod_fs = {
 static struct vfsmount *p2pmod_mount;
 static int p2pmod_mount_count;
 
-static struct inode *inode_new(void)
-{
-	struct inode *inode;
-	int err;
-
-	err = simple_pin_fs(&p2pmod_fs, &p2pmod_mount, &p2pmod_mount_count);
-	if (err)
-		return ERR_PTR(err);
-	inode = alloc_anon_inode(p2pmod_mount->mnt_sb);
-	if (IS_ERR(inode))
-		simple_release_fs(&p2pmod_mount, &p2pmod_mount_count);
-	return inode;
-}
-
-static void inode_free(struct inode *inode)
-{
-	iput(inode);
-	simple_release_fs(&p2pmod_mount, &p2pmod_mount_count);
-}
-
 /* ---- files ---- */
 
 static void file_release(struct kref *ref)
 {
 	struct p2pmod_file *file = container_of(ref, struct p2pmod_file, ref);
 
-	inode_free(file->inode);
-	xa_destroy(&file->buffers);
+	iput(file->inode);
+	simple_release_fs(&p2pmod_mount, &p2pmod_mount_count);
 	kfree(file);
 }
 
@@ -73,12 +52,13 @@ static int p2pmod_open(struct inode *inode, struct file *filp)
 
 	if (!file)
 		return -ENOMEM;
-	file->inode = inode_new();
-	if (IS_ERR(file->inode)) {
-		err = PTR_ERR(file->inode);
-		kfree(file);
-		return err;
-	}
+	err = simple_pin_fs(&p2pmod_fs, &p2pmod_mount, &p2pmod_mount_count);
+	if (err)
+		goto undo_file;
+	file->inode = alloc_anon_inode(p2pmod_mount->mnt_sb);
+	err = PTR_ERR_OR_ZERO(file->inode);
+	if (err)
+		goto undo_mount;
 	kref_init(&file->ref);
 	init_rwsem(&file->lock);
 	xa_init_flags(&file->buffers, XA_FLAGS_ALLOC1);
@@ -86,6 +66,12 @@ static int p2pmod_open(struct inode *inode, struct file *filp)
 	filp->private_data = file;
 	filp->f_mapping = file->inode->i_mapping; /* so that revoking finds this file's mappings */
 	return nonseekable_open(inode, filp);
+
+undo_mount:
+	simple_release_fs(&p2pmod_mount, &p2pmod_mount_count);
+undo_file:
+	kfree(file);
+	return err;
 }
 
 static int p2pmod_release(struct inode *inode, struct file *filp)
@@ -100,9 +86,13 @@ static int p2pmod_release(struct inode *inode, struct file *filp)
 
 /* ---- ioctls ---- */
 
-bool p2pmod_may_see_bus_addresses(void)
+static bool show_bus_addresses;
+module_param(show_bus_addresses, bool, 0644);
+MODULE_PARM_DESC(show_bus_addresses, "Tell bus addresses to every owner, not only CAP_SYS_RAWIO");
+
+static bool may_see_bus_addresses(void)
 {
-	return p2pmod_show_bus_addresses || capable(CAP_SYS_RAWIO);
+	return show_bus_addresses || capable(CAP_SYS_RAWIO);
 }
 
 union command {
@@ -126,7 +116,7 @@ static int do_query(struct p2pmod_file *file, union command *c)
 
 	q->abi_version = P2PMOD_ABI_VERSION;
 	q->features = (NV_HAVE_PERSISTENT ? P2PMOD_FEATURE_PERSISTENT : 0) |
-		      (p2pmod_may_see_bus_addresses() ? P2PMOD_FEATURE_BUS_ADDRESSES : 0);
+		      (may_see_bus_addresses() ? P2PMOD_FEATURE_BUS_ADDRESSES : 0);
 	q->max_bytes_total = p2pmod_max_bytes_total;
 	q->max_bytes_per_user = p2pmod_max_bytes_per_user;
 	q->max_pins_per_user = p2pmod_max_pins_per_user;
@@ -142,9 +132,9 @@ static int do_pages(struct p2pmod_file *file, union command *c)
 {
 	struct p2pmod_pages *p = &c->pages;
 	struct p2pmod_buffer *buffer;
-	int err = 0;
+	int err = -EINVAL;
 
-	if (!p2pmod_may_see_bus_addresses())
+	if (!may_see_bus_addresses())
 		return -EPERM;
 	/* a reference and no lock: the copy below may fault, and a fault takes the lock */
 	buffer = p2pmod_buffer_get(file, p->handle);
@@ -152,13 +142,10 @@ static int do_pages(struct p2pmod_file *file, union command *c)
 		return -ENOENT;
 	if (READ_ONCE(buffer->revoked)) {
 		err = -ENODEV;
-	} else if (p->first > buffer->pages) {
-		err = -EINVAL;
-	} else {
+	} else if (p->first <= buffer->pages) {
 		p->count = min_t(u64, p->count, buffer->pages - p->first);
-		if (copy_to_user(u64_to_user_ptr(p->addresses), buffer->bus + p->first,
-				 p->count * sizeof(u64)))
-			err = -EFAULT;
+		err = copy_to_user(u64_to_user_ptr(p->addresses), buffer->bus + p->first,
+				   p->count * sizeof(u64)) ? -EFAULT : 0;
 	}
 	p2pmod_put(buffer);
 	return err;
@@ -174,20 +161,16 @@ static int do_status(struct p2pmod_file *file, union command *c)
 	struct p2pmod_status *s = &c->status;
 	struct p2pmod_buffer *buffer;
 
-	if (s->handle) {
-		down_read(&file->lock);
-		buffer = p2pmod_buffer_find(file, s->handle);
-		if (buffer) {
-			s->state = p2pmod_buffer_state(buffer);
-			s->address = buffer->address;
-			s->length = buffer->length;
-		}
-		up_read(&file->lock);
-		if (!buffer)
-			return -ENOENT;
+	down_read(&file->lock);
+	buffer = p2pmod_buffer_find(file, s->handle);
+	if (buffer) {
+		s->state = p2pmod_buffer_state(buffer);
+		s->address = buffer->address;
+		s->length = buffer->length;
 	}
-	s->file_bytes = atomic64_read(&file->bytes);
-	s->file_pins = atomic64_read(&file->pins);
+	up_read(&file->lock);
+	if (s->handle && !buffer)
+		return -ENOENT;
 	s->total_bytes = atomic64_read(&p2pmod_count.bytes);
 	s->total_pins = atomic64_read(&p2pmod_count.pins);
 	return 0;
@@ -195,13 +178,12 @@ static int do_status(struct p2pmod_file *file, union command *c)
 
 /* Each command with the last field that is read, and the last of its first version. */
 static const struct {
-	unsigned int number;
 	u32 inputs, smallest, size; /* bytes */
 	int (*run)(struct p2pmod_file *file, union command *command);
 } commands[] = {
 #define COMMAND(cmd, type, in, last, fn) \
-	{ _IOC_NR(cmd), offsetofend(struct type, in), offsetofend(struct type, last), \
-	  sizeof(struct type), fn }
+	[_IOC_NR(cmd) - _IOC_NR(P2PMOD_QUERY)] = { offsetofend(struct type, in), \
+		offsetofend(struct type, last), sizeof(struct type), fn }
 	COMMAND(P2PMOD_QUERY, p2pmod_query, size, max_bytes_total, do_query),
 	COMMAND(P2PMOD_PIN, p2pmod_pin, length, page_count, do_pin),
 	COMMAND(P2PMOD_PAGES, p2pmod_pages, addresses, addresses, do_pages),
@@ -214,18 +196,13 @@ static long p2pmod_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
 	struct p2pmod_file *file = filp->private_data;
 	void __user *user = (void __user *)arg;
 	union command command = {};
-	u32 size;
-	int i, err;
+	u32 size, i = _IOC_NR(cmd) - _IOC_NR(P2PMOD_QUERY);
+	int err;
 
 	/* the size is the struct's to say; direction and size in the number are not looked at */
-	if (_IOC_TYPE(cmd) != P2PMOD_MAGIC)
+	if (_IOC_TYPE(cmd) != P2PMOD_MAGIC || i >= ARRAY_SIZE(commands))
 		return -ENOTTY;
-	for (i = 0; i < ARRAY_SIZE(commands); i++)
-		if (commands[i].number == _IOC_NR(cmd))
-			break;
-	if (i == ARRAY_SIZE(commands))
-		return -ENOTTY;
-
+	i = array_index_nospec(i, ARRAY_SIZE(commands));
 	if (get_user(size, (u32 __user *)user))
 		return -EFAULT;
 	if (size < commands[i].smallest)
@@ -388,8 +365,8 @@ static int p2pmod_mmap(struct file *filp, struct vm_area_struct *vma)
 		vma->vm_page_prot = compat_writecombine(vma->vm_page_prot);
 	/* else as it is, cached: beside the cached mappings of others no other type is coherent */
 	vma->vm_page_prot = compat_decrypted(vma->vm_page_prot);
-	compat_change_vm_flags(vma, VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY,
-			       VM_MAYEXEC);
+	vm_flags_init(vma, (vma->vm_flags & ~VM_MAYEXEC) | VM_PFNMAP | VM_IO | VM_DONTEXPAND |
+		      VM_DONTDUMP | VM_DONTCOPY); /* the VMA is not attached yet: no lock is needed */
 	vma->vm_ops = &p2pmod_vm_ops;
 	buffer->maps++;
 	atomic64_inc(&p2pmod_count.maps);

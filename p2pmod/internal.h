@@ -43,32 +43,27 @@ struct seq_file;
 struct p2pmod_file {
 	struct kref ref;
 	struct rw_semaphore lock;
-	/*
-	 * handle -> buffer, or, once it was unpinned, the number of mappings that are left: till they
-	 * are gone the handle is not given again. Written under @lock.
-	 */
+	/* handle -> buffer, or, of one that was unpinned, how many mappings are left. Under @lock */
 	struct xarray buffers;
 	u32 next_handle;
 	struct inode *inode;    /* anonymous: its i_mapping holds this file's mappings and no others */
-	atomic64_t bytes, pins;
 };
 
 /* Pinned GPU memory. Lives by @ref; without one, by being unpinned, or until the owner's memory goes. */
 struct p2pmod_buffer {
 	struct kref ref;
 	struct p2pmod_file *file;
-	struct p2pmod_user *user; /* who pays */
+	struct p2pmod_user *user; /* who is charged, or NULL: nobody was yet */
 	pid_t owner;            /* the process, as the driver knows it: whose memory it is */
 	u32 handle;
 	u32 flags;              /* P2PMOD_PIN_* */
 	unsigned long cookie;   /* what the driver's callback gets instead of a pointer */
 	struct hlist_node by_cookie;
 	struct list_head orphan; /* listed: it waits for its owner */
-	unsigned int maps;      /* mappings; under file->lock */
+	unsigned int maps;      /* mappings; under file->lock. At 0 it stays when no more can be made */
 	u64 address, length;    /* as asked for */
 	u64 start, span;        /* whole GPU pages */
 	unsigned long pages;
-	bool charged;
 	bool cacheable;
 	bool reserved;          /* our reservation of the pages' type is to be given back */
 	bool write_combined;    /* all of it is to be mapped so, and was so far */
@@ -96,29 +91,38 @@ int p2pmod_buffer_reserve(struct p2pmod_buffer *buffer);
 void p2pmod_buffers_drain(struct p2pmod_file *file);
 void p2pmod_orphans_show(struct seq_file *out);
 void p2pmod_callbacks_wait(void);
-void p2pmod_callbacks_wait_in_driver(void);
 
-/* 0: not all of it is. 1: all. 2: and what is contiguous has one type. -ENOMEM: nothing is reserved. */
+/*
+ * 0: not all of it is, since another type is there. 1: all (if no type was there that the kernel takes
+ * for good enough: page tables tell). 2: and what is contiguous has one type. -ENOMEM: nothing is.
+ */
 int p2pmod_reserve_write_combining(const u64 *bus, unsigned long pages);
 void p2pmod_release_write_combining(const u64 *bus, unsigned long pages);
 
-/* The calling process's user, or NULL: no memory. A charge is given back with the last buffer, wherever that happens. */
-struct p2pmod_user *p2pmod_user_get(void);
-void p2pmod_user_put(struct p2pmod_user *user);
-bool p2pmod_may_charge(struct p2pmod_user *user, u64 bytes); /* asked before the driver is */
-bool p2pmod_charge(struct p2pmod_user *user, u64 bytes);
+/* The calling process's user pays. ERR_PTR: -ENOSPC, -ENOMEM. */
+struct p2pmod_user *p2pmod_charge(u64 bytes);
 void p2pmod_uncharge(struct p2pmod_user *user, u64 bytes);
+bool p2pmod_may_charge(u64 bytes); /* asked before the driver is */
 
-struct p2pmod_window;
+/* GPU pages are scattered, and ioremap takes one run: a window is an array of pages. */
+struct p2pmod_window {
+	struct p2pmod_buffer *buffer;
+	u64 length, lead;     /* bytes; from the first page's start to the window's */
+	const u64 *bus;       /* address of each page */
+	unsigned int pages;
+	void __iomem *page[]; /* one GPU page each */
+};
+
 /* Where a byte of a window is mapped; its GPU page is contiguous. With buffer->access held. */
-void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset);
-struct p2pmod_buffer *p2pmod_window_buffer(const struct p2pmod_window *window);
+static inline void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset)
+{
+	u64 at = window->lead + offset;
+
+	return window->page[at >> GPU_PAGE_SHIFT] + (at & (GPU_PAGE - 1));
+}
 
 /* module-wide limits and counters */
 extern ulong p2pmod_max_bytes_per_user, p2pmod_max_pins_per_user, p2pmod_max_bytes_total;
-extern ulong p2pmod_max_lanes;
-extern bool p2pmod_show_bus_addresses;
-bool p2pmod_may_see_bus_addresses(void);
 
 struct p2pmod_counters {
 	atomic64_t bytes, pins, lanes, orphans;       /* now */

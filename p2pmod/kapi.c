@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /* The in-kernel interface: see p2pmod-kernel.h. */
-#include <linux/file.h>
 #include <linux/io.h>
-#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/slab.h>
-#include <linux/vmalloc.h>
 
 #include "compat.h"
 #include "internal.h"
@@ -17,13 +14,7 @@ struct p2pmod_buffer *p2pmod_get(struct file *filp, u32 handle)
 	if (filp->f_op != &p2pmod_fops)
 		return ERR_PTR(-EBADF);
 	buffer = p2pmod_buffer_get(filp->private_data, handle);
-	if (!buffer)
-		return ERR_PTR(-ENOENT);
-	if (p2pmod_revoked(buffer)) {
-		p2pmod_put(buffer);
-		return ERR_PTR(-ENODEV);
-	}
-	return buffer;
+	return buffer ?: ERR_PTR(-ENOENT);
 }
 EXPORT_SYMBOL(p2pmod_get);
 
@@ -39,48 +30,34 @@ u64 p2pmod_length(const struct p2pmod_buffer *buffer)
 }
 EXPORT_SYMBOL(p2pmod_length);
 
-bool p2pmod_revoked(struct p2pmod_buffer *buffer)
-{
-	return READ_ONCE(buffer->revoked);
-}
-EXPORT_SYMBOL(p2pmod_revoked);
-
 /* ---- windows ---- */
-
-/* GPU pages are scattered, and ioremap takes one run: a window is an array of pages. */
-struct p2pmod_window {
-	struct p2pmod_buffer *buffer;
-	u64 length, lead;     /* bytes; from the first page's start to the window's */
-	unsigned int pages;
-	void __iomem *page[]; /* one GPU page each */
-};
 
 struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offset, u64 length)
 {
-	u64 at = buffer->address - buffer->start + offset, lead = at & (GPU_PAGE - 1);
+	u64 at = buffer->address - buffer->start + offset;
 	struct p2pmod_window *window;
-	unsigned int i, pages;
+	unsigned int pages;
 
 	if (!length || offset > buffer->length || length > buffer->length - offset)
 		return ERR_PTR(-ERANGE);
-	if (p2pmod_revoked(buffer))
+	if (READ_ONCE(buffer->revoked))
 		return ERR_PTR(-ENODEV);
-	pages = (lead + length + GPU_PAGE - 1) >> GPU_PAGE_SHIFT;
+	pages = ((at + length - 1) >> GPU_PAGE_SHIFT) - (at >> GPU_PAGE_SHIFT) + 1;
 	window = kvzalloc(struct_size(window, page, pages), GFP_KERNEL);
 	if (!window)
 		return ERR_PTR(-ENOMEM);
 	kref_get(&buffer->ref);
 	window->buffer = buffer;
 	window->length = length;
-	window->lead = lead;
-	for (i = 0; i < pages; i++) {
-		window->page[i] = compat_ioremap(buffer->bus[(at >> GPU_PAGE_SHIFT) + i], GPU_PAGE,
-						 buffer->cacheable);
-		if (!window->page[i]) {
+	window->lead = at & (GPU_PAGE - 1);
+	window->bus = buffer->bus + (at >> GPU_PAGE_SHIFT);
+	for (; window->pages < pages; window->pages++) {
+		window->page[window->pages] = compat_ioremap(window->bus[window->pages], GPU_PAGE,
+							     buffer->cacheable);
+		if (!window->page[window->pages]) {
 			p2pmod_window_close(window);
 			return ERR_PTR(-ENOMEM);
 		}
-		window->pages++;
 	}
 	return window;
 }
@@ -88,26 +65,14 @@ EXPORT_SYMBOL(p2pmod_window_open);
 
 void p2pmod_window_close(struct p2pmod_window *window)
 {
-	struct p2pmod_buffer *buffer = window->buffer;
-
+	if (IS_ERR_OR_NULL(window))
+		return;
 	while (window->pages)
 		iounmap(window->page[--window->pages]);
+	p2pmod_put(window->buffer);
 	kvfree(window);
-	p2pmod_put(buffer);
 }
 EXPORT_SYMBOL(p2pmod_window_close);
-
-struct p2pmod_buffer *p2pmod_window_buffer(const struct p2pmod_window *window)
-{
-	return window->buffer;
-}
-
-void __iomem *p2pmod_window_at(const struct p2pmod_window *window, u64 offset)
-{
-	u64 at = window->lead + offset;
-
-	return window->page[at >> GPU_PAGE_SHIFT] + (at & (GPU_PAGE - 1));
-}
 
 /*
  * Revoking waits for the lock held here, so no access is under way once it has happened. Interrupts

@@ -14,7 +14,6 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
-#include <linux/overflow.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/vmalloc.h>
@@ -36,18 +35,14 @@ enum slot {
 struct host {
 	struct page **pages;
 	unsigned int page_count;
-	u32 lead;               /* of what is asked for in the first of @pages */
-	void *mapped;           /* @pages */
+	void *at;               /* where that is mapped */
 };
 
 struct p2pmod_lane {
 	struct list_head entry; /* in @lanes */
-	struct p2pmod_buffer *buffer;
 	struct p2pmod_window *packets;
-	u64 start;              /* of the packets, from the start of the buffer's first GPU page */
 	u32 slots;
-	struct host host;       /* of the replies */
-	const struct p2pmod_reply *replies;
+	struct host replies;    /* struct p2pmod_reply [slots] */
 	struct host host_told;
 	const u32 *told;        /* NULL: the kernel that serves it never naps */
 	struct p2pmod_window *wake; /* of one word */
@@ -67,7 +62,7 @@ static u32 slot_of(const struct p2pmod_lane *lane, u32 sequence)
 /* Is call @sequence answered? The number is looked at first: what it comes with is there then. */
 static bool answered(const struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply *reply)
 {
-	const struct p2pmod_reply *at = &lane->replies[slot_of(lane, sequence)];
+	const struct p2pmod_reply *at = lane->replies.at + slot_of(lane, sequence) * sizeof(*at);
 
 	if (READ_ONCE(at->sequence) != sequence)
 		return false;
@@ -101,7 +96,7 @@ static void wake_napping(struct p2pmod_lane *lane, bool sent)
 	if (READ_ONCE(lane->told[P2PMOD_TOLD_NAPPED]) != ended ||
 	    READ_ONCE(lane->told[P2PMOD_TOLD_BEGUN]) != ended)
 		return;
-	buffer = p2pmod_window_buffer(lane->wake);
+	buffer = lane->wake->buffer;
 	raw_spin_lock(&buffer->access);
 	if (!buffer->revoked)
 		__raw_writel(ended + 1, p2pmod_window_at(lane->wake, 0));
@@ -122,7 +117,7 @@ int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply
 	else if (answered(lane, sequence, reply))
 		*slot = SLOT_FREE;
 	else
-		err = p2pmod_revoked(lane->buffer) ? -ENODEV : -EINPROGRESS;
+		err = READ_ONCE(lane->packets->buffer->revoked) ? -ENODEV : -EINPROGRESS;
 	if (err == -EINPROGRESS)
 		wake_napping(lane, false);
 	raw_spin_unlock_irqrestore(&lane->lock, flags);
@@ -130,20 +125,19 @@ int p2pmod_lane_poll(struct p2pmod_lane *lane, u32 sequence, struct p2pmod_reply
 }
 EXPORT_SYMBOL(p2pmod_lane_poll);
 
-#define SPINS 500       /* polls before the first sleep */
-#define PAUSE_FIRST 10  /* us */
-#define PAUSE_LAST 1000
+#define SPINS 500 /* polls before the first sleep */
+#define PAUSE_LAST 1000 /* us */
 
 int p2pmod_lane_wait(struct p2pmod_lane *lane, u32 sequence, unsigned long timeout,
 		     struct p2pmod_reply *reply)
 {
 	unsigned long end = jiffies + min_t(unsigned long, timeout, MAX_JIFFY_OFFSET);
-	unsigned int pause = PAUSE_FIRST, spins = 0;
+	unsigned int spins, pause = 10; /* us */
 	bool late;
 	int err;
 
 	might_sleep();
-	for (;;) {
+	for (spins = 0;; spins++) {
 		late = time_after_eq(jiffies, end); /* before the last look, not after it */
 		err = p2pmod_lane_poll(lane, sequence, reply);
 		if (err != -EINPROGRESS)
@@ -152,12 +146,12 @@ int p2pmod_lane_wait(struct p2pmod_lane *lane, u32 sequence, unsigned long timeo
 			return -ETIMEDOUT;
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		if (spins++ < SPINS && !need_resched()) {
+		if (spins < SPINS && !need_resched()) {
 			cpu_relax();
-			continue;
+		} else {
+			usleep_range(pause, 2 * pause);
+			pause = min_t(unsigned int, 2 * pause, PAUSE_LAST);
 		}
-		usleep_range(pause, 2 * pause);
-		pause = min_t(unsigned int, 2 * pause, PAUSE_LAST);
 	}
 }
 EXPORT_SYMBOL(p2pmod_lane_wait);
@@ -182,14 +176,13 @@ static void store_packet(u8 __iomem *to, const struct p2pmod_packet *packet)
 /* Interrupts are off: the lane's lock is held. */
 static int send_packet(struct p2pmod_lane *lane, const struct p2pmod_packet *packet)
 {
-	struct p2pmod_buffer *buffer = lane->buffer;
+	struct p2pmod_buffer *buffer = lane->packets->buffer;
 	u64 at = (u64)slot_of(lane, packet->sequence) * sizeof(*packet);
-	int err = 0;
+	int err;
 
 	raw_spin_lock(&buffer->access);
-	if (buffer->revoked)
-		err = -ENODEV;
-	else
+	err = buffer->revoked ? -ENODEV : 0;
+	if (!err)
 		store_packet(p2pmod_window_at(lane->packets, at), packet);
 	raw_spin_unlock(&buffer->access);
 	return err;
@@ -218,7 +211,7 @@ int p2pmod_lane_submit(struct p2pmod_lane *lane, u16 function, const void *argum
 		packet.tag = (u32)function << 16 | (lane->next & 0xffff);
 		err = send_packet(lane, &packet);
 	} else {
-		err = p2pmod_revoked(lane->buffer) ? -ENODEV : -EAGAIN;
+		err = READ_ONCE(lane->packets->buffer->revoked) ? -ENODEV : -EAGAIN;
 	}
 	if (!err) {
 		*slot = sequence ? SLOT_AWAITED : SLOT_SENT;
@@ -234,37 +227,30 @@ EXPORT_SYMBOL(p2pmod_lane_submit);
 
 /* ---- attaching ---- */
 
+static ulong max_lanes = 1024;
+module_param(max_lanes, ulong, 0644);
+MODULE_PARM_DESC(max_lanes, "Lanes that other modules may be attached to");
+
 #define TOLD_BYTES (P2PMOD_TOLD_WORDS * sizeof(u32))
 
 static int check_description(const struct p2pmod_buffer *buffer, const struct p2pmod_lane_description *d)
 {
-	u64 bytes = (u64)d->slots * sizeof(struct p2pmod_packet), end;
-
 	if (d->slots < 2 || d->slots > P2PMOD_LANE_SLOTS_MAX || d->slots & (d->slots - 1))
 		return -EINVAL;
 	if ((buffer->address + d->packets) % sizeof(struct p2pmod_packet) ||
 	    d->replies % sizeof(struct p2pmod_reply))
 		return -EINVAL;
-	if (d->packets > buffer->length || bytes > buffer->length - d->packets)
-		return -ERANGE;
-	if (check_add_overflow(d->replies, (u64)d->slots * sizeof(struct p2pmod_reply), &end) ||
-	    end > ULONG_MAX)
-		return -EFAULT;
-	if (d->told) {
-		if (!d->wake_buffer || d->told % sizeof(u32) ||
-		    (d->wake_buffer->address + d->wake) % sizeof(u32))
-			return -EINVAL;
-		if (check_add_overflow(d->told, (u64)TOLD_BYTES, &end) || end > ULONG_MAX)
-			return -EFAULT;
-	}
+	if (d->told && (!d->wake_buffer || d->told % sizeof(u32) ||
+			(d->wake_buffer->address + d->wake) % sizeof(u32)))
+		return -EINVAL;
 	return current->mm ? 0 : -EFAULT; /* a kernel thread has no memory of that kind */
 }
 
 static void release_host(struct host *host)
 {
-	if (host->mapped)
-		vunmap(host->mapped);
-	if (host->pages)
+	if (host->at)
+		vunmap(PTR_ALIGN_DOWN(host->at, PAGE_SIZE));
+	if (host->page_count)
 		unpin_user_pages_dirty_lock(host->pages, host->page_count, true); /* the GPU wrote them */
 	kvfree(host->pages);
 }
@@ -272,55 +258,24 @@ static void release_host(struct host *host)
 /* Pinned for writing: so they stay the very pages that the process has page-locked for the GPU. */
 static int pin_host(struct host *host, unsigned long address, size_t bytes)
 {
-	unsigned int wanted;
+	unsigned int wanted = PFN_UP(offset_in_page(address) + bytes);
+	void *mapped;
 	long got;
 
-	host->lead = offset_in_page(address);
-	wanted = PFN_UP(host->lead + bytes);
-
+	if (!access_ok((void __user *)address, bytes))
+		return -EFAULT;
 	host->pages = kvcalloc(wanted, sizeof(*host->pages), GFP_KERNEL_ACCOUNT);
 	if (!host->pages)
 		return -ENOMEM;
 	got = compat_pin_user_pages(address, wanted, host->pages);
 	host->page_count = max(got, 0L);
-	if (got != wanted) {
-		release_host(host);
+	if (got != wanted)
 		return got < 0 ? got : -EFAULT;
-	}
-	host->mapped = vmap(host->pages, wanted, VM_MAP, PAGE_KERNEL);
-	if (!host->mapped) {
-		release_host(host);
+	mapped = vmap(host->pages, wanted, VM_MAP, PAGE_KERNEL);
+	if (!mapped)
 		return -ENOMEM;
-	}
+	host->at = mapped + offset_in_page(address);
 	return 0;
-}
-
-/* The words that tell of naps, and the word that ends one. */
-static int open_naps(struct p2pmod_lane *lane, const struct p2pmod_lane_description *d)
-{
-	int err;
-
-	if (!d->told)
-		return 0;
-	lane->wake = p2pmod_window_open(d->wake_buffer, d->wake, sizeof(u32));
-	if (IS_ERR(lane->wake))
-		return PTR_ERR(lane->wake);
-	err = pin_host(&lane->host_told, d->told, TOLD_BYTES);
-	if (err) {
-		p2pmod_window_close(lane->wake);
-		return err;
-	}
-	lane->told = lane->host_told.mapped + lane->host_told.lead;
-	lane->woken = READ_ONCE(lane->told[P2PMOD_TOLD_ENDED]) - 1;
-	return 0;
-}
-
-static void close_naps(struct p2pmod_lane *lane)
-{
-	if (!lane->told)
-		return;
-	release_host(&lane->host_told);
-	p2pmod_window_close(lane->wake);
 }
 
 /* Do the replies look as if all calls before the next one were answered, and none after it? */
@@ -339,55 +294,45 @@ static bool replies_fit(const struct p2pmod_lane *lane)
 static LIST_HEAD(lanes);         /* all that are attached, under the lock */
 static DEFINE_MUTEX(lanes_lock); /* process context only; nothing else is taken under it */
 
-struct piece {
-	u64 start, end; /* addresses of the CPU's bus */
-};
-
-/* GPU pages that the packets lie in. */
-static unsigned int packet_pieces(const struct p2pmod_lane *lane)
+/*
+ * What of a ring lies in its @i-th page: how many bytes, and from where on. The ring is @bytes long, and
+ * starts @lead bytes into its first page.
+ */
+static u64 piece_of(u64 *start, u64 page, u64 page_size, unsigned int i, u64 lead, u64 bytes)
 {
-	u64 end = lane->start + (u64)lane->slots * sizeof(struct p2pmod_packet);
+	u64 from = i ? 0 : lead;
 
-	return ((end - 1) >> GPU_PAGE_SHIFT) - (lane->start >> GPU_PAGE_SHIFT) + 1;
+	*start = page + from;
+	return min(lead + bytes - i * page_size, page_size) - from;
 }
 
 /*
- * The @i-th contiguous piece of what a lane uses, packets first: false after the last one. These are
- * physical addresses, since a buffer may be pinned twice, and memory mapped twice.
+ * The @i-th contiguous piece of what a lane uses, packets first; of no bytes after the last one. These
+ * are physical addresses, since a buffer may be pinned twice, and memory mapped twice.
  */
-static bool lane_piece(const struct p2pmod_lane *lane, unsigned int i, struct piece *piece)
+static u64 lane_piece(const struct p2pmod_lane *lane, unsigned int i, u64 *start)
 {
-	u64 from = lane->start, to = from + (u64)lane->slots * sizeof(struct p2pmod_packet);
-	u64 first = from >> GPU_PAGE_SHIFT, unit = GPU_PAGE, base;
+	const struct p2pmod_window *packets = lane->packets;
+	const struct host *replies = &lane->replies;
 
-	if (i < packet_pieces(lane)) {
-		base = lane->buffer->bus[first + i];
-		from -= first << GPU_PAGE_SHIFT;
-		to -= first << GPU_PAGE_SHIFT;
-	} else {
-		i -= packet_pieces(lane);
-		if (i >= lane->host.page_count)
-			return false;
-		unit = PAGE_SIZE;
-		base = page_to_phys(lane->host.pages[i]);
-		from = lane->host.lead;
-		to = from + lane->slots * sizeof(struct p2pmod_reply);
-	}
-	/* the ring lies at from..to of its pages laid end to end; page i is i*unit..(i+1)*unit */
-	piece->start = base + (i ? 0 : from);
-	piece->end = base + min(to - i * unit, unit);
-	return true;
+	if (i < packets->pages)
+		return piece_of(start, packets->bus[i], GPU_PAGE, i, packets->lead, packets->length);
+	i -= packets->pages;
+	if (i >= replies->page_count)
+		return 0;
+	return piece_of(start, page_to_phys(replies->pages[i]), PAGE_SIZE, i,
+			offset_in_page(replies->at), lane->slots * sizeof(struct p2pmod_reply));
 }
 
 static bool lanes_meet(const struct p2pmod_lane *a, const struct p2pmod_lane *b)
 {
 	/* packets that were revoked are no longer the lane's, and may be another's; replies stay */
-	unsigned int i, j, from = p2pmod_revoked(b->buffer) ? packet_pieces(b) : 0;
-	struct piece one, other;
+	unsigned int i, j, from = READ_ONCE(b->packets->buffer->revoked) ? b->packets->pages : 0;
+	u64 one, bytes, other, others;
 
-	for (i = 0; lane_piece(a, i, &one); i++)
-		for (j = from; lane_piece(b, j, &other); j++)
-			if (one.start < other.end && other.start < one.end)
+	for (i = 0; (bytes = lane_piece(a, i, &one)); i++)
+		for (j = from; (others = lane_piece(b, j, &other)); j++)
+			if (one < other + others && other < one + bytes)
 				return true;
 	return false;
 }
@@ -398,7 +343,7 @@ static int list_lane(struct p2pmod_lane *lane)
 	int err = 0;
 
 	mutex_lock(&lanes_lock);
-	if (p2pmod_revoked(lane->buffer))
+	if (READ_ONCE(lane->packets->buffer->revoked))
 		err = -ENODEV;
 	list_for_each_entry(other, &lanes, entry)
 		if (lanes_meet(lane, other))
@@ -407,6 +352,40 @@ static int list_lane(struct p2pmod_lane *lane)
 		list_add(&lane->entry, &lanes);
 	mutex_unlock(&lanes_lock);
 	return err;
+}
+
+/* Packets, replies and the words that tell of naps. What an error leaves is for lane_free(). */
+static int open_rings(struct p2pmod_lane *lane, struct p2pmod_buffer *buffer,
+		      const struct p2pmod_lane_description *d)
+{
+	int err;
+
+	lane->packets = p2pmod_window_open(buffer, d->packets,
+					   (u64)d->slots * sizeof(struct p2pmod_packet));
+	if (IS_ERR(lane->packets))
+		return PTR_ERR(lane->packets);
+	err = pin_host(&lane->replies, d->replies, d->slots * sizeof(struct p2pmod_reply));
+	if (err || !d->told)
+		return err;
+	lane->wake = p2pmod_window_open(d->wake_buffer, d->wake, sizeof(u32));
+	if (IS_ERR(lane->wake))
+		return PTR_ERR(lane->wake);
+	err = pin_host(&lane->host_told, d->told, TOLD_BYTES);
+	if (err)
+		return err;
+	lane->told = lane->host_told.at;
+	lane->woken = READ_ONCE(lane->told[P2PMOD_TOLD_ENDED]) - 1;
+	return 0;
+}
+
+static void lane_free(struct p2pmod_lane *lane)
+{
+	release_host(&lane->host_told);
+	release_host(&lane->replies);
+	p2pmod_window_close(lane->wake);
+	p2pmod_window_close(lane->packets); /* and with it the reference on the buffer */
+	kvfree(lane);
+	atomic64_dec(&p2pmod_count.lanes);
 }
 
 struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
@@ -418,46 +397,20 @@ struct p2pmod_lane *p2pmod_lane_attach(struct p2pmod_buffer *buffer,
 	err = check_description(buffer, d);
 	if (err)
 		return ERR_PTR(err);
-	if (atomic64_inc_return(&p2pmod_count.lanes) > p2pmod_max_lanes) {
-		err = -ENOSPC;
-		goto undo_count;
-	}
-	err = -ENOMEM;
 	lane = kvzalloc(struct_size(lane, slot, d->slots), GFP_KERNEL_ACCOUNT);
 	if (!lane)
-		goto undo_count;
-	lane->buffer = buffer;
-	lane->start = buffer->address - buffer->start + d->packets;
+		return ERR_PTR(-ENOMEM);
 	lane->slots = d->slots;
 	lane->next = d->first;
 	raw_spin_lock_init(&lane->lock);
-	lane->packets = p2pmod_window_open(buffer, d->packets,
-					   (u64)d->slots * sizeof(struct p2pmod_packet));
-	err = PTR_ERR_OR_ZERO(lane->packets);
-	if (err)
-		goto undo_lane;
-	err = pin_host(&lane->host, d->replies, d->slots * sizeof(struct p2pmod_reply));
-	if (err)
-		goto undo_window;
-	lane->replies = lane->host.mapped + lane->host.lead;
-	err = open_naps(lane, d);
-	if (err)
-		goto undo_replies;
-	err = replies_fit(lane) ? list_lane(lane) : -EBUSY;
-	if (err)
-		goto undo_naps;
-	return lane;
-
-undo_naps:
-	close_naps(lane);
-undo_replies:
-	release_host(&lane->host);
-undo_window:
-	p2pmod_window_close(lane->packets);
-undo_lane:
-	kvfree(lane);
-undo_count:
-	atomic64_dec(&p2pmod_count.lanes);
+	err = -ENOSPC;
+	if (atomic64_inc_return(&p2pmod_count.lanes) <= max_lanes)
+		err = open_rings(lane, buffer, d);
+	if (!err)
+		err = replies_fit(lane) ? list_lane(lane) : -EBUSY;
+	if (!err)
+		return lane;
+	lane_free(lane);
 	return ERR_PTR(err);
 }
 EXPORT_SYMBOL(p2pmod_lane_attach);
@@ -469,11 +422,7 @@ u32 p2pmod_lane_detach(struct p2pmod_lane *lane)
 	mutex_lock(&lanes_lock);
 	list_del(&lane->entry);
 	mutex_unlock(&lanes_lock);
-	close_naps(lane);
-	release_host(&lane->host);
-	p2pmod_window_close(lane->packets); /* and with it the reference on the buffer */
-	kvfree(lane);
-	atomic64_dec(&p2pmod_count.lanes);
+	lane_free(lane);
 	return next;
 }
 EXPORT_SYMBOL(p2pmod_lane_detach);

@@ -9,85 +9,79 @@
  */
 #include <linux/io.h>
 #include <linux/mutex.h>
-#include <linux/rbtree.h>
 #include <linux/slab.h>
+#include <linux/xarray.h>
 
 #include "internal.h"
 
 /* Runs do not overlap. A buffer holds all of a run that it touches. */
 struct run {
-	struct rb_node node;
 	u64 start, end;
 	unsigned long holders;
 	bool reserved; /* or somebody else has it with another type */
 };
 
-static struct rb_root runs = RB_ROOT;
+static DEFINE_XARRAY(runs); /* by the number of a run's last GPU page */
 static DEFINE_MUTEX(runs_lock);
+
+static unsigned long last_page(const struct run *run)
+{
+	return (run->end >> GPU_PAGE_SHIFT) - 1;
+}
 
 /* The first run that ends after an address. */
 static struct run *run_after(u64 at)
 {
-	struct rb_node *node = runs.rb_node;
-	struct run *run, *found = NULL;
+	unsigned long page = at >> GPU_PAGE_SHIFT;
 
-	while (node) {
-		run = rb_entry(node, struct run, node);
-		if (run->end > at)
-			found = run;
-		node = run->end > at ? node->rb_left : node->rb_right;
-	}
-	return found;
+	return xa_find(&runs, &page, ULONG_MAX, XA_PRESENT);
 }
 
 static int add_run(u64 start, u64 end)
 {
-	struct rb_node **link = &runs.rb_node, *parent = NULL;
-	struct run *run = kmalloc(sizeof(*run), GFP_KERNEL);
+	struct run *run = kzalloc(sizeof(*run), GFP_KERNEL);
 	int err;
 
 	if (!run)
 		return -ENOMEM;
 	run->start = start;
 	run->end = end;
-	run->holders = 0;
-	err = arch_io_reserve_memtype_wc(start, end - start);
-	run->reserved = !err;
-	if (err == -ENOMEM) {
-		kfree(run);
-		return err;
+	err = xa_err(xa_store(&runs, last_page(run), run, GFP_KERNEL));
+	if (!err) {
+		err = arch_io_reserve_memtype_wc(start, end - start);
+		run->reserved = !err;
+		if (err != -ENOMEM)
+			return 0;
+		xa_erase(&runs, last_page(run));
 	}
-	while (*link) {
-		parent = *link;
-		link = start < rb_entry(parent, struct run, node)->start ? &parent->rb_left :
-									   &parent->rb_right;
-	}
-	rb_link_node(&run->node, parent, link);
-	rb_insert_color(&run->node, &runs);
-	return 0;
+	kfree(run);
+	return err;
 }
 
-static void release_range(u64 start, u64 end)
+/* Of whole runs, which the caller holds. */
+static int release_range(u64 start, u64 end)
 {
-	struct run *run = run_after(start), *next;
+	struct run *run;
 
-	for (; run && run->start < end; run = next) {
-		next = rb_entry_safe(rb_next(&run->node), struct run, node);
+	while (start < end) {
+		run = run_after(start);
+		start = run->end;
 		if (--run->holders)
 			continue;
 		if (run->reserved)
 			arch_io_free_memtype_wc(run->start, run->end - run->start);
-		rb_erase(&run->node, &runs);
+		xa_erase(&runs, last_page(run));
 		kfree(run);
 	}
+	return 0;
 }
 
 /* p2pmod_reserve_write_combining() of a range. */
 static int reserve_range(u64 start, u64 end)
 {
+	u64 at = start;
 	struct run *run;
 	int got = 2, err;
-	u64 at = start;
 
 	while (at < end) {
 		run = run_after(at);
@@ -106,46 +100,40 @@ static int reserve_range(u64 start, u64 end)
 	return got;
 }
 
-/* Pages from @i on that follow each other. */
-static unsigned long contiguous(const u64 *bus, unsigned long i, unsigned long pages)
+/*
+ * Call @change for each stretch of pages that follow each other: the least it returns. It ends at an
+ * error, with @pages as far as it was.
+ */
+static int each_range(const u64 *bus, unsigned long *pages, int (*change)(u64 start, u64 end))
 {
-	unsigned long n = 1;
+	unsigned long i, n;
+	int least = 2;
 
-	while (i + n < pages && bus[i + n] == bus[i + n - 1] + GPU_PAGE)
-		n++;
-	return n;
+	for (i = 0; i < *pages && least >= 0; i += n) {
+		for (n = 1; i + n < *pages && bus[i + n] == bus[i] + n * GPU_PAGE; n++)
+			;
+		least = min(least, change(bus[i], bus[i] + n * GPU_PAGE));
+		if (least < 0)
+			*pages = i;
+	}
+	return least;
 }
 
 void p2pmod_release_write_combining(const u64 *bus, unsigned long pages)
 {
-	unsigned long i, n;
-
 	mutex_lock(&runs_lock);
-	for (i = 0; i < pages; i += n) {
-		n = contiguous(bus, i, pages);
-		release_range(bus[i], bus[i] + n * GPU_PAGE);
-	}
+	each_range(bus, &pages, release_range);
 	mutex_unlock(&runs_lock);
 }
 
 int p2pmod_reserve_write_combining(const u64 *bus, unsigned long pages)
 {
-	unsigned long i, n;
-	int got = 2, one = 0;
+	int got;
 
 	mutex_lock(&runs_lock);
-	for (i = 0; i < pages; i += n) {
-		n = contiguous(bus, i, pages);
-		one = reserve_range(bus[i], bus[i] + n * GPU_PAGE);
-		if (one < 0)
-			break;
-		got = min(got, one);
-	}
+	got = each_range(bus, &pages, reserve_range);
+	if (got < 0)
+		each_range(bus, &pages, release_range);
 	mutex_unlock(&runs_lock);
-	if (one < 0) {
-		/* pages up to i: their runs end where this one would have started, or before */
-		p2pmod_release_write_combining(bus, i);
-		return one;
-	}
 	return got;
 }

@@ -10,11 +10,7 @@
 
 #define NVIDIA_P2P_CAP_GET_PAGES_PERSISTENT_API /* unless the build says P2PMOD_NO_PERSISTENT */
 
-enum nvidia_p2p_page_size_type {
-	NVIDIA_P2P_PAGE_SIZE_4KB,
-	NVIDIA_P2P_PAGE_SIZE_64KB,
-	NVIDIA_P2P_PAGE_SIZE_128KB,
-};
+enum nvidia_p2p_page_size_type { NVIDIA_P2P_PAGE_SIZE_64KB = 1 };
 
 struct nvidia_p2p_page {
 	uint64_t physical_address;
@@ -35,7 +31,6 @@ int nvidia_p2p_get_pages(uint64_t token, uint32_t va_space, uint64_t address, ui
 			 void *data);
 int nvidia_p2p_put_pages(uint64_t token, uint32_t va_space, uint64_t address,
 			 struct nvidia_p2p_page_table *table);
-int nvidia_p2p_free_page_table(struct nvidia_p2p_page_table *table);
 int nvidia_p2p_get_pages_persistent(uint64_t address, uint64_t length,
 				    struct nvidia_p2p_page_table **table, uint32_t flags);
 int nvidia_p2p_put_pages_persistent(uint64_t address, struct nvidia_p2p_page_table *table,

@@ -9,8 +9,7 @@
  *   p2pmod_lane_submit(lane, ...)          from any context
  *   p2pmod_put(buffer)                     drop it
  *
- * The driver may revoke the memory at any moment: every access then fails with -ENODEV. Nothing here
- * ever touches memory that was revoked.
+ * The driver may revoke the memory at any moment: every access then fails with -ENODEV.
  *
  * A pin is its owner's: the process that pinned. The driver lets nobody else unpin, so where the last
  * reference is dropped elsewhere (by a kernel thread, say), the memory stays pinned, and this module
@@ -28,18 +27,17 @@ struct p2pmod_buffer;
 struct p2pmod_lane;
 struct p2pmod_window;
 
-/* A reference on buffer @handle of an open /dev/p2pmod, or ERR_PTR: -EBADF, -ENOENT, -ENODEV. */
+/* A reference on buffer @handle of an open /dev/p2pmod, or ERR_PTR: -EBADF, -ENOENT. */
 struct p2pmod_buffer *p2pmod_get(struct file *file, u32 handle);
 void p2pmod_put(struct p2pmod_buffer *buffer);
 
 u64 p2pmod_address(const struct p2pmod_buffer *buffer); /* device address as pinned */
 u64 p2pmod_length(const struct p2pmod_buffer *buffer);  /* bytes as pinned */
-bool p2pmod_revoked(struct p2pmod_buffer *buffer);
 
 /*
  * A window: part of the buffer, mapped write-combined into the kernel. Opening and closing it may
- * sleep; reading and writing do not, and may be done in interrupt context. Closing a window while it
- * is used is for the caller to rule out.
+ * sleep; reading and writing do not, and may be done in interrupt context. Closing one that is in use
+ * is for the caller to rule out; NULL or an ERR_PTR is passed over.
  */
 struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offset, u64 length);
 void p2pmod_window_close(struct p2pmod_window *window);
@@ -51,15 +49,12 @@ int p2pmod_window_read(struct p2pmod_window *window, u64 offset, void *data, siz
  * A lane: calls of device functions that a resident kernel answers (p2pmod-lane.h). The process
  * that started that kernel tells the calling module where the lane is; the module attaches while it
  * runs on behalf of that process (in an ioctl of its own, say), and then calls from any context but
- * NMI.
- *
- * What comes back is what the process's memory holds: check a value before it is used.
+ * NMI. What comes back is what the process's memory holds: check a value before it is used.
  */
 
 /**
  * struct p2pmod_lane_description - where a lane is
- * @packets: offset in the buffer, in bytes, of the ring of packets; its device address is a
- *	multiple of 64
+ * @packets: offset of their ring in the buffer, in bytes; its device address is a multiple of 64
  * @replies: address in the calling process of the ring of replies, a multiple of 16: ordinary
  *	writable memory that the GPU writes to (from cuMemHostAlloc, or page-locked by
  *	cuMemHostRegister). Its pages stay pinned until the lane is detached, even if the process
@@ -87,9 +82,8 @@ struct p2pmod_lane_description {
  *   -EINVAL   the number of slots, or an alignment; or @told without @wake_buffer
  *   -ERANGE   the packets, or the wake word, are not inside their buffer
  *   -EFAULT   the replies, or the words that tell, are not writable memory of the calling process
- *   -EBUSY    another lane is attached that uses some of the same packets or replies, whichever
- *             buffer or address it was given; or the replies do not fit @first: a call before it
- *             is not answered
+ *   -EBUSY    another lane uses some of the same packets or replies, whichever buffer or address
+ *             it was given; or the replies do not fit @first: a call before it is not answered
  *   -ENODEV   the buffer was revoked
  *   -ENOSPC   the parameter max_lanes is reached
  *   -ENOMEM

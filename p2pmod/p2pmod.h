@@ -11,7 +11,7 @@
  *   ENOTTY      the command is unknown
  *   E2BIG       non-zero bytes that this kernel does not understand
  *   EINVAL      a field is wrong: size, alignment, range, a reserved field that is not zero
- *   EOPNOTSUPP  a known flag that this kernel, driver or memory does not offer; or any call of a
+ *   EOPNOTSUPP  a known flag that this kernel, driver or memory does not offer; any call of a
  *               32-bit program, which could pin but not map
  *   EFAULT      a pointer to memory that cannot be read or written
  *   ENOENT      the handle names no buffer of this file
@@ -30,9 +30,9 @@
  * Caching: memory that the driver calls cacheable (on machines where CPU and GPU are coherent) is
  * mapped cached, all other write-combined, unless asked otherwise. One physical page has one type: where
  * somebody else has reserved the range with another (the driver, or a mapping of the PCI device), that
- * type is what every mapping gets. p2pmod_pin.state says what is asked for; P2PMOD_STATUS says what the
- * first mapping could reserve and, of pages that were touched, what the page tables hold. On x86 CACHED
- * gives what the platform allows for device memory, which is uncached.
+ * is what every mapping gets. p2pmod_pin.state says what is asked for; P2PMOD_STATUS what the first
+ * mapping could reserve and, of pages that were touched, what the page tables hold. On x86 device memory
+ * that is asked for CACHED is uncached.
  *
  * Owner: a pin is the process's that made it (its thread group), and the driver lets nobody else unpin
  * it. The file may be inherited or passed on: whoever has it may map, and may unpin. Where that, or the
@@ -155,13 +155,11 @@ struct p2pmod_unpin {
 /**
  * struct p2pmod_status - state of a buffer, and use of the limits
  * @size: sizeof(struct p2pmod_status)
- * @handle: the buffer, or 0 for the figures of file and module only
+ * @handle: the buffer, or 0 for the module's figures only
  * @state: out, P2PMOD_STATE_*
- * @__reserved: 0
+ * @__reserved, @__reserved_too: 0 (in ABI 1, the latter: figures of an open file)
  * @address: out, device address as pinned
  * @length: out, bytes as pinned
- * @file_bytes: out, bytes that this open file has pinned
- * @file_pins: out, buffers of this open file
  * @total_bytes: out, bytes pinned by all users
  * @total_pins: out, buffers of all users
  */
@@ -172,8 +170,7 @@ struct p2pmod_status {
 	__u32 __reserved;
 	__u64 address;
 	__u64 length;
-	__u64 file_bytes;
-	__u64 file_pins;
+	__u64 __reserved_too[2];
 	__u64 total_bytes;
 	__u64 total_pins;
 };

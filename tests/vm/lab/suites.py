@@ -139,7 +139,7 @@ def sources() -> str:
     """A hash of all that a cell's result depends on in this checkout."""
     files = [ROOT / "Kbuild", *(ROOT / "p2pmod").rglob("*"), *(ROOT / "tests/vm/standin").rglob("*"),
              *(ROOT / "tests/vm/selftests").rglob("*")]  # fmt: skip
-    text = b"".join(str(f).encode() + f.read_bytes() for f in sorted(files)
+    text = b"".join(str(f.relative_to(ROOT)).encode() + f.read_bytes() for f in sorted(files)
                     if f.suffix in ("", ".c", ".h") and f.is_file())  # fmt: skip
     return hashlib.sha256(text).hexdigest()[:12]
 

@@ -167,6 +167,8 @@ int nvidia_p2p_put_pages(uint64_t token, uint32_t va_space, uint64_t va,
 }
 EXPORT(nvidia_p2p_put_pages);
 
+int nvidia_p2p_free_page_table(struct nvidia_p2p_page_table *table); /* nothing of ours calls it */
+
 int nvidia_p2p_free_page_table(struct nvidia_p2p_page_table *table)
 {
 	return 0; /* the driver does so itself, after the callback */
