@@ -225,11 +225,9 @@ def _loop() -> None:
 def _bury(ptr: int) -> None:
     """Unmap a block that was given back, and free it. Keeper's."""
     held = _held.pop(ptr, None)
-    try:
-        if held is not None:
-            held.release()
-    finally:
-        _native.lib.gd_allocator_bury(ptr)
+    if held is not None:
+        keeper.give_back(held.release)
+    _native.lib.gd_allocator_bury(ptr)
 
 
 def _relieve() -> None:

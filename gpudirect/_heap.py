@@ -76,16 +76,14 @@ class Block:
             self._held = bridge.hold(self.memory)
 
     def release(self) -> None:
-        """Unmap, then free: device memory outlives its mapping. Keeper's."""
-        try:
-            if self.windows is not None:
-                self.windows.close()
-            if self._held is not None:
-                self._held.close()
-            if self.charged is not None:
-                self.charged.close()
-        finally:
-            self.memory.free()
+        """Unmap, then free: device memory outlives its mapping. Done again, it goes on. Keeper's."""
+        if self.windows is not None:
+            self.windows.close()
+        if self._held is not None:
+            keeper.give_back(self._held.close)
+        if self.charged is not None:
+            self.charged.close()
+        self.memory.free()
 
 
 class Piece:
@@ -325,7 +323,7 @@ class Heap:
                     aperture.ARRAYS, self.bridge, memory, 0, memory.size, at=at
                 )
             except BaseException as e:
-                memory.free()
+                keeper.give_back(memory.free)
                 if isinstance(e, ApertureError):
                     raise ApertureError(f"{e}\n{aperture.holders()}", e.errno) from e
                 raise
@@ -395,8 +393,11 @@ class Heap:
             self._release(lease.of)
 
     def _release(self, block: Block) -> None:
-        self._blocks.discard(block)
+        keeper.give_back(partial(self._leave, block))
+
+    def _leave(self, block: Block) -> None:
         block.release()
+        self._blocks.discard(block)
 
     def _tidy(self) -> None:
         """More came home than may be kept."""

@@ -11,6 +11,9 @@ finalizer can reach only queues, in C, without a lock; the keeper drains.
 
 ``run`` waits for a result, ``post`` does not, ``leave`` makes a lease whose end posts. The keeper
 itself never waits for the device: what may (``cuMemFreeHost``) goes to the ``patient`` one.
+
+What is given back may be refused for a moment. So it is done again, before what comes next; who gives
+something back in several steps goes on where he was.
 """
 
 from __future__ import annotations
@@ -24,9 +27,12 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from . import _native
-from .errors import Error
+from .errors import DeviceLostError, Error
 
 T = TypeVar("T")
+
+TRIES = 3
+"""How often something is given back before it is told that it cannot be."""
 
 
 class _Call:
@@ -58,6 +64,7 @@ class Keeper:
         self._jobs: SimpleQueue[Any] = SimpleQueue()
         self._alone = _thread.allocate_lock()  # held by the one thread there is
         self._ident = 0
+        self._refused: list[tuple[Callable[[], object], int]] = []  # and how often
         self.ending = False
         """The process ends: what is dropped is left to the system."""
         self.post: Callable[[Callable[[], object]], None] = self._jobs.put
@@ -83,18 +90,38 @@ class Keeper:
         """A function of no arguments, or a lease that came home, which stands for one."""
         if self.ending and type(job) is not _Call:
             return
-        try:
-            if type(job) is _native.Lease:
-                job.end()
-                job = job.of
+        if self._refused:
+            refused, self._refused = self._refused, []
+            for earlier, times in refused:
+                self._give_back(earlier, times)
+        if type(job) is _Call:
             job()
-        except Error as e:  # nobody waits for it
+            return
+        if type(job) is _native.Lease:
+            job.end()
+            job = job.of
+        self._give_back(job, 0)
+
+    def _give_back(self, job: Callable[[], object], refused: int) -> None:
+        try:
+            job()
+        except DeviceLostError:
+            pass  # it took along whatever there was
+        except Error as e:
             if self.ending:
+                return
+            if refused + 1 < TRIES:
+                self._refused.append((job, refused + 1))
                 return
             warnings.warn(f"giving back what was dropped failed: {e}", ResourceWarning, stacklevel=2)
         except BaseException:
             if not self.ending:  # else what it was to be given back to has just been closed
                 sys.excepthook(*sys.exc_info())
+
+    def give_back(self, job: Callable[[], object]) -> None:
+        """Do what gives something back, on this thread. Where it is refused, it is done again later, and
+        told by a ResourceWarning at last. No error comes out of it."""
+        self._give_back(job, 0)
 
     def here(self) -> bool:
         """Whether this is the keeper's thread."""

@@ -31,9 +31,10 @@ class _Segments:
         try:
             self._map(found, ptr, nbytes)
         except BaseException:
-            self.release()
-            for memory, _, _ in found[len(self.mapped) :]:
-                memory.free()
+            unmapped = found[len(self.mapped) :]
+            keeper.give_back(self.release)
+            for memory, _, _ in unmapped:
+                keeper.give_back(memory.free)
             raise
 
     def _map(self, found: list[tuple[DeviceMemory, int, int]], ptr: int, nbytes: int) -> None:
@@ -69,11 +70,13 @@ class _Segments:
         return charged.mapping.address
 
     def release(self) -> None:
-        """Unmap, give the references to the blocks back, let the owner go. Safe twice."""
+        """Unmap, give the references to the blocks back, let the owner go. Safe twice, and goes on."""
         if not self._device.forked:
-            for memory, _, _, charged in self.mapped:
+            while self.mapped:
+                memory, _, _, charged = self.mapped[-1]
                 charged.close()
                 memory.free()
+                self.mapped.pop()
             if self._reserved is not None:
                 _native.lib.gd_unmap(*self._reserved)
         self._reserved = None

@@ -93,7 +93,7 @@ class Charged:
     def close(self) -> None:
         """Unmap it now, and take it off the account. Safe twice."""
         self._lease.end()
-        keeper.run(self._undo)
+        keeper.run(keeper.give_back, self._undo)
 
 
 class Account:
@@ -190,10 +190,10 @@ class Account:
     def undo(self, kind: str, size: int, left: list[Mapping]) -> None:
         """Unmap, and take off the account, what is left in the list. Keeper's."""
         while left:
-            mapping = left.pop()
-            self._held[kind] -= size
             if not self.device.forked:
-                mapping.close()
+                left[-1].close()
+            left.pop()
+            self._held[kind] -= size
 
     # -- telling -----------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ and it does not import devices: the two protocols below say what it may ask of o
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
@@ -79,7 +81,10 @@ class Mapping(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Remove the mapping. An address that was asked for is left reserved. Safe twice."""
+        """Remove the mapping. An address that was asked for is left reserved. Safe twice.
+
+        Raises Error where the system or the driver refuses a step; called again, it goes on from there.
+        """
 
     def revoked(self) -> bool:
         """Whether the driver has taken the pages back."""
@@ -90,7 +95,7 @@ class Held(Protocol):
     """What a bridge keeps of a block between mappings."""
 
     def close(self) -> None:
-        """Let go of it. Safe twice."""
+        """Let go of it. Safe twice, and may be called again after an error."""
 
 
 class Bridge(ABC):
@@ -159,9 +164,6 @@ def map_file(
 
     Raises BridgeError (ApertureError where the kernel is out of room) with the system's reason.
     """
-    import errno
-    import os
-
     address = _native.lib.gd_map(at or 0, length, 1, writable, fd, file_offset, 0)
     if address < 0:
         code = -address
@@ -173,8 +175,14 @@ def map_file(
 
 
 def unmap(address: int, length: int, reserved: bool) -> None:
-    """Remove a mapping; put a PROT_NONE reservation in its place where the address was given."""
+    """Remove a mapping; put a PROT_NONE reservation in its place where the address was given.
+
+    Raises BridgeError with the system's reason; the mapping is there still.
+    """
     if reserved:
-        _native.lib.gd_reserve(address, length, 0)
+        code = min(int(_native.lib.gd_reserve(address, length, 0)), 0)
     else:
-        _native.lib.gd_unmap(address, length)
+        code = int(_native.lib.gd_unmap(address, length))
+    if code:
+        words = f"unmapping {length} bytes at {address:#x} failed: {os.strerror(-code)} (errno {-code})"
+        raise BridgeError(words, -code)

@@ -60,8 +60,8 @@ class DmabufMapping(Mapping):
 
     def close(self) -> None:
         if self._open:
-            self._open = False
             unmap(self._base, self._size, self._reserved)
+            self._open = False
 
 
 class DmabufBridge(Bridge):

@@ -79,9 +79,9 @@ class EmulatedMapping(Mapping):
         return [self._run]
 
     def close(self) -> None:
-        source, self._source = self._source, None
-        if source is not None:
+        if self._source is not None:
             unmap(self._base, self._size, self._reserved)
+            source, self._source = self._source, None
             source.aperture_give(self._room, self._size)
 
 

@@ -5,6 +5,7 @@ The declarations are those of GDRCopy's public header gdrapi.h, version 2.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from functools import cache
@@ -83,12 +84,10 @@ class GdrMapping(Mapping):
         self._va = address[0]
         self._device_address = first
         self.address = int(ffi.cast("uintptr_t", self._va)) + (source.ptr + offset - first)
-        self._open = True
+        self._gone = 0  # steps of giving it back that are done
 
     @staticmethod
     def _refuse(code: int, doing: str) -> None:
-        import errno
-
         code = abs(code)
         if code in (errno.ENOMEM, errno.ENOSPC):
             raise ApertureError(
@@ -101,14 +100,16 @@ class GdrMapping(Mapping):
         return [PageRun(self._device_address, None, self._size)]
 
     def close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
         session = self.bridge._session
-        if session is not None:
-            _, lib = self.bridge.library()
-            lib.gdr_unmap(session, self._handle, self._va, self._size)
-            lib.gdr_unpin_buffer(session, self._handle)
+        if session is None:
+            return
+        _, lib = self.bridge.library()
+        for step, *arguments in ((lib.gdr_unmap, self._va, self._size), (lib.gdr_unpin_buffer,))[self._gone :]:
+            code = abs(step(session, self._handle, *arguments))
+            if code:
+                what = f"giving back {self._size} bytes at {self._device_address:#x}"
+                raise BridgeError(f"gdrdrv: {what} failed: {os.strerror(code)} (errno {code})", code)
+            self._gone += 1
 
 
 class GdrdrvBridge(Bridge):

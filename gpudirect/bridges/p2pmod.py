@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import _native
 from .._descriptors import telling
+from .._keeper import keeper
 from ..errors import ApertureError, BridgeError, NotMappableError, RevokedError
 from .base import (
     PAGE,
@@ -86,12 +87,14 @@ class P2pmodMapping(Mapping):
         lead = pin.lead % PAGE
         self._size = -(-(lead + length) // PAGE) * PAGE
         start = pin.map_offset + pin.lead - lead
+        self._reserved = at is not None
+        self._open, self._base = True, 0
         try:
             self._base = map_file("p2pmod", fd, start, self._size, at - lead if at else None)
+            state = self._state(fd)  # the first mapping reserves the type of the pages
         except BaseException:
-            bridge.unpin(self._handle)
+            keeper.give_back(self.close)
             raise
-        state = self._state(fd)  # the first mapping reserves the type of the pages
         if caching == "wc" and state & _lib.P2PMOD_STATE_CACHEABLE:
             self.caching = "wb"  # coherent memory: cached is what the module maps, and the faster way
         elif caching == "wc" and not state & _lib.P2PMOD_STATE_WRITE_COMBINED:
@@ -99,8 +102,6 @@ class P2pmodMapping(Mapping):
         self._first = source.ptr + offset - lead
         self._into_page = pin.lead - lead
         self._pages = int(pin.page_count)
-        self._reserved = at is not None
-        self._open = True
         self.address = self._base + lead
 
     def pages(self) -> list[PageRun]:
@@ -133,11 +134,12 @@ class P2pmodMapping(Mapping):
         return int(status.state)
 
     def close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        unmap(self._base, self._size, self._reserved)
-        self.bridge.unpin(self._handle)
+        if self._base:
+            unmap(self._base, self._size, self._reserved)
+            self._base = 0
+        if self._open:
+            self.bridge.unpin(self._handle)
+            self._open = False
 
 
 class P2pmodBridge(Bridge):

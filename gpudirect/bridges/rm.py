@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 
 from ..errors import BridgeError
 from .base import (
@@ -72,23 +74,27 @@ class RmMapping(Mapping):
             bridge._release(source)
             raise
         self._source = source
-        self._base = base
         self.address = base + lead
-        self._open = True
+        self._steps: list[Callable[[], object]] = [  # of giving it back, as far as they are not done
+            partial(unmap, base, self._size, self._reserved), self._unmap, self._forget,
+        ]  # fmt: skip
 
     def pages(self) -> list[PageRun]:
         return [PageRun(self._device_address, self._bus, self._size)]
 
     def close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        unmap(self._base, self._size, self._reserved)
+        while self._steps:
+            self._steps[0]()
+            self._steps.pop(0)
+
+    def _unmap(self) -> None:
         client = self.bridge._client
-        if client is None:  # after a fork, or at exit: the descriptors are gone
-            return
-        client.unmap(self._imported.subdevice, self._imported.memory, self._bus)
-        self.bridge._release(self._source)
+        if client is not None:  # after a fork, or at exit, the descriptors are gone
+            client.unmap(self._imported.subdevice, self._imported.memory, self._bus)
+
+    def _forget(self) -> None:
+        if self.bridge._client is not None:
+            self.bridge._release(self._source)
 
 
 class HeldImport:
@@ -101,9 +107,9 @@ class HeldImport:
         self._source: Source | None = source
 
     def close(self) -> None:
-        source, self._source = self._source, None
-        if source is not None and self._bridge._client is self._client:  # not after a fork
-            self._bridge._release(source)
+        if self._source is not None and self._bridge._client is self._client:  # not after a fork
+            self._bridge._release(self._source)
+        self._source = None
 
 
 class RmBridge(Bridge):
@@ -161,10 +167,10 @@ class RmBridge(Bridge):
     def _release(self, source: Source) -> None:
         with self._lock:
             imported = self._imports[source]
-            imported.uses -= 1
-            if imported.uses == 0:
-                del self._imports[source]
+            if imported.uses == 1:
                 self._client_now().free(imported.device, imported.memory)
+                del self._imports[source]
+            imported.uses -= 1
 
     def map(
         self, source: Source, offset: int, length: int, *, at: int | None = None, caching: str = "wc",

@@ -177,7 +177,8 @@ def device_minor(pci_address: str) -> int:
     for folder in (PROC / "gpus").glob("*"):
         if folder.name.lower() != pci_address.lower():
             continue
-        found = re.search(r"Device Minor:\s*(\d+)", (folder / "information").read_text())
+        with telling(f"rm: cannot read {folder / 'information'}", BridgeError):
+            found = re.search(r"Device Minor:\s*(\d+)", (folder / "information").read_text())
         if found:
             return int(found[1])
     raise BridgeUnavailableError(
@@ -194,6 +195,7 @@ class Client:
             self.fd = os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC)
         self._handles = itertools.count(0x6D000001)
         self._devices: dict[int, tuple[int, int]] = {}  # device instance -> device, subdevice
+        self._half: dict[int, int] = {}  # device instance -> device; the subdevice may have been refused
         self._files: dict[int, int] = {}  # minor -> the file that keeps the GPU open
         self._lock = threading.RLock()
         try:
@@ -243,9 +245,11 @@ class Client:
             if instance not in self._devices:
                 if minor not in self._files:
                     self._files[minor] = self.open_device_file(minor)
-                device = self._allocate(
-                    self.root, CLASS_DEVICE, DeviceParams(device_id=instance), "opening the GPU"
-                )
+                device = self._half.get(instance)
+                if device is None:
+                    device = self._half[instance] = self._allocate(
+                        self.root, CLASS_DEVICE, DeviceParams(device_id=instance), "opening the GPU"
+                    )
                 subdevice = self._allocate(
                     device, CLASS_SUBDEVICE, SubdeviceParams(), "opening the GPU's subdevice"
                 )

@@ -99,7 +99,8 @@ class EmulatedFunction(Function):
             )
 
     def image(self) -> bytes:
-        return self._module.kernel.path.read_bytes()
+        with telling(f"reading the code of {self.name}"):
+            return self._module.kernel.path.read_bytes()
 
     def resident_blocks(self, threads: int) -> int:
         return min(MOST_RESIDENT, MOST_RESIDENT_THREADS // threads)

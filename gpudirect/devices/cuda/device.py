@@ -31,7 +31,8 @@ RDMA_SUPPORTED, RDMA_FLUSH_OPTIONS, RDMA_WRITES_ORDERING = 116, 117, 118
 
 DEVICE_MEMORY = 2  # CU_MEMORYTYPE_DEVICE
 
-CANNOT_REGISTER = 1, 801  # INVALID_VALUE, NOT_SUPPORTED: this system's driver registers no such memory
+INVALID_VALUE = 1
+CANNOT_REGISTER = INVALID_VALUE, 801  # or NOT_SUPPORTED: this system's driver registers no such memory
 
 _NOTHING = contextlib.nullcontext()
 
@@ -73,6 +74,14 @@ class CudaDevice(Device):
         bus = check(d.cuDeviceGetPCIBusId(32, self._device), "PCI address")
         self.pci_address = bus.split(b"\0")[0].decode().lower()
         self._context = check(d.cuDevicePrimaryCtxRetain(self._device), "opening the GPU")
+        try:
+            self._set_up()
+        except BaseException:
+            d.cuDevicePrimaryCtxRelease(self._device)
+            raise
+
+    def _set_up(self) -> None:
+        d = driver()
         self._context_number = int(self._context)
         self._lock = threading.RLock()
         self._relay: Any = None
@@ -134,7 +143,9 @@ class CudaDevice(Device):
 
     def current(self) -> contextlib.AbstractContextManager[None]:
         """Make this GPU's context current for a block, leaving the caller's choice as it was."""
-        _, context = driver().cuCtxGetCurrent()
+        code, context = driver().cuCtxGetCurrent()
+        if code:
+            check((code,), "asking which context is current")
         if int(context) == self._context_number:
             return _NOTHING
         return self._pushed()
@@ -147,8 +158,10 @@ class CudaDevice(Device):
             which = d.CUdevice_attribute(number)
         except ValueError:
             return None  # newer than these bindings
-        code, value = d.cuDeviceGetAttribute(which, self._device)
-        return None if int(code) else int(value)
+        result = d.cuDeviceGetAttribute(which, self._device)
+        if int(result[0]) == INVALID_VALUE:
+            return None  # newer than this driver
+        return int(check(result, f"asking for device attribute {number}"))
 
     @cached_property
     def _version(self) -> int:
@@ -204,7 +217,7 @@ class CudaDevice(Device):
                 at += length
         except BaseException:
             for borrowed, _, _ in found:
-                borrowed.free()
+                keeper.give_back(borrowed.free)
             raise
         return found
 
@@ -277,7 +290,7 @@ class CudaDevice(Device):
     def _host_unshare(self, pages: SharedPages) -> None:
         if not self.forked:
             with self.quiet(), self.current():
-                driver().cuMemHostUnregister(pages.ptr)
+                check(driver().cuMemHostUnregister(pages.ptr), "unlocking host memory")
             pages.close()
 
     def _host_allocate(self, size: int) -> HostMemory:
@@ -295,7 +308,7 @@ class CudaDevice(Device):
     def _host_free(self, ptr: int) -> None:
         if not self.forked:
             with self.quiet(), self.current():
-                driver().cuMemFreeHost(ptr)
+                check(driver().cuMemFreeHost(ptr), "freeing page-locked host memory")
 
     def stream(self) -> Stream:
         self.ensure_usable()
@@ -314,7 +327,7 @@ class CudaDevice(Device):
         """Give a stream back to the driver. Keeper's."""
         if not self.forked:
             with self.current():
-                driver().cuStreamDestroy(handle)
+                check(driver().cuStreamDestroy(handle), "destroying a stream")
 
     def adopt_stream(self, handle: object) -> Stream:
         number = number_of(handle)
@@ -446,11 +459,13 @@ class CudaDevice(Device):
         d = driver()
         # the driver loads code when nothing runs, and by default at the first launch only: then a
         # resident kernel would block that for ever
-        with self.quiet(), self.current():
+        with self.quiet(), self.current(), contextlib.ExitStack() as undo:
             module = check(d.cuModuleLoadData(compiled.code), f"loading {name}")
+            undo.callback(d.cuModuleUnload, module)
             kernel = check(d.cuModuleGetFunction(module, compiled.symbol.encode()), f"finding {name}")
             if hasattr(d, "cuFuncLoad"):
                 check(d.cuFuncLoad(kernel), f"loading {name}")
+            undo.pop_all()
         return CudaFunction(self, module, kernel, name, compiled.parameters, compiled.code)
 
     def facts(self) -> dict[str, object]:

@@ -59,7 +59,7 @@ def _unload(device: CudaDevice, module: Any) -> None:
     """Unload code, which waits until nothing runs on the device. The patient keeper's."""
     if not device.forked:
         with device.quiet(), device.current():
-            driver().cuModuleUnload(module)  # fails where a kernel's fault has been told
+            check(driver().cuModuleUnload(module), "unloading a kernel")
 
 
 class CudaFunction(Function):

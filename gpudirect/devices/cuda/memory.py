@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..._descriptors import none_left, told
@@ -24,6 +25,7 @@ class CudaMemory(DeviceMemory):
         self.pci_address = device.pci_address
         self._handle = handle
         self._owned = owned
+        self._gone = 0  # steps of giving it back that are done
 
     def export_fd(self) -> int:
         if self._handle is None:
@@ -78,15 +80,17 @@ class CudaMemory(DeviceMemory):
             )
 
     def free(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is None:
+        if self._handle is None:
             return
         d = driver()
-        if not self._owned:
-            with self.device.current():
-                d.cuMemRelease(handle)
-            return
+        release = partial(d.cuMemRelease, self._handle), "releasing device memory"
+        steps = [
+            (partial(d.cuMemUnmap, self.ptr, self.size), "unmapping device memory"),
+            release,
+            (partial(d.cuMemAddressFree, self.ptr, self.size), "freeing a device address"),
+        ] if self._owned else [release]  # fmt: skip
         with self.device.current():
-            check(d.cuMemUnmap(self.ptr, self.size), "unmapping device memory")
-            check(d.cuMemRelease(handle), "releasing device memory")
-            check(d.cuMemAddressFree(self.ptr, self.size), "freeing a device address")
+            for step, doing in steps[self._gone :]:
+                check(step(), doing)
+                self._gone += 1
+        self._handle = None
