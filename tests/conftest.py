@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -35,6 +36,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "pair" in metafunc.fixturenames:
         pairs = usable_pairs()
         metafunc.parametrize("pair", pairs, ids=["-".join(p) for p in pairs], scope="session")
+
+
+def pytest_collection_finish() -> None:
+    """What lies there already is not gone through by each of the tests' many collections."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

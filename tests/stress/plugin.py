@@ -19,6 +19,7 @@ import contextlib
 import faulthandler
 import gc
 import itertools
+import json
 import random
 import signal
 import sys
@@ -50,14 +51,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stress", choices=["gc", "signals"], help="see tests/stress/plugin.py")
     parser.addoption("--stress-seed", type=int, default=1)
     parser.addoption("--stress-runs", type=int, default=1, help="with signals, before the one without")
+    parser.addoption("--stress-told", type=Path, help="a file for what was run, as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     which = config.getoption("--stress")
-    if which == "gc":
-        config.pluginmanager.register(Collector(), "stress-gc")
-    elif which == "signals":
-        config.pluginmanager.register(Signals(config), "stress-signals")
+    if which is None:
+        return
+    stress = Collector() if which == "gc" else Signals(config)
+    config.pluginmanager.register(stress, f"stress-{which}")
+    config.pluginmanager.register(Told(config, stress), "stress-told")
+
+
+class Told:
+    """Counts tests, and writes down what was run."""
+
+    def __init__(self, config: pytest.Config, stress: Collector | Signals) -> None:
+        self.file: Path | None = config.getoption("--stress-told")
+        self.stress = stress
+        self.counts = dict.fromkeys(("passed", "skipped"), 0)
+        self.failures: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failures.append(f"{report.nodeid} ({report.when})")
+        elif report.skipped:
+            self.counts["skipped"] += 1
+        elif report.when == "call":
+            self.counts["passed"] += 1
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.failures.append(f"{report.nodeid} (collection)")
+
+    def pytest_sessionfinish(self) -> None:
+        if self.file:
+            self.file.write_text(json.dumps({**self.counts, **self.stress.told(), "failures": self.failures}))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        told = ", ".join(f"{count} {what}" for what, count in self.stress.told().items())
+        terminalreporter.write_line(f"stress: {told}")
 
 
 class Litter:
@@ -73,11 +106,17 @@ class Collector:
 
     def __init__(self) -> None:
         self.litter: list[Litter] = []
-        self.found = 0
+        self.collections = self.found = 0
+
+    def told(self) -> dict[str, int]:
+        return {"collections": self.collections, "arrays finalized in them": self.found}
 
     def drop(self, phase: str, _: object) -> None:
         """Called before each collection, wherever that is: one more array to be finalized there."""
-        if phase == "start" and self.litter:
+        if phase != "start":
+            return
+        self.collections += 1
+        if self.litter:
             self.litter.pop()
             self.found += 1
 
@@ -119,6 +158,9 @@ class Signals:
         self.raised = 0
         self.everywhere = 0
         self.runs = 0
+
+    def told(self) -> dict[str, int]:
+        return {"interruptions inside gpudirect": self.everywhere, "interrupted runs of tests": self.runs}
 
     # -- the signals -------------------------------------------------------------------------------
 
@@ -189,11 +231,6 @@ class Signals:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.write_line(
-            f"stress: {self.everywhere} interruptions inside gpudirect, in {self.runs} runs of tests"
-        )
 
 
 def as_good_as_new(after: str) -> None:
