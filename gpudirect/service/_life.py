@@ -101,8 +101,8 @@ class Living(Packing):
                 raise ServiceError(f"the service cannot be started again: {self._end}")
             self._check_device()
             patient.begin()  # who stops it if it is dropped
-            self._changing = True
             try:
+                self._changing = True
                 self._resident = self._kind(self._kernel, self._layout, self._options, self._bridge)
                 self._launch(self._resident)
                 self._open_lanes(self._resident)
@@ -166,9 +166,8 @@ class Living(Packing):
                 return
             if self._resident is None:
                 return
-            self._half_stopped = False
-            self._changing = True
             try:
+                self._half_stopped, self._changing = False, True
                 self._halt("it was stopped")
             except Error:
                 raise
@@ -180,7 +179,7 @@ class Living(Packing):
                 self._changing = self._stop_wanted = False
 
     def _halt(self, why: str) -> None:
-        """End the kernel, fail what is open, give everything back."""
+        """End the kernel, fail what is open, give everything back. One that was interrupted is made again."""
         resident, failure = self._resident, None
         self._stopping = True
         if resident is not None and resident.launched:
@@ -191,6 +190,8 @@ class Living(Packing):
                     f"stop. It holds {self._options.all_blocks} blocks of {self.device.id} until it "
                     "does, or this process ends."
                 )
+            else:
+                resident.make_way()  # it is not told again: its memory may go back by half
         self._end = failure or why
         kept: list[object] | None = None if failure is None else []
         self._shut(ServiceError(f"the service is over: {self._end}"), kept)

@@ -54,7 +54,7 @@ class Poller:
     def watch(self, future: Future) -> None:
         """Look after a call until it is over. Raises ServiceError where no thread can be started."""
         with self._lock:
-            if self._looking is None:
+            if self._looking is None or self._looking.end:
                 looking = _Looking()
                 thread = threading.Thread(
                     target=_look, args=(looking, self._service), name="gpudirect futures", daemon=True
@@ -73,8 +73,8 @@ class Poller:
         """Have the thread look no more; what is watched is left as it is. The next call to watch
         starts another. A callback that it is running is not waited for."""
         with self._lock:
-            looking, self._looking = self._looking, None
-        if looking is not None:
+            looking = self._looking
+        if looking is not None:  # kept until it is told: a stop that was interrupted is made again
             looking.end = True
             looking.tell(None)
             with looking.touching:

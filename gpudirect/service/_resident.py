@@ -137,6 +137,7 @@ class Resident:
 
     def launch(self) -> None:
         """Start the kernel; it goes on behind the last call that was answered."""
+        self._up, self._marker = True, None  # first: what is interrupted here may have been launched
         if self._relayed:
             self._relayed.start()
         else:
@@ -146,7 +147,6 @@ class Resident:
                 stream=self.stream, cooperative=self._options.blocks > 1,
             )  # fmt: skip
             self._marker = self.stream.marker()
-        self._up = True
 
     def relaunch(self) -> None:
         """Start it again after it was paused."""
@@ -181,7 +181,7 @@ class Resident:
         if self._relayed:
             over = self._told(_native.lib.P2PMOD_TOLD_OVER)
             return self._relayed.failure() is not None or bool(over and self.stream.idle())
-        return self._marker is not None and self._marker.done()
+        return self._marker.done() if self._marker is not None else self.stream.idle()
 
     def failure(self) -> Error | None:
         """What went wrong in a kernel that has ended."""

@@ -10,6 +10,8 @@ undisturbed.
 from __future__ import annotations
 
 import contextlib
+import dis
+import functools
 import gc
 import itertools
 import os
@@ -37,7 +39,22 @@ class FromNowhere(BaseException):
     """What the signal handler raises."""
 
 
-def at_bytecode(n: int, work) -> bool:
+@functools.cache
+def places(code) -> frozenset[int]:
+    """Offsets of the bytecodes before which Python looks for signals: behind calls, where functions begin,
+    and where loops go on."""
+    found, behind = set(), True
+    for instruction in dis.get_instructions(code):
+        if behind:
+            found.add(instruction.offset)
+        name = instruction.opname
+        behind = name.startswith(("CALL", "RESUME"))
+        if name.startswith(("JUMP_BACKWARD", "JUMP_ABSOLUTE")):
+            found.add(instruction.argval)
+    return frozenset(found)
+
+
+def at_bytecode(n: int, work, only_where_python_may: bool = False) -> bool:
     """Do the work with an exception raised at the n-th bytecode of ours; False if it ended before."""
     left = n
 
@@ -46,7 +63,7 @@ def at_bytecode(n: int, work) -> bool:
         if not frame.f_code.co_filename.startswith(OURS):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
+        if event == "opcode" and (not only_where_python_may or frame.f_lasti in places(frame.f_code)):
             left -= 1
             if left == 0:
                 raise FromNowhere
@@ -490,3 +507,20 @@ def test_no_room_for_a_thread_is_an_error_and_not_a_hang(monkeypatch):
                 stream.record()
         stream.record().sync()  # and nothing hangs
         stream.synchronize()
+
+
+@pytest.mark.parametrize("slice", [1e-3, None])
+def test_a_service_whose_start_or_stop_was_interrupted_starts_again(heap, slice):
+    """Whoever is told to end it finds it in any state, given back by half too."""
+    svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", lifetime=300, slice=slice)
+    for change in (svc.stop, svc.start):
+        n, due = 1, True
+        while due:
+            if change == svc.stop and not svc.running:
+                svc.start().submit("add", 1, 2).add_done_callback(print)  # a thread looks
+            due = at_bytecode(n, change, only_where_python_may=True)
+            patient.settle()
+            with svc:
+                assert svc.call("add", 1, 2, timeout=HANG) == 3, (change, n)
+            n += EVERY or 5
+        assert n > 50
