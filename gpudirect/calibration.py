@@ -192,11 +192,12 @@ class _Bench:
         gathered, scattered = [], []
         for n in sizes(16, 8 << 10, 1):
             at = draw.integers(0, words.size // 4, n)
+            items = at.astype("u4")
             gathered.append(
                 self._beside(lambda out, at=at, **how: words.gather(at, out, **how), np.empty(n, "u4"))
             )
             stored, couriers = _medians(
-                [lambda at=at, via=via: words.scatter(at, at.astype("u4"), via=via)  # type: ignore[misc]
+                [lambda at=at, items=items, via=via: words.scatter(at, items, via=via)  # type: ignore[misc]
                  for via in ("map", "courier")], self.budget
             )  # fmt: skip
             scattered.append((n, stored, couriers))
