@@ -27,7 +27,8 @@ def needs_a_gpu():
         pytest.fail(f"these tests need a GPU: {reason}")
 
 
-@pytest.mark.parametrize("name", ["test_courier.py", "test_gather.py"])
+@pytest.mark.parametrize("name", ["test_courier.py", "test_gather.py", "test_elements.py",
+                                  "test_quick_reads.py"])
 def test_what_holds_emulated_holds_here(name):
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/unit/{name}",
