@@ -15,6 +15,7 @@ CLAIMS = {
     "environment": r"guess: .* 0 of 64 stand at the end\n *balance: @.* 64 of 64 stand",
     "frames": r"120 frames of 320x240, \d+/s.*\n(?:[.*]{64}\n)+",
     "market": r"1000 quotes of 500 symbols.*\n\d+ gaps were worth an order; every answer agrees",
+    "ring": r"\d devices: the sum of all is on each, and the piece of each on all",
     "server": r"8 clients, [\d,]+ answers/s.*\nevery answer agrees with Black and Scholes",
     "udp": r"3200 datagrams in \d+ batches of up to \d+, [\d,]+/s.*\nthe sums of all sensors are right",
 }

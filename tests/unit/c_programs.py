@@ -6,6 +6,7 @@ import atexit
 import fcntl
 import functools
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 SECOND = 1_000_000_000
 CC = shlex.split(os.environ.get("CC", "cc"))
 
@@ -34,11 +38,37 @@ def compiled(source, program, *options):
 
 
 @functools.cache
-def attach_commands(*options):
-    """attach_commands.c as a program, made once."""
+def _folder():
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
-    return compiled(Path(__file__).with_name("attach_commands.c"), Path(folder, "commands"), *options)
+    return folder
+
+
+@functools.cache
+def attach_commands():
+    """attach_commands.c as a program, made once."""
+    return compiled(Path(__file__).with_name("attach_commands.c"), Path(_folder(), "commands"))
+
+
+SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-clobbered",
+             "-fno-strict-aliasing", "-fno-tree-loop-distribute-patterns", "-pthread")  # fmt: skip
+
+
+@functools.cache
+def sanitized_attach_commands():
+    """The same with the library in it, which the address and undefined-behaviour sanitizers watch. Skips the
+    test where the compiler has none."""
+    source, program = Path(_folder(), "empty.c"), Path(_folder(), "sanitized")
+    source.write_text("int main(void) { return 0; }\n")
+    if subprocess.run([*CC, *SANITIZED, str(source), "-o", str(program)], capture_output=True).returncode:
+        pytest.skip("the compiler has no sanitizers here")
+    build = runpy.run_path(str(ROOT / "gpudirect" / "_native" / "build.py"), run_name="build")
+    sources = [str(ROOT / "gpudirect" / "_native" / f"{name}.c") for name in build["LIBRARY_SOURCES"]]
+    done = subprocess.run([*CC, "-g", *SANITIZED, str(Path(__file__).with_name("attach_commands.c")), *sources,
+                           *flags("--cflags"), f"-I{ROOT / 'p2pmod'}", "-o", str(program)],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return program
 
 
 class OtherInC:

@@ -15,11 +15,12 @@ import struct
 import subprocess
 import sys
 import threading
+from random import Random
 from resource import RLIMIT_NOFILE, setrlimit
 
 import numpy as np
 import pytest
-from c_programs import OtherInC, attach_commands, memory
+from c_programs import OtherInC, attach_commands, memory, sanitized_attach_commands
 from waiting import LONG, until
 
 import gpudirect as gd
@@ -416,10 +417,60 @@ def test_lanes_that_are_none(other, wrong):
     assert code == -errno.EPROTO and "not understood" in said, said
 
 
+def mutated(raw, random):
+    """A packet with some bytes changed, left out, put in, or twice."""
+    raw = bytearray(raw)
+    for _ in range(random.randint(1, 4)):
+        at, n = random.randrange(len(raw)), random.choice((1, 1, 1, 2, 8))
+        kind = random.randrange(4)
+        if kind == 0:
+            raw[at] = random.choice(b'{}[]",:0123456789-.eE\\ntfu \x00\xff')
+        elif kind == 1:
+            del raw[at : at + n]
+        elif kind == 2:
+            others = b"9" * n, b"[" * n, b'"', b"\\ud800", b"-1", b"null", raw[at : at + 20]
+            raw[at:at] = random.choice(others)
+        else:
+            raw = raw[: at + 1] if random.random() < 0.2 else raw
+    return bytes(raw) or b"{"
+
+
+def test_mutated_answers_harm_nothing():
+    """The library under the sanitizers, which end the process at the first wrong step."""
+    seed = int(os.environ.get("GPUDIRECT_SEED", "0")) or secrets.randbits(32)
+    random, taken = Random(seed), 0
+    other = OtherInC(sanitized_attach_commands(), env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+    good = [json.dumps(GOOD).encode(), json.dumps(lane()).encode()]
+    try:
+        for i in range(300):
+            packet = mutated(good[i % 2], random)
+            with feigned(packet, descriptors=(memory(), memory(8192), memory())) as token:
+                code, said = other.attach(token)
+            assert code == 0 or said, (seed, packet)
+            if code == 0:
+                taken += 1
+                other("s 0"), other("w 0 0 00"), other("r 0 0 1"), other("l 0"), other("d 0")
+        assert taken < 300, seed
+    except ValueError:  # it ended
+        pytest.fail(f"GPUDIRECT_SEED={seed}: {packet!r}")
+    finally:
+        other.end()
+
+
 def test_an_answer_that_is_too_long(other):
     with feigned({**GOOD, "more": "x" * 70_000}, descriptors=(memory(),)) as token:
         code, said = other.attach(token)
     assert code == -errno.EPROTO and "longer than any answer" in said
+
+
+@pytest.mark.parametrize(("why", "words"), [
+    ("h\u00fcte \u20ac \U0001f600 \"x\" a\\b", "h\u00fcte \u20ac \U0001f600 \"x\" a\\b"),
+    ("\ud800 half", "? half"), ("a\0b", "a?b"), ("x" * 1000, "it does not say why"), (5, "it does not say why"),
+])  # fmt: skip
+def test_what_a_refusal_says(other, why, words):
+    with feigned({"refused": why}) as token:
+        code, said = other.attach(token)
+    assert code == -errno.EACCES and said.endswith(f"refused: {words}")
 
 
 def test_no_memory_comes_with_it(other):
