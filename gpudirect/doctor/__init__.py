@@ -6,7 +6,7 @@ be found in it. Findings are pure functions of that value: a file a group, each 
 
 from __future__ import annotations
 
-from . import aperture, driver, host, module, platforms, tools
+from . import aperture, driver, host, module, platforms, sharing, tools
 from ._look import look
 from ._machine import HEALTHY, Gpu, Holder, Machine, ModuleFile
 from ._report import report
@@ -18,6 +18,7 @@ GROUPS = {
     "aperture": "BAR1",
     "host": "The CPU's side",
     "module": "The kernel module",
+    "sharing": "Other processes",
     "tools": "Compilers, files and settings",
 }
 """Groups of rules, and their titles."""
@@ -32,5 +33,5 @@ def examine(machine: Machine) -> list[Finding]:
 __all__ = [
     "GROUPS", "HEALTHY", "LEVELS", "LIMITS", "NOTE", "RULES", "SLOWS", "STOPS", "Finding", "Gpu", "Holder",
     "Machine", "ModuleFile", "Rule", "aperture", "driver", "examine", "host", "look", "module", "platforms",
-    "report", "tools",
+    "report", "sharing", "tools",
 ]  # fmt: skip

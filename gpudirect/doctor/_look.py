@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import resource
+import secrets
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from ..bridges.rm_client import driver_version
 from ..config import cache_folder
 from ..devices import Device
 from ..limits import file_of
+from ..sharing import _wire
 from ._machine import ABSENT, DENIED, OK, Gpu, Holder, Machine, ModuleFile
 
 T = TypeVar("T")
@@ -63,7 +65,6 @@ def look(tell: Tell = lambda what: None) -> Machine:
         tell(f"cuda:{n}")
         gpus.append(_gpu(n, nvml))
     tell("compilers and files")
-    limit = ask(lambda: resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], resource.RLIM_INFINITY)
     copies: dict[str, bool] = ask(cpu.copy_instructions, {})
     return Machine(
         architecture=platform.machine(),
@@ -92,7 +93,9 @@ def look(tell: Tell = lambda what: None) -> Machine:
         stores=tuple(name for name, usable in copies.items() if usable),
         cpus=frozenset(ask(cpu.allowed, set())),
         governor=_text(SYSFS / "devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
-        locked=None if limit == resource.RLIM_INFINITY else limit,
+        locked=_limit(resource.RLIMIT_MEMLOCK),
+        descriptors=_limit(resource.RLIMIT_NOFILE),
+        local_sockets=_local_sockets(),
         packages=_packages(),
         faulthandler=faulthandler.is_enabled(),
         cuda_headers=ask(_cuda_headers, False),
@@ -115,6 +118,21 @@ def _distribution() -> str:
             if name == known or (known == "suse" and "suse" in name):
                 return known
     return ""
+
+
+def _limit(which: int) -> int | None:
+    limit = ask(lambda: resource.getrlimit(which)[0], resource.RLIM_INFINITY)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _local_sockets() -> str | None:
+    """Why sharing could not have its socket; closed again at once."""
+    try:
+        with _wire.opened() as tried:
+            tried.bind("\0gpudirect-" + secrets.token_hex(16))
+    except OSError as e:
+        return e.strerror or str(e)
+    return None
 
 
 def _container() -> str:

@@ -115,6 +115,10 @@ class Machine:
     governor: str | None = None
     locked: int | None = None
     """Bytes that the process may lock (RLIMIT_MEMLOCK); None: no limit."""
+    descriptors: int | None = None
+    """Files that the process may have open (RLIMIT_NOFILE); None: no limit."""
+    local_sockets: str | None = None
+    """Why the process may not make a socket for other processes to find; None: it may."""
     packages: Mapping[str, str] = field(default_factory=dict)
     faulthandler: bool = False
     cuda_headers: bool = True

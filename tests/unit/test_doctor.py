@@ -50,6 +50,7 @@ def test_each_example_shows_one_thing_and_what_follows_from_it(rule):
     follows = {
         "bar1-full": {"bar1-small"}, "driver-too-old": {"nvrtc-newer"},
         "device-files-missing": {"module-not-in-container"},
+        "module-not-in-container": {"other-containers"},
     }  # fmt: skip
     assert set(ids(rule.example)) == {rule.id} | follows.get(rule.id, set())
 
@@ -126,6 +127,9 @@ GEFORCE = {"memory": 12 * GIB, "bar1": 256 * MIB, "bar1_used": 0}
     (HEALTHY.where(stores=("avx512", "avx2")), []),
     (HEALTHY.where(locked=64 * MIB), []),
     (HEALTHY.where(nvrtc="12.8", cuda=13000), []),
+    (HEALTHY.where(descriptors=256), []),
+    (HEALTHY.where(descriptors=None), []),
+    (HEALTHY.where(container="docker", local_sockets="not permitted"), ["no-local-sockets"]),
     (HEALTHY.with_gpu(virtualization="passthrough"), []),
     (HEALTHY.with_gpu(compute_mode="prohibited"), ["compute-mode"]),
     (HEALTHY.with_gpu(calibrated=False, bridge=None), ["no-bridge"]),
@@ -248,6 +252,18 @@ def test_a_look_survives_that_nothing_answers(monkeypatch, tmp_path):
     machine = doctor.look()
     assert machine.cuda_reason == "it cannot be asked" and machine.gpus == ()
     examine(machine)
+
+
+def test_a_socket_is_tried_and_closed(monkeypatch):
+    before = len(os.listdir("/proc/self/fd"))
+    assert _look._local_sockets() is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+    def refused():
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(_look._wire, "opened", refused)
+    assert _look._local_sockets() == "Operation not permitted"
 
 
 def put(path: Path, text: str | bytes) -> Path:
