@@ -449,12 +449,21 @@ def test_a_device_that_promises_no_order(monkeypatch):
     assert not _courier._workers
 
 
+def can_be_revoked(a, monkeypatch):
+    """Memory such as the array's, and arrays that are made of it from now on."""
+    guarded = a.device.copying(True)
+    monkeypatch.setattr(type(a._piece), "revocable", property(lambda self: True))
+    monkeypatch.setattr(type(a._piece), "copying", property(lambda self: guarded))
+
+
 def test_memory_that_was_revoked(courier, monkeypatch):
     a, _ = made("i4", 5000)
-    monkeypatch.setattr(type(a._piece), "revocable", property(lambda self: True))
+    can_be_revoked(a, monkeypatch)
     monkeypatch.setattr(type(a._piece), "revoked", lambda self: True)
     b = a[:5000]  # made with what the memory says of itself now
+    at, items = np.arange(5), np.arange(5, dtype="i4")
     for call in (lambda: b.read(via="courier"), lambda: b.gather([1], via="courier"),
+                 lambda: b.gather(at, via="courier"), lambda: b.scatter(at, items, via="courier"),
                  lambda: b.scatter([1], 1, via="courier"), lambda: b[::2].read(via="courier")):  # fmt: skip
         before = dict(courier.info.errands)
         with pytest.raises(gd.RevokedError):
@@ -464,13 +473,15 @@ def test_memory_that_was_revoked(courier, monkeypatch):
 
 def test_memory_that_can_be_revoked_is_given_to_it_only_by_name(courier, monkeypatch):
     a, twin = made("i4", 5000)
-    monkeypatch.setattr(type(a._piece), "revocable", property(lambda self: True))
+    can_be_revoked(a, monkeypatch)
     b = a[:5000]
     with in_force(a, courier_pageable=(0, 1 << 30), courier_gather=0, courier_scatter=0):
         before, out = dict(courier.info.errands), np.empty(5000, "i4")
         same(b.read(out), twin)
         b.gather([1, 2])
+        b.gather(np.arange(9))
         b.scatter([1], twin[[1]])
+        b.scatter(np.array([1]), twin[[1]])
         b[::2].read()
         assert courier.info.errands == before
         same(b.read(via="courier"), twin)
