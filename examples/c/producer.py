@@ -1,9 +1,10 @@
-"""Frames that a program of C stores to GPU memory, without CUDA and without Python: producer.c.
+"""Frames that programs of C store to GPU memory, without CUDA and without Python: producer.c.
 
-    python examples/c/producer.py [FRAMES]
+    python examples/c/producer.py [FRAMES [PRODUCERS]]
 
-This process owns the memory and a function that is resident on the GPU, and hands out a token for each. The
-other one attaches, stores a frame, calls the function with it, and so on.
+This process owns the memory and a function that is resident on the GPU, and hands each producer a token for its
+rows and one for a lane. The producers attach, store a frame, call the function with it, and so on, all at the
+same time; the owner calls through a lane of its own.
 """
 
 import os
@@ -37,19 +38,28 @@ def compiled(folder):
     return program
 
 
-def main(count=100):
-    """Prints what the producer says. Returns the sum of the last frame, as it is in the memory."""
-    with tempfile.TemporaryDirectory() as folder, gd.zeros((4, 256), shareable=True) as frames, \
-            gd.Service(SUM, ["sum"], lanes=2) as service:
-        program = compiled(folder)
-        tokens = [str(frames.share("rw")), str(service.share_lane(1))]
-        done = subprocess.run([program, *tokens, str(count)], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip())
-        print(f"{frames.device}: {done.stdout.strip()}")
-        return service.sum(frames[(count - 1) % 4], 256)  # the owner calls through the other lane
+SLOTS = 4  # rows of each producer, one after the other
+
+
+def main(count=100, producers=1):
+    """Prints what the producers say. Returns the sum of each one's last frame, as it is in the memory."""
+    rows = SLOTS * producers
+    with tempfile.TemporaryDirectory() as folder, gd.zeros((rows, 256), shareable=True) as frames, \
+            gd.Service(SUM, ["sum"], lanes=1 + producers) as service:
+        program, running = compiled(folder), []
+        for i in range(producers):
+            tokens = [str(frames[SLOTS * i : SLOTS * (i + 1)].share("rw")), str(service.share_lane(1 + i))]
+            running.append(subprocess.Popen([program, *tokens, str(count)], text=True, stdout=subprocess.PIPE,
+                                            stderr=subprocess.PIPE))  # fmt: skip
+        for process in running:
+            said, failed = process.communicate()
+            if process.returncode:
+                raise RuntimeError(failed.strip())
+            print(f"{frames.device}: {said.strip()}")
+        last = range((count - 1) % SLOTS, rows, SLOTS)
+        return [service.sum(frames[row], 256, lane=0) for row in last]
 
 
 if __name__ == "__main__":
-    asked = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    sys.exit(main(asked) != (asked - 1) * 256 + 128)
+    asked = [int(a) for a in sys.argv[1:]] or [100]
+    sys.exit(any(found != (asked[0] - 1) * 256 + 128 for found in main(*asked)))

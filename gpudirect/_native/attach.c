@@ -147,7 +147,7 @@ static int meet(const struct token *token, uint64_t start, int64_t timeout)
     struct sockaddr_un to = {.sun_family = AF_UNIX};
     socklen_t size = offsetof(struct sockaddr_un, sun_path) + 1 + strlen(token->socket);
     socklen_t own = sizeof(struct ucred);
-    struct ucred other;
+    struct ucred other = {0, 0, 0};
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), code;
 
     if (fd < 0)

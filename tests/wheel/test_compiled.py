@@ -34,4 +34,4 @@ def test_a_c_program_over_the_wheels_headers_and_library():
 
 
 def test_a_process_of_c_alone_over_the_wheels_headers_and_library():
-    assert example("producer").main(20) == 19 * 256 + 128
+    assert example("producer").main(20, 2) == [19 * 256 + 128] * 2
