@@ -2,7 +2,7 @@
 left over, the error is one of ours and of the right kind, and the same thing works the next time.
 
 The calls are found, not listed: tests/faults/feigned.c counts them, and is the driver where there is none.
-GPUDIRECT_FAULTS=all takes everything through every bridge; without it only what a bridge does itself.
+GPUDIRECT_FAULTS=all takes everything through every bridge; without it most calls are met once.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import gpudirect as gd
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = ROOT / "tests" / "faults"
 ALL = os.environ.get("GPUDIRECT_FAULTS") == "all"
-BRIDGES_OWN = ("bridge", "array", "on_demand", "registered")
+BRIDGES_OWN = ("bridge", "registered")
 REFUSED, NO_ROOM = 0, 1
 """How a call fails: as the index of what came of it."""
 
 DEVICE = {"cuMemCreate", "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess", "cuMemUnmap", "cuMemRelease",
           "cuMemAddressFree", "cuCtxGetCurrent", "cuMemsetD8Async", "cuStreamQuery"}  # fmt: skip
 THROUGH = {
-    "rm": ("cuda:0", (), DEVICE | {"open", "mmap", "rm: ioctl", "rm: unmap", "rm: free", "cuMemcpyHtoD",
-                                   "cuMemExportToShareableHandle", "cuStreamCreate", "cuEventRecord",
-                                   "cuLaunchKernel", "cuModuleLoadData", "cuMemHostAlloc", "cuMemHostRegister",
-                                   "cuInit", "cuDevicePrimaryCtxRetain", "cuGetProcAddress"}),
+    "rm": ("cuda:0", ("device", "bridge", "dma", "registered", "pinned", "streams", "kernel"),
+           DEVICE | {"open", "mmap", "rm: ioctl", "rm: unmap", "rm: free", "cuMemcpyHtoD", "cuStreamCreate",
+                     "cuMemExportToShareableHandle", "cuEventRecord", "cuLaunchKernel", "cuModuleLoadData",
+                     "cuMemHostAlloc", "cuInit", "cuDevicePrimaryCtxRetain", "cuGetProcAddress"}),
     "p2pmod": ("cuda:0", BRIDGES_OWN, DEVICE | {"open", "mmap", "p2pmod: ioctl", "p2pmod: unpin"}),
     "dmabuf": ("cuda:0", BRIDGES_OWN, DEVICE | {"mmap", "cuMemGetHandleForAddressRange"}),
     "gdrdrv": ("cuda:0", BRIDGES_OWN, DEVICE | {"gdr_open", "gdr_pin_buffer", "gdr_map", "gdr_unmap",
                                                 "gdr_unpin_buffer"}),
-    "emulated": ("emulated:0", ("array", "on_demand", "pinned", "kernel"),
+    "emulated": ("emulated:0", ("array", "pinned", "kernel"),
                  {"mmap", "memfd_create", "ftruncate", "fcntl", "open"}),
 }  # fmt: skip
 GIVEN_BACK = {"cuMemUnmap", "cuMemRelease", "cuMemAddressFree", "cuStreamDestroy", "rm: unmap", "rm: free",
@@ -115,7 +115,7 @@ def test_a_call_that_fails_once_leaves_nothing(bridge, swept):
 def test_all_kinds_of_calls_were_made_to_fail(bridge, swept):
     calls = {came["call"] for _, _, came in outcomes(swept(bridge))}
     assert THROUGH[bridge][2] <= calls, THROUGH[bridge][2] - calls
-    assert sum(1 for _ in outcomes(swept(bridge))) > 60
+    assert sum(1 for _ in outcomes(swept(bridge))) > 50
 
 
 @pytest.mark.timeout(600)
