@@ -34,8 +34,8 @@ from _pytest.runner import runtestprotocol
 
 OURS = str(Path(__file__).resolve().parents[2] / "gpudirect")
 LITTER = 300  # arrays for the collector to find in each test
-COUNTING = {"test_aperture", "test_relay", "test_pinned", "test_interruption", "test_windows",
-            "test_conformance"}  # fmt: skip
+COUNTING = {"test_allocators", "test_aperture", "test_relay", "test_pinned", "test_interruption",
+            "test_windows", "test_conformance"}  # fmt: skip
 """Where what the device holds is counted to the byte: the litter lies on another device there."""
 COUNTED_ELSEWHERE = "emulated:1"
 OFTEN = 0.001  # seconds between two signals

@@ -42,7 +42,7 @@ def emulated(monkeypatch):
 
 
 def in_use() -> int:
-    return sum(h.in_use for h in gd.statistics())
+    return sum(h.in_use for h in gd.statistics() if h.device == gd.device().id)
 
 
 def module(monkeypatch, name: str, **names) -> types.ModuleType:

@@ -102,6 +102,7 @@ def read(text: str) -> Reader:
 # -- the page -----------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)  # 44 plots: half a minute of processor time
 def test_the_committed_results_make_a_page_with_every_figure():
     text, images = report.build(check.read(COMMITTED))
     words = read(text).text

@@ -45,8 +45,15 @@ def service(**options):
 
 
 @pytest.fixture(scope="module")
-def kept():
+def made():
     return service(lanes=2, slots=16)
+
+
+@pytest.fixture
+def kept(made):
+    """Stopped; and so it is left, however the test ends."""
+    yield made
+    made.stop()
 
 
 @pytest.fixture
@@ -345,12 +352,14 @@ def test_started_again_while_threads_are_still_inside(kept):
                 wrong.append(e)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
-    for t in threads:
-        t.start()
-    while time.monotonic() < end or (not done and time.monotonic() < end + HANG):
-        with kept:
-            time.sleep(0.01)
-    over.set()
+    try:
+        for t in threads:
+            t.start()
+        while time.monotonic() < end or (not done and time.monotonic() < end + HANG):
+            with kept:
+                time.sleep(0.01)
+    finally:  # in vain for ever otherwise
+        over.set()
     for t in threads:
         t.join(HANG)
     assert not wrong and not any(t.is_alive() for t in threads)
