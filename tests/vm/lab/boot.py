@@ -115,13 +115,14 @@ EMULATORS = {
 
 
 def boot(
-    kernel: Unpacked, files: dict[str, Path], script: str, *, timeout: float = 300,
+    kernel: Unpacked, files: dict[str, Path], script: str, *, timeout: float = 1800,
     bar: int = 256, memory: int = 1024, append: Sequence[str] = (), share: bool = False,
 ) -> Result:
     """Boot, run ``script`` as /run.sh, and read TAP and the kernel's log from the console.
 
-    bar: MiB of the PCI device's memory BAR. memory: MiB of the guest. share: this machine's file
-    system is offered read-only as the 9p tag "root".
+    timeout: seconds, which only a hang exceeds, on a busy machine too. bar: MiB of the PCI device's
+    memory BAR. memory: MiB of the guest. share: this machine's file system is offered read-only as the
+    9p tag "root".
     """
     program, package, machine, console = EMULATORS[kernel.architecture]
     if shutil.which(program) is None:

@@ -36,7 +36,7 @@ def tell(name: str, complaints: list[str]) -> bool:
     return not complaints
 
 
-def _guest(name: str, kernel: Unpacked, script: str, timeout: float = 1200, memory: int = 1024,
+def _guest(name: str, kernel: Unpacked, script: str, timeout: float = 3600, memory: int = 1024,
            flavour: str = "open") -> bool:  # fmt: skip
     """Build for a kernel, run, tell."""
     modules = build.modules(kernel, flavour, "own")
@@ -195,7 +195,7 @@ def compilers() -> int:
             tell("a driver of 515 to 530 is refused at load, too", refused_driver()),
             tell("make twice; without the driver it is refused", twice()),
             _guest("debug kernel and module built with clang", debugkernel.kernel("clang"),
-                   test_script(VERSIONS["1.2"]), 2400, 2048)]  # fmt: skip
+                   test_script(VERSIONS["1.2"]), memory=2048)]  # fmt: skip
     return report(sum(good), len(good) - sum(good))
 
 
@@ -246,7 +246,7 @@ def on_a_machine() -> bool:
     script = MOUNT.format(modules=" ".join(f"/drivers/{f.name}" for f in drivers), scratch=scratch)
     script += ON_A_MACHINE.format(release=kernel.release, headers=kernel.headers, scratch=scratch,
                                   root=build.ROOT)  # fmt: skip
-    result = boot.boot(kernel, files, script, timeout=1500, memory=3072, share=True)
+    result = boot.boot(kernel, files, script, memory=3072, share=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "install.log").write_text(result.text)
     complaints = [*result.failed, *result.splats] + ([] if result.finished else ["the guest did not finish"])

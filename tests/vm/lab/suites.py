@@ -73,7 +73,7 @@ class Cell:
                 and not (self.failed or self.splats or self.gpl_only))  # fmt: skip
 
 
-def guest(cell: Cell, timeout: float = 600) -> boot.Result:
+def guest(cell: Cell, timeout: float = 1800) -> boot.Result:
     """Build and run one cell."""
     kernel, words = machine(cell.kernel)
     modules = build.modules(kernel, cell.flavour, cell.header)
@@ -447,9 +447,9 @@ def debug(compiler: str = "gcc") -> int:
     passed = failed = 0
     calls = int(os.environ.get("GPUDIRECT_FUZZ_CALLS", "100000"))
     seed = int(os.environ.get("GPUDIRECT_FUZZ_SEED", "1605"))
-    parts: list[tuple[str, str, float]] = [("C tests", test_script(VERSIONS["1.2"]), 1500)]
+    parts: list[tuple[str, str, float]] = [("C tests", test_script(VERSIONS["1.2"]), 3600)]
     parts.append(("failing allocations", LOAD.format(version=VERSIONS["1.2"])
-                  + CLIENTS + "/lab/failnth\n" + NO_CLIENTS + UNLOAD, 900))  # fmt: skip
+                  + CLIENTS + "/lab/failnth\n" + NO_CLIENTS + UNLOAD, 3600))  # fmt: skip
     if calls:
         parts.append((f"fuzz, seed {seed}, {calls} calls", LOAD.format(version=VERSIONS["1.2"])
                       + f"{CLIENTS}/lab/fuzz {seed} {calls} {FUZZ_SECONDS} 4\n{NO_CLIENTS}"
