@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ArgumentError
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-@dataclass(frozen=True)
-class Setting:
+
+class Setting(NamedTuple):
     """An environment variable that gpudirect reads."""
 
     name: str
@@ -76,6 +77,8 @@ def env_size(name: str, default: int) -> int:
 
 def cache_folder() -> Path:
     """Where compiled kernels and calibrations are kept: $GPUDIRECT_CACHE or ~/.cache/gpudirect."""
+    from pathlib import Path  # slow to import, and nothing for whoever only attaches
+
     chosen = os.environ.get("GPUDIRECT_CACHE")
     if chosen:
         return Path(chosen)

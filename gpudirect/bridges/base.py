@@ -10,8 +10,7 @@ import errno
 import mmap
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .. import _native
 from ..errors import ApertureError, BridgeError
@@ -42,8 +41,7 @@ class Facts(Protocol):
     def attribute(self, number: int) -> int | None: ...
 
 
-@dataclass(frozen=True)
-class PageRun:
+class PageRun(NamedTuple):
     """A run of device pages that is contiguous on both sides."""
 
     device_address: int
@@ -55,8 +53,7 @@ class PageRun:
     """The bus address is made up."""
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """Whether a bridge works on a device, and why (not)."""
 
     usable: bool

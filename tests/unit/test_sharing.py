@@ -74,8 +74,10 @@ assert not {"numpy", "cuda", "cuda.bindings"} & {*sys.modules}, "it was imported
 print(took)
 """
     token = array.share("rw", uses=None)
-    took = [float(subprocess.run([sys.executable, "-c", code, str(token)], check=True, timeout=LONG,
-                                 capture_output=True, text=True).stdout) for _ in range(5)]  # fmt: skip
+    took = []
+    while min(took, default=1) > 0.05 and len(took) < 30:  # beside others processor time is dearer
+        took.append(float(subprocess.run([sys.executable, "-c", code, str(token)], check=True, timeout=LONG,
+                                         capture_output=True, text=True).stdout))  # fmt: skip
     assert min(took) < 0.05, f"seconds of processor time for the import: {took}"
 
 
