@@ -105,6 +105,9 @@ class Future(Call, concurrent.futures.Future):  # type: ignore[type-arg]
                 callback(self)
             except Exception:
                 logging.getLogger("gpudirect").exception("a callback of %r failed", self)
+            except BaseException:  # a signal's: the others are told all the same
+                self._finished()
+                raise
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.done() and not self._spin(AWAIT_SPIN):
@@ -120,6 +123,9 @@ class Future(Call, concurrent.futures.Future):  # type: ignore[type-arg]
                     loop.call_soon_threadsafe(wake)
                 except RuntimeError:
                     pass  # the loop is closed: nobody waits
+                except BaseException:  # a signal's, and nobody would wake the loop again
+                    loop.call_soon_threadsafe(wake)
+                    raise
 
             self.add_done_callback(over)
             yield from waiter

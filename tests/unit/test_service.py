@@ -291,6 +291,37 @@ def test_callbacks_may_use_the_service(svc):
     assert svc.pending == (0, 0)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_while_the_waiting_are_told_leaves_nobody_waiting(svc):
+    """Its handler may raise in the first one told, and inside asyncio's own call."""
+    told, interrupted = [], []
+
+    def first(_):
+        interrupted.append("a callback")
+        raise KeyboardInterrupt
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+
+        def once(*given):
+            if "the loop" not in interrupted:
+                interrupted.append("the loop")
+                raise KeyboardInterrupt
+            return wake(*given)
+
+        loop.call_soon_threadsafe = once
+        flag = gd.zeros(2, "i4", device=DEVICE)
+        future = svc.submit("hold", flag)
+        future.add_done_callback(first)
+        future.add_done_callback(told.append)
+        loop.call_soon(flag.write, np.array([1], "i4"))  # done once this waits
+        assert await future == 1 and told == [future]
+
+    asyncio.run(asyncio.wait_for(main(), HANG))
+    assert sorted(interrupted) == ["a callback", "the loop"]
+
+
 def test_await(svc, array):
     async def main():
         before = threading.active_count()
