@@ -15,8 +15,10 @@ stream while work is queued on it.
 from __future__ import annotations
 
 import enum
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,16 @@ from ..errors import ArgumentError, ClosedError
 
 if TYPE_CHECKING:
     from .base import Device
+
+
+_call = operator.methodcaller("__call__")
+
+
+def at_once(first: Callable[[], object], then: Callable[[], object]) -> None:
+    """Both in one call of C: between two of Python's a signal's handler may raise, and work that was counted
+    and not queued would keep the stream busy for ever."""
+    # Not of tuple(): one that is being made can be seen by gc.get_objects() on another thread, and fails then.
+    deque(map(_call, (first, then)), 0)
 
 
 class Event(ABC):
@@ -112,8 +124,7 @@ class Queue(ABC):
 
     def note(self) -> None:
         """Somebody else has queued work: what goes home from now on, and who waits, waits for it."""
-        _native.lib.gd_work_begin(self.work)
-        _native.lib.gd_work_queued(self.work)
+        at_once(partial(_native.lib.gd_work_begin, self.work), partial(_native.lib.gd_work_queued, self.work))
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -168,12 +179,13 @@ class Queue(ABC):
 def counted(stream: Stream) -> Iterator[None]:
     """Around whatever queues work on a stream without C that counts it."""
     work = stream.work
-    if work:
-        _native.lib.gd_work_begin(work)
+    begun: list[bool] = []
     try:
+        if work:
+            at_once(partial(_native.lib.gd_work_begin, work), partial(begun.append, True))
         yield
     finally:
-        if work:
+        if begun:
             _native.lib.gd_work_queued(work)
 
 

@@ -22,6 +22,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from waiting import signalled
 
@@ -507,6 +508,21 @@ def test_no_room_for_a_thread_is_an_error_and_not_a_hang(monkeypatch):
                 stream.record()
         stream.record().sync()  # and nothing hangs
         stream.synchronize()
+
+
+def test_work_that_is_interrupted_where_it_is_queued_does_not_keep_the_device_busy(heap):
+    device, a = heap.device, gd.zeros(8, "i4")
+    kernel, stream = gd.kernel("__global__ void f() {}", "f"), gd.stream()
+    data = np.arange(8, dtype="i4")
+    for work in (lambda: kernel[1, 1, stream](), lambda: a.fill(1), lambda: a.fill(2, stream=stream),
+                 lambda: a.write(data, stream=stream), lambda: a.copy(stream=stream)):  # fmt: skip
+        n = 1
+        while at_bytecode(n, work, only_where_python_may=True):
+            device.synchronize()
+            assert not device.pending, n
+            n += EVERY or 1
+        device.synchronize()
+        assert n > 5 and not device.pending
 
 
 @pytest.mark.parametrize("slice", [1e-3, None])

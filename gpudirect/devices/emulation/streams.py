@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -14,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ... import _native
 from ..._keeper import keeper
 from ...errors import DeviceError
-from ..streams import Event, Now, Queue
+from ..streams import Event, Now, Queue, at_once
 from .client import StreamConnection
 
 if TYPE_CHECKING:
     from ..emulated import EmulatedDevice
-
-_call = operator.methodcaller("__call__")
 
 
 class EmulatedEvent(Event):
@@ -84,10 +80,7 @@ class EmulatedQueue(Queue):
         self.device.ensure_usable()
         if self._thread is None:
             keeper.run(self._begin)
-        # both in one call of C: between two of Python's a signal's handler may raise, and work that was
-        # counted and not queued would keep the stream busy for ever. (Not of tuple(): one that is being made
-        # can be seen by gc.get_objects() on another thread, and fails then.)
-        deque(map(_call, (partial(_native.lib.gd_work_begin, self._all), partial(self._jobs.put, job))), 0)
+        at_once(partial(_native.lib.gd_work_begin, self._all), partial(self._jobs.put, job))
         if self._ended:  # whoever waits for a stream that has just gone finds nothing left to do
             self._finish()
 
