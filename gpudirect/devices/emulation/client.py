@@ -106,7 +106,7 @@ class GpuProcess:
                 f"{self.name} belongs to process {self._owner}, which forked this one: open a "
                 "device of your own after the fork"
             )
-        if self._closed:
+        if self._closed or not self._end.alive:  # the interpreter ends, perhaps, beside a finalizer
             raise ClosedError(f"{self.name} is closed")
         if self._lost is not None:
             raise DeviceLostError(f"{self.name} is lost: {self._lost}")
