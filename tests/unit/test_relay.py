@@ -17,6 +17,7 @@ from waiting import until
 
 import gpudirect as gd
 from gpudirect import _native
+from gpudirect._keeper import keeper, patient
 
 SOURCE = """
 __device__ int add(int a, int b) { return a + b; }
@@ -325,6 +326,9 @@ def test_the_wake_word_goes_with_the_last_service():
         return sum(h.in_use for h in gd.statistics() if h.device == gd.device().id)
 
     gd.synchronize()
+    gc.collect()  # what other tests have dropped
+    keeper.settle()
+    patient.settle()
     before = held()
     with gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=300) as one:
         with gd.Service(SOURCE, QUICK, slice=SLICE, lifetime=300) as two:

@@ -21,7 +21,7 @@ def program(tmp_path_factory):
     if not compiler:
         pytest.skip("no C compiler: install gcc, or set CC")
     out = tmp_path_factory.mktemp("relay") / "relay_test"
-    python = re.compile(r'<Python\.h>|"objects\.h"')
+    python = re.compile(r'<Python\.h>|"(objects|mapped)\.h"')
     sources = [str(f) for f in NATIVE.glob("*.c") if not python.search(f.read_text())]
     subprocess.run(
         [*compiler.split(), "-g", "-O2", "-std=gnu11", "-fno-strict-aliasing", f"-I{NATIVE}",
