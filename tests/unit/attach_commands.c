@@ -27,23 +27,37 @@ static size_t unhex(const char *text)
     return n;
 }
 
+/* An owner's words, on this line whatever they are. */
+static void say(const char *text)
+{
+    for (; *text; text++)
+        putchar((unsigned char)*text < ' ' ? '?' : *text);
+}
+
 static void tell(int code)
 {
-    if (code < 0)
-        printf("%d %s\n", code, gd_attach_message());
-    else
-        printf("%d\n", code);
+    printf("%d", code);
+    if (code < 0) {
+        putchar(' ');
+        say(gd_attach_message());
+    }
+    putchar('\n');
 }
 
 static void show(const struct gd_attached *a)
 {
-    printf("0 %llu %u %s %d %d [", (unsigned long long)a->size, a->itemsize, a->dtype ? a->dtype : "-",
-           a->writable, a->owner);
+    printf("0 %llu %u ", (unsigned long long)a->size, a->itemsize);
+    say(a->dtype ? a->dtype : "-");
+    printf(" %d %d [", a->writable, a->owner);
     for (int i = 0; i < a->ndim; i++)
         printf(i ? ",%lld" : "%lld", (long long)a->shape[i]);
     printf("]");
-    for (int i = 0; i < a->function_count; i++)
-        printf(" %s:%u:%s", a->functions[i].name, a->functions[i].size, a->functions[i].declaration);
+    for (int i = 0; i < a->function_count; i++) {
+        putchar(' ');
+        say(a->functions[i].name);
+        printf(":%u:", a->functions[i].size);
+        say(a->functions[i].declaration);
+    }
     printf("\n");
 }
 

@@ -76,7 +76,7 @@ class OtherInC:
 
     def __init__(self, program, **how):
         self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        **how)  # fmt: skip
+                                        encoding="utf-8", errors="backslashreplace", **how)  # fmt: skip
         self.pid = self.process.pid
         assert self("h 0") == (0, "")  # it runs, and has opened what it will
 
