@@ -103,7 +103,7 @@ def _manager(source: Path) -> list[str]:
     """What this version of nv-p2p.c passes to the resource manager: shim/nv-linux.h asks for it."""
     text = (source / "nv-p2p.c").read_text(errors="replace")
     words = {"mem_info->mig_info": "MIG_INFO", "force_pcie, *page_table": "FORCE_PCIE",
-             "&cpu_cacheable": "CPU_CACHEABLE"}  # fmt: skip
+             "&cpu_cacheable": "CPU_CACHEABLE", "NV_ERR_GPU_UUID_NOT_FOUND": "GPU_NOT_FOUND"}  # fmt: skip
     return [f"-DSTANDIN_{name}" for word, name in words.items() if word in text]
 
 

@@ -416,11 +416,18 @@ TEST(the_drivers_errors_are_passed_on_and_leave_nothing)
 {
 	struct gpu gpu = gpu_alloc(4 * GPU_PAGE);
 	const int errors[] = {ENOMEM, EIO, EBUSY, ENODEV, EINVAL};
+	struct standin_query driver = {.size = sizeof(driver)};
 	struct p2pmod_pin pin;
 	struct p2pmod_status s;
 	int fd = p2p_open();
 
+	ASSERT(ioctl(gpu.fd, STANDIN_QUERY, &driver) == 0);
 	for (size_t i = 0; i < sizeof(errors) / sizeof(*errors); i++) {
+		if (standin_control(gpu.fd, STANDIN_FAIL_NEXT, errors[i])) { /* 470 answers EIO for it */
+			EXPECT(errno == EOPNOTSUPP && errors[i] == ENODEV);
+			EXPECT(driver.flags & STANDIN_DRIVER_SOURCE);
+			continue;
+		}
 		for (int persistent = 0; persistent < 2; persistent++) {
 			struct p2pmod_query q = {.size = sizeof(q)};
 

@@ -8,12 +8,25 @@
 #include "nv-p2p.h"
 #include "rm.h"
 
+#ifndef NVIDIA_P2P_GPU_UUID_LEN /* 470 writes the number */
+#define NVIDIA_P2P_GPU_UUID_LEN 16
+#endif
+
 void *nvidia_p2p_page_t_cache;
 
 bool layer_offers_version(u32 version)
 {
 	/* its own layout, or one that clients refuse */
 	return !version || version >> 16 == NVIDIA_P2P_PAGE_TABLE_VERSION >> 16 || version >> 16 > 2;
+}
+
+bool layer_tells(u64 err)
+{
+#ifdef STANDIN_GPU_NOT_FOUND
+	return true;
+#else
+	return err != ENODEV; /* 470 knows no word for it */
+#endif
 }
 
 u32 layer_version(void)

@@ -34,6 +34,11 @@ bool layer_offers_version(u32 v)
 	return true;
 }
 
+bool layer_tells(u64 err)
+{
+	return true;
+}
+
 u32 layer_version(void)
 {
 	return version;

@@ -457,6 +457,8 @@ int rm_control(struct rm_memory *m, const struct standin_control *c)
 
 	switch (c->op) {
 	case STANDIN_FAIL_NEXT:
+		if (!layer_tells(c->value))
+			return -EOPNOTSUPP;
 		fail_next = c->value;
 		return 0;
 	case STANDIN_DELAY_PIN:

@@ -41,6 +41,7 @@ u32 rm_table_version(void);
 
 /* Does the layer above write page tables of this version? (layer.c, glue.c) */
 bool layer_offers_version(u32 version);
+bool layer_tells(u64 err); /* it answers this errno where the manager means it; else -EIO */
 u32 layer_version(void);
 u32 layer_flags(void); /* STANDIN_DRIVER_SOURCE */
 int layer_init(void);
