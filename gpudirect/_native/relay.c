@@ -11,9 +11,10 @@
 #include "lane.h"
 #include "relay.h"
 
-#define LOOKS_A_SLICE 4      /* how often the thread looks whether a launch has ended, */
-#define LOOKS_WHEN_QUICK 20  /* and while naps and wakes end them sooner than slices do */
-#define PART_ALONE 4         /* a launch is alone for a slice divided by this, at least */
+/* In the time until a launch may end: */
+#define LOOKS_A_PACE 4       /* how often the thread looks whether it has, */
+#define LOOKS_WHEN_QUICK 20  /* and while naps and wakes end launches sooner */
+#define PART_ALONE 4         /* it is alone for that time divided by this, at least */
 #define SHORTEST_NAP 20000   /* ns between looks */
 #define FOREVER 3600000000000 /* ns between looks where there is nothing to look at */
 #define SUSPECT 50000000     /* ns without an end after which the driver is asked for a fault */
@@ -79,6 +80,17 @@ static uint64_t shortest(const struct gd_relay *relay)
     return slice;
 }
 
+/* How soon a launch of this round may end: with its slice, or with a nap before. */
+static uint64_t soonest(const struct gd_relay *relay)
+{
+    uint64_t pace = UINT64_MAX;
+
+    for (const struct gd_resident *r = relay->first; r; r = r->next)
+        if (rides(r) && r->pace < pace)
+            pace = r->pace;
+    return pace;
+}
+
 /* How long the round that runs now has been seen to run; for ever if none does. */
 static uint64_t running_for(struct gd_relay *relay)
 {
@@ -100,12 +112,12 @@ static uint64_t running_for(struct gd_relay *relay)
 
 /*
  * Whether every resident that still runs has room for a further launch. While one answers calls, its
- * successor is queued when a part of the slice is over and not before: who waits for the device waits
- * for all that is queued.
+ * successor is queued when a part of the time until it may end is over and not before: who waits for the
+ * device waits for all that is queued.
  */
-static int due(struct gd_relay *relay, uint64_t slice)
+static int due(struct gd_relay *relay, uint64_t pace)
 {
-    int early = running_for(relay) < slice / PART_ALONE, any = 0;
+    int early = running_for(relay) < pace / PART_ALONE, any = 0;
 
     for (const struct gd_resident *r = relay->first; r; r = r->next) {
         uint32_t now;
@@ -305,19 +317,19 @@ static void *launcher(void *argument)
     pthread_mutex_lock(&relay->lock);
     for (;;) {
         uint32_t heard = __atomic_load_n(&relay->bell, __ATOMIC_SEQ_CST);
-        uint64_t nap, slice, last = relay->progress;
+        uint64_t nap, pace, last = relay->progress;
         int moves = park(relay);
 
-        slice = shortest(relay);
-        while (due(relay, slice))
+        pace = soonest(relay);
+        while (due(relay, pace))
             round_of_all(relay);
-        if (relay->progress != last && relay->progress - last < slice / 2)
-            quick_until = relay->progress + slice;
-        if (slice != UINT64_MAX && gd_now() - relay->progress > SUSPECT)
+        if (relay->progress != last && relay->progress - last < pace / 2)
+            quick_until = relay->progress + pace;
+        if (pace != UINT64_MAX && gd_now() - relay->progress > SUSPECT)
             look_for_faults(relay);
-        nap = slice == UINT64_MAX               ? FOREVER /* nobody rides */
-              : relay->progress < quick_until   ? slice / LOOKS_WHEN_QUICK
-                                                : slice / LOOKS_A_SLICE;
+        nap = pace == UINT64_MAX                ? FOREVER /* nobody rides */
+              : relay->progress < quick_until   ? pace / LOOKS_WHEN_QUICK
+                                                : pace / LOOKS_A_PACE;
         nap = moves || nap < SHORTEST_NAP ? SHORTEST_NAP : nap;
         pthread_mutex_unlock(&relay->lock);
         gd_await_bell(&relay->bell, heard, nap);

@@ -50,6 +50,7 @@ struct gd_resident {
     uint32_t round_at;           /* uint32_t: which round */
     uint32_t slice_at;           /* uint64_t: ns of a slice, the shortest of the device's residents */
     uint64_t slice;              /* ns asked for */
+    uint64_t pace;               /* ns after which it may have ended: the slice, or the time to a nap */
     uintptr_t wake;              /* the wake word of the device, for the CPU; 0: no naps */
     uint64_t wake_device;        /* the same for the device; one word for all that run at once */
     uintptr_t told;              /* P2PMOD_TOLD_WORDS page-locked words, written by the kernel */

@@ -43,8 +43,15 @@ class Launch:
     """CPU address of the words in which the kernel tells what it has done (p2pmod-lane.h)."""
     wake: tuple[int, int]
     """The device's wake word, for the CPU and for the device; (0, 0): no naps."""
+    nap_after: float
+    """Seconds without calls after which the kernel ends before its slice is over; 0: never."""
     park_after: float
     """Seconds without calls after which it is launched no more until the next; 0: never."""
+
+    @property
+    def pace(self) -> float:
+        """Seconds after which it may have ended: so often it is to be looked at."""
+        return min(self.slice, self.nap_after or self.slice)
 
 
 class Relayed(ABC):

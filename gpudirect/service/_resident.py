@@ -74,7 +74,8 @@ class Resident:
             threads=options.threads, cooperative=options.blocks > 1,
             arguments=self._kernel.pack(self._arguments(0, slice)), turn_at=turn.offset,
             round_at=round.offset, slice_at=length.offset, slice=slice,
-            told=self.host.ptr + self.layout.told, wake=self._wake, park_after=options.park_after or 0,
+            told=self.host.ptr + self.layout.told, wake=self._wake, nap_after=options.nap_after or 0,
+            park_after=options.park_after or 0,
         ))  # fmt: skip
 
     @property

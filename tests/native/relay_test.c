@@ -3,7 +3,9 @@
  * The relay against a driver and kernels that are threads of this program: residents nap, are parked and are
  * called back while calls come at random moments, most of them about when a resident makes up its mind.
  *
- *   relay_test CALLS    each of two callers makes so many; half of them look at nothing after the packet
+ *   relay_test CALLS         each of two callers makes so many; half of them look at nothing after the packet
+ *   relay_test CALLS SLICE   with a slice of so many ns, so long that every launch ends with a nap and no wake
+ *                            may be left to the waker
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -64,6 +66,7 @@ static struct service services[2];
 static uint32_t wake_word __attribute__((aligned(64)));
 static struct gd_relay *relay;
 static uint32_t calls, lost;
+static uint64_t slice;
 
 static void report(void)
 {
@@ -258,7 +261,7 @@ static void *calling(void *argument)
             pause_for(drawn(s, 60000));
         }
         start = gd_now();
-        if (drawn(s, 2)) {
+        if (slice != SLICE || drawn(s, 2)) {
             CHECK(gd_lane_call(&s->lane, 0, (const char *)&word, 4, (int64_t)HANG, &reply) == 0);
         } else {
             CHECK(gd_lane_submit(&s->lane, 0, (const char *)&word, 4) == 0);
@@ -287,7 +290,8 @@ static void serve(struct service *s, uint64_t seed)
     r->arguments = (uintptr_t)s->arguments;
     r->arguments_size = sizeof(s->arguments);
     r->turn_at = 0, r->round_at = 4, r->slice_at = 8;
-    r->slice = SLICE;
+    r->slice = slice;
+    r->pace = NAP_AFTER;
     r->park_after = PARK_AFTER;
     r->wake = r->wake_device = (uintptr_t)&wake_word;
     r->told = (uintptr_t)s->told;
@@ -307,6 +311,7 @@ int main(int count, char **words)
     uint32_t launches;
 
     calls = count > 1 ? (uint32_t)atoi(words[1]) : 2000;
+    slice = count > 2 ? strtoull(words[2], NULL, 10) : SLICE;
     driver.launch = (uintptr_t)launch;
     driver.query = (uintptr_t)query;
     driver.event_new = (uintptr_t)event_new;
@@ -327,9 +332,15 @@ int main(int count, char **words)
         pthread_join(services[i].caller, NULL);
     for (int i = 0; i < 2; i++) {
         CHECK(services[i].answered == calls && !services[i].doubled && !services[i].resident.failure);
+        if (slice != SLICE) {
+            CHECK(services[i].slowest < slice / 8);
+            continue;
+        }
         CHECK(services[i].resident.park.times > calls / 100);
         CHECK(services[i].resident.napped > 0);
     }
+    if (slice != SLICE)
+        return 0;
     /* left alone, both are parked: nothing is queued, nothing is launched */
     for (uint64_t start = gd_now(); services[0].resident.away != GD_PARKED ||
                                     services[1].resident.away != GD_PARKED; pause_for(100000))

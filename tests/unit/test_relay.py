@@ -309,6 +309,19 @@ def test_calls_at_random_moments_lose_nothing(sleepy):
     assert counter.read()[0] == 300
 
 
+def test_a_call_behind_a_nap_waits_for_no_slice():
+    """However long that is: nobody makes up for a wake that is lost before it is over."""
+    draw = random.Random(5)
+    for _ in range(60):
+        after = 10 ** draw.uniform(-3.5, -2)
+        with gd.Service(SOURCE, QUICK, slice=120.0, nap_after=after, park_after=None, lifetime=300) as svc:
+            for n in range(3):
+                time.sleep(draw.uniform(0, 3 * after))
+                start = time.monotonic()
+                assert svc.call("add", n, 1, timeout=300) == n + 1
+                assert time.monotonic() - start < 10
+
+
 def test_without_naps_it_stays(svc):
     with gd.Service(SOURCE, QUICK, slice=SLICE, nap_after=None, lifetime=300) as awake:
         slices(awake, 10)

@@ -31,7 +31,7 @@ class CudaRelayed(Relayed):
             "round_at": launch.round_at, "slice_at": launch.slice_at,
             "slice": int(launch.slice * 1e9), "told": launch.told,
             "wake": launch.wake[0], "wake_device": launch.wake[1],
-            "park_after": int(launch.park_after * 1e9),
+            "pace": int(launch.pace * 1e9), "park_after": int(launch.park_after * 1e9),
         })  # fmt: skip
         self._thread = device.relay_thread()
         self._launch = launch  # keeps the function and the stream

@@ -240,7 +240,7 @@ class EmulatedRelayThread:
                             if member.away == _native.lib.GD_LEAVING:
                                 member.away = _native.lib.GD_LAST
                         continue
-                self._changed.wait(max(slice / 8, 1e-4))
+                self._changed.wait(max(min(m.launch.pace for m in running) / 8, 1e-4))
 
 
 def _word(address: int) -> int:
