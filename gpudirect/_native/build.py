@@ -74,8 +74,8 @@ def builder() -> cffi.FFI:
         f"#include <linux/types.h>\n#include <sys/ioctl.h>\n{includes}\n"
         f'static char *const gd_lane_source = "{text}";',
         sources=sorted(str(f.relative_to(ROOT)) for f in HERE.glob("*.c")
-                       if f.stem not in ("dlpack", "elements", "lease", "mapped", "_cffi",
-                                         *LIBRARY_ALONE)),
+                       if f.stem not in ("_cffi", *LIBRARY_ALONE)
+                       and '#include "objects.h"' not in f.read_text()),
         include_dirs=sorted({str(h.parent.relative_to(ROOT)) for h in headers}),
         depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), *headers)),
         extra_compile_args=[*C_OPTIONS, "-fvisibility=hidden"],  # calls inside are direct, and inlined

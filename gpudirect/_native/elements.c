@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "mapped.h"
+#include "objects.h"
 
 #define api gd_mapped_api
 #define FEW 512 /* indices of another type that are widened without an allocation */

@@ -10,6 +10,7 @@
  * of its own: NumPy would take it for an array of bytes.
  */
 #include "mapped.h"
+#include "objects.h"
 
 #define KEEP_GIL_BELOW 4096 /* bytes: a copy of a few hundred ns is shorter than giving it up */
 

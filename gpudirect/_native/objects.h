@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * CPython, for every file that makes objects. Built with its limited API where that has the buffer
- * protocol (3.11 and later): one build serves every later Python. So types are made from a
- * specification, their objects hold them, and what the limited API lacks is here.
+ * CPython, for every file that makes objects: each includes this by name, and so is none of _cffi's and in
+ * no test of plain C. Built with its limited API where that has the buffer protocol (3.11 and later): one
+ * build serves every later Python. So types are made from a specification, their objects hold them, and what
+ * the limited API lacks is here.
  */
 #ifndef GPUDIRECT_OBJECTS_H
 #define GPUDIRECT_OBJECTS_H
