@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import resource
-import secrets
 import shutil
 import sys
 import tempfile
@@ -128,8 +127,7 @@ def _limit(which: int) -> int | None:
 def _local_sockets() -> str | None:
     """Why sharing could not have its socket; closed again at once."""
     try:
-        with _wire.opened() as tried:
-            tried.bind("\0gpudirect-" + secrets.token_hex(16))
+        _wire.named()[0].close()
     except OSError as e:
         return e.strerror or str(e)
     return None

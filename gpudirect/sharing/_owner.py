@@ -51,12 +51,11 @@ class Server:
     """Answers on one socket. Everything but ``offer`` runs on its thread."""
 
     def __init__(self) -> None:
-        self._name = "gpudirect-" + secrets.token_hex(16)
         self._shares: dict[bytes, Share] = {}  # by what the secret hashes to
         self._jobs: list[Callable[[], None]] = []
         with contextlib.ExitStack() as undo, telling("sharing memory with other processes", _refused):
-            self._listener = undo.enter_context(_wire.opened())
-            self._listener.bind("\0" + self._name)
+            self._listener, self._name = _wire.named()
+            undo.enter_context(self._listener)
             self._listener.listen(64)
             self._woken, self._waker = map(undo.enter_context, socket.socketpair())
             self._waker.setblocking(False)

@@ -19,6 +19,18 @@ def opened() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def named() -> tuple[socket.socket, str]:
+    """One that other processes find by its name, in the abstract namespace. Raises OSError."""
+    name = "gpudirect-" + os.urandom(16).hex()
+    made = opened()
+    try:
+        made.bind("\0" + name)
+    except BaseException:
+        made.close()
+        raise
+    return made, name
+
+
 def send(to: socket.socket, descriptors: tuple[int, ...] = (), /, **said: Any) -> None:
     """Send a packet. Raises OSError."""
     socket.send_fds(to, [json.dumps(said).encode()], descriptors)
