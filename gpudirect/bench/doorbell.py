@@ -106,7 +106,7 @@ def _arguments(size: int) -> tuple[int, ...]:
     return (data[0],) if size == 1 else tuple(np.frombuffer(data, "<u8").tolist())
 
 
-def _calls(service: gd.Service, lane: Any, size: int, count: int) -> np.ndarray[Any, Any]:
+def timed_calls(service: gd.Service, lane: Any, size: int, count: int) -> np.ndarray[Any, Any]:
     return _timed(service, lane, FUNCTIONS[size], _words(size), count)
 
 
@@ -308,11 +308,11 @@ def _single_calls(service: gd.Service, in_host: gd.Service, word: gd.Array, coun
     code = _bench.lib.gd_time_loads(word.host_ptr, count, samples.c)
     add(LOAD, 4, samples.checked(code, "loads"))
     for size in SIZES:
-        add(f"call {size}: C", size, _calls(service, lane, size, count))
-        add(f"call {size}, packets in host memory: C", size, _calls(in_host, host_lane, size, count))
+        add(f"call {size}: C", size, timed_calls(service, lane, size, count))
+        add(f"call {size}, packets in host memory: C", size, timed_calls(in_host, host_lane, size, count))
         call = _python_call(service, FUNCTIONS[size], _arguments(size))
         add(f"call {size}: Python", size, interleaved({"": call}, samples=count)[""])
-    add("call 256, by reference: C", 256, _calls(service, lane, 256, count))
+    add("call 256, by reference: C", 256, timed_calls(service, lane, 256, count))
     for words, name in MEMORY.items():
         arguments = service._pack(name, (word, 3))[0]
         add(f"call 12, {words}: C", 12, _timed(service, lane, name, arguments, count))
@@ -344,7 +344,7 @@ def _lanes(device: Device, lanes: int, count: int, batch: int) -> list[Figure]:
     with _service(device, lanes) as service:
         lent = [service.lend(n) for n in range(lanes)]
         times = _together([
-            functools.partial(_calls, service, lane, MAIN, count) for lane in lent
+            functools.partial(timed_calls, service, lane, MAIN, count) for lane in lent
         ])  # fmt: skip
         rates = [
             _together([

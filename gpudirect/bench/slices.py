@@ -10,7 +10,7 @@ import numpy as np
 import gpudirect as gd
 
 from ..devices import Device
-from .doorbell import LIFETIME, MAIN, SOURCE, _calls
+from .doorbell import LIFETIME, MAIN, SOURCE, timed_calls
 from .measure import Figure, figure
 from .others import current
 from .progress import Tell, silent
@@ -39,8 +39,8 @@ def _in_turn(device: Device, count: int) -> list[Figure]:
         for kind, options in kinds.items():
             with _service(device, **options) as service:
                 lane = service.lend(0)
-                _calls(service, lane, MAIN, 1000)
-                times[kind].append(_calls(service, lane, MAIN, count))
+                timed_calls(service, lane, MAIN, 1000)
+                times[kind].append(timed_calls(service, lane, MAIN, count))
     return [
         figure(NAME, f"call {MAIN}, {kind}: C", MAIN, np.concatenate(found), group="slices")
         for kind, found in times.items()
@@ -63,7 +63,7 @@ def _naps(device: Device, count: int) -> list[Figure]:
         for i in range(count):
             _asleep(service)
             time.sleep(draw.uniform(0, 1.5 * SLICE))
-            first[i], second[i] = _calls(service, lane, MAIN, 2)
+            first[i], second[i] = timed_calls(service, lane, MAIN, 2)
     return [
         figure(NAME, f"call {MAIN}, first after a nap: C", MAIN, first, group="slices"),
         figure(NAME, f"call {MAIN}, second after a nap: C", MAIN, second, group="slices"),

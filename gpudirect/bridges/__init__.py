@@ -20,8 +20,7 @@ _lock = threading.RLock()
 
 def get(name: str) -> Bridge:
     """The bridge of that name, usable or not. Raises ArgumentError for a name unknown."""
-    found = _made.get(name) if isinstance(name, str) else None
-    if found is not None:
+    if (found := _made.get(name)) is not None:
         return found
     with _lock:
         if name not in _made:
