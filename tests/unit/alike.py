@@ -6,12 +6,30 @@ from contextlib import contextmanager
 
 import gpudirect as gd
 from gpudirect._transfer import paths
+from gpudirect.courier import _worker
 from gpudirect.limits import Limits
 
 
 def same(found, wanted):
     assert found.shape == wanted.shape and found.dtype == wanted.dtype
     assert found.tobytes() == wanted.tobytes()
+
+
+def never_in_python(monkeypatch, *names):
+    """What comes from C to these methods of Array is a failure."""
+
+    def came(*given, **how):
+        raise AssertionError(f"this is not for Python: {given[1:]}, {how}")
+
+    for name in names:
+        monkeypatch.setattr(gd.Array, name, came)
+
+
+@contextmanager
+def awake_courier(monkeypatch):
+    monkeypatch.setattr(_worker, "NAP_AFTER", None)  # however slow this machine is
+    with gd.Courier() as c:
+        yield c
 
 
 @contextmanager

@@ -8,12 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from alike import in_force, same
+from alike import awake_courier, in_force, never_in_python, same
 
 import gpudirect as gd
 from gpudirect import _native
 from gpudirect._transfer import copies, couriers
-from gpudirect.courier import _worker
 
 SIZE = 5000
 KINDS = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
@@ -21,20 +20,13 @@ KINDS = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
 
 @pytest.fixture
 def courier(monkeypatch):
-    monkeypatch.setattr(_worker, "NAP_AFTER", None)  # however slow this machine is
-    with gd.Courier() as c:
+    with awake_courier(monkeypatch) as c:
         yield c
 
 
 @pytest.fixture
 def in_c(monkeypatch):
-    """What comes to Python is a failure."""
-
-    def came(*given, **how):
-        raise AssertionError(f"this is not for Python: {given[1:]}, {how}")
-
-    monkeypatch.setattr(gd.Array, "_gather_slow", came)
-    monkeypatch.setattr(gd.Array, "_scatter_slow", came)
+    never_in_python(monkeypatch, "_gather_slow", "_scatter_slow")
 
 
 @pytest.fixture

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from alike import in_force, same
+from alike import awake_courier, in_force, never_in_python, same
 
 import gpudirect as gd
-from gpudirect.courier import _worker
 
 
 @pytest.fixture
 def in_c(monkeypatch):
-    """What comes to Python is a failure."""
-
-    def came(*given, **how):
-        raise AssertionError(f"this is not for Python: {given[1:]}, {how}")
-
-    monkeypatch.setattr(gd.Array, "_read_slow", came)
-    monkeypatch.setattr(gd.Array, "_write_slow", came)
+    never_in_python(monkeypatch, "_read_slow", "_write_slow")
 
 
 @pytest.fixture
 def courier(monkeypatch):
-    monkeypatch.setattr(_worker, "NAP_AFTER", None)
-    with gd.Courier() as c:
+    with awake_courier(monkeypatch) as c:
         yield c
 
 
