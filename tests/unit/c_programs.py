@@ -85,7 +85,10 @@ class OtherInC:
         self.process.stdin.flush()
 
     def hear(self):
-        code, _, rest = self.process.stdout.readline().rstrip("\n").partition(" ")
+        line = self.process.stdout.readline()
+        if not line:
+            raise EOFError("the program ended")
+        code, _, rest = line.rstrip("\n").partition(" ")
         return int(code), rest
 
     def __call__(self, line):
