@@ -19,6 +19,10 @@ import gpudirect as gd
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(p.name for p in DOCS.glob("*.md"))
+PROSE = [Path(f"docs/{name}") for name in PAGES] + [
+    Path(name) for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "examples/README.md",
+                            "results/README.md")]  # fmt: skip
+FENCED = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 RELIABILITY = (DOCS / "reliability.md").read_text()
 FIGURES = {(f["bench"], f["case"], f["size"]): f["p50"]
            for f in json.loads((ROOT / "results/nvidia-h200.json").read_text())["figures"]}  # fmt: skip
@@ -35,6 +39,25 @@ def rows(text: str) -> list[list[str]]:
 def test_what_it_links_to_exists(page):
     for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", (DOCS / page).read_text()):
         assert (DOCS / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PROSE, ids=str)
+def test_tables_are_whole(page):
+    """A row behind an empty line is a paragraph of bars."""
+    lines = ["", *FENCED.sub("", (ROOT / page).read_text()).splitlines(), ""]
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        if line.startswith("|") and not before.startswith("|"):
+            assert re.fullmatch(r"\|[ :|-]+\|", after), line
+
+
+@pytest.mark.parametrize("page", PROSE, ids=str)
+def test_commands_that_are_named_do_something(page):
+    """`gpudirect bench` alone, for one, only lists what could follow."""
+    text = (ROOT / page).read_text()
+    parts = re.findall(r"^## gpudirect (.+)$", (DOCS / "commands.md").read_text(), re.MULTILINE)
+    code = "\n".join([*FENCED.findall(text), *re.findall(r"`([^`\n]+)`", FENCED.sub("", text))])
+    for words in re.findall(r"^(?:[A-Z_]+=\S+ |\.venv/bin/|sudo )*gpudirect +([a-z].*)$", code, re.MULTILINE):
+        assert any(f"{words} ".startswith(f"{part} ") for part in parts), words
 
 
 def test_every_page_is_in_the_sites_list():
@@ -124,6 +147,11 @@ def test_figures_of_sharing_are_the_files():
     (found,) = [r for r in rows((DOCS / "which-tool.md").read_text()) if r[0].startswith("from `import`")]
     seconds = statistics.median(figures["seconds"]["attached"])
     assert float(found[1][:-3]) == pytest.approx(1e3 * seconds, rel=0.006)
+    told = {unit: [statistics.median(figures[kind][who]) * scale for who in ("attached", "with CUDA")]
+            for unit, kind, scale in (("MB", "bytes", 1e-6), ("ms", "seconds", 1e3))}  # fmt: skip
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (f"for {told['MB'][0]:.0f} MB and {told['ms'][0]:.0f} ms where a CUDA context takes "
+            f"{told['MB'][1]:.0f} MB and {told['ms'][1]:.0f} ms") in readme  # fmt: skip
 
 
 def test_every_cell_has_a_figure_or_says_that_there_is_none():
@@ -170,12 +198,30 @@ def test_commands_and_stages_exist():
         assert (ROOT / path).exists(), path
 
 
-def test_what_pytest_is_told_to_choose_exists():
-    for paths, word in re.findall(r"`pytest ([\w./ -]+?) -k (\w+)`", RELIABILITY):
+@pytest.mark.parametrize("page", PROSE, ids=str)
+def test_what_pytest_is_told_to_choose_exists(page):
+    text = (ROOT / page).read_text()
+    for paths, quoted, word in re.findall(r"pytest (?:-q )?([\w./ -]+?) -k (?:\"([^\"]+)\"|(\w+))", text):
         files = [f for path in paths.split() for f in ([ROOT / path] if path.endswith(".py")
                                                         else (ROOT / path).glob("test_*.py"))]  # fmt: skip
         names = re.findall(r"^def (test_\w+)", "".join(f.read_text() for f in files), re.MULTILINE)
-        assert any(word in name for name in names), (paths, word)
+        for each in (quoted or word).split(" or "):
+            assert any(each in name for name in names), (paths, each)
+
+
+def test_what_security_names_exists():
+    """Functions and tests; files, too, by their ends."""
+    tracked = subprocess.run(["git", "ls-files", "p2pmod", "gpudirect", "tests"], cwd=ROOT, capture_output=True,
+                             text=True, check=True).stdout.split()  # fmt: skip
+    code = [ROOT / name for name in tracked if name.endswith((".c", ".h", ".py", ".cuh"))]
+    words = set(re.findall(r"\w+", " ".join(f.read_text() for f in code if f.exists())))
+    named = re.findall(r"`([\w/.-]+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 20
+    for name in named:
+        if re.search(r"\.(py|c|h|rules)$", name):
+            assert any(f"/{each}".endswith(f"/{name}") for each in tracked), name
+        elif re.fullmatch(r"\w+_\w+", name):
+            assert name in words, name
 
 
 # -- pictures ----------------------------------------------------------------------------------
