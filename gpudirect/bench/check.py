@@ -115,8 +115,7 @@ def _wrong(f: Any) -> str | None:
     if not isinstance(f.get("values"), list):
         return f"values is {f.get('values')!r}, not a list"
     for key, value in [*((k, f.get(k)) for k in STATISTICS), *(("values", v) for v in f["values"])]:
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if not numeric or not math.isfinite(value) or value < 0:
+        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
             return f"{key} is {value!r}, not a time in nanoseconds"
     return None
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import facts
-from ..devices import Device
 from ..errors import ArgumentError
-from .measure import Figure
+
+if TYPE_CHECKING:
+    from ..devices import Device
+    from .measure import Figure
 
 FORMAT = 1
 
@@ -29,6 +30,8 @@ class Figures:
         self.figures.extend(figures)
 
     def as_dict(self) -> dict[str, Any]:
+        from .. import facts  # of the devices, which who only reads a file does not need
+
         return {
             "format": FORMAT,
             "unit": "ns",

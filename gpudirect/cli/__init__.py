@@ -2,6 +2,9 @@
 
 Exit status: 0 done, and everything checked holds; 1 it ran and something failed or does not hold;
 2 what was asked for makes no sense: a wrong name, option or file.
+
+A command's module imports what its help tells; what it works with it imports when it runs. So help,
+completion and `config` answer without NumPy, CUDA and the device.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import typer
 from .. import __version__
 from ..errors import ArgumentError, BridgeError, CompileError, DeviceNotFoundError, Error
 from ._options import Command, option
-from ._screen import console
 
 app: typer.Typer = typer.Typer(
     help="CPU code writes NVIDIA GPU memory directly, and launches kernels on that data.",
@@ -58,6 +60,8 @@ def main() -> None:
     try:
         app()
     except Error as e:
+        from ._screen import console
+
         err = console(error=True)
         err.print(type(e).__name__, style="bold red", end=": ")
         err.print(str(e))

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import devices
 from .._words import time_text
 from ..bench import NAMES, load
-from ..bench.figures import Figures
-from ..bench.measure import Figure
 from ..errors import ArgumentError
 from . import _bench_report
 from ._options import BridgeOption, Command, DeviceOption, JsonOption, argument, choose, option, starting
-from ._screen import Screen
 from ._table import Table
+
+if TYPE_CHECKING:
+    from ..bench.measure import Figure
 
 app: typer.Typer = typer.Typer(
     help="Measure gpudirect beside what one would use otherwise, and judge what was measured.",
@@ -62,6 +61,10 @@ def run(
 ) -> None:  # fmt: skip
     """Run benchmarks and print their figures: best, median, 99th and 99.9th percentile of each case,
     beside other ways to do the same. A minute or two for all of them."""
+    from .. import devices
+    from ..bench.figures import Figures
+    from ._screen import Screen
+
     for name in names or ():
         if name not in NAMES:
             raise ArgumentError(f"there is no benchmark {name!r}; there are {', '.join(NAMES)}")

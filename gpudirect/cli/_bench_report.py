@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bench import bars
-from ..bench import check as judging
-from ..bench import report as page
-from ..bench.check import HOLDS, MISSING, SHORT, Outcome
 from ._options import JsonOption, argument, option
-from ._screen import STYLES, Screen
+
+if TYPE_CHECKING:
+    from ..bench.check import Outcome
+    from ._screen import Screen
 
 FigureFile = Annotated[
     Path, argument("A figures file, from `gpudirect bench run --out`", metavar="FILE")
 ]
-COUNTED = {HOLDS: "hold", SHORT: "fall short", MISSING: "not measured"}
 
 
 def what_it_is(found: dict[str, Any]) -> str:
@@ -51,6 +49,11 @@ def check(
 ) -> None:  # fmt: skip
     """Hold a figures file against the targets that this project sets itself: ratios to other ways
     in the same run. Exit status 1 if one falls short or was not measured."""
+    from ..bench import bars
+    from ..bench import check as judging
+    from ..bench.check import HOLDS, MISSING, SHORT
+    from ._screen import Screen
+
     screen = Screen(as_json)
     found = judging.read(file)
     outcomes = judging.judge(found, bars.chosen(bars.load(), only or ()))
@@ -70,8 +73,9 @@ def check(
         if o.state == SHORT:
             words += f"; asked: {o.bar.asked}"
         _row(screen, o, words, widest, beside)
-    counts = {state: sum(o.state == state for o in outcomes) for state in COUNTED}
-    screen.say(", ".join(f"{n} {COUNTED[state]}" for state, n in counts.items() if n))
+    counted = {HOLDS: "hold", SHORT: "fall short", MISSING: "not measured"}
+    counts = {state: sum(o.state == state for o in outcomes) for state in counted}
+    screen.say(", ".join(f"{n} {counted[state]}" for state, n in counts.items() if n))
     if emulated:
         screen.say("EMULATED device: these times say nothing about a GPU, so no target is met by them.",
                    "bold yellow")  # fmt: skip
@@ -81,6 +85,8 @@ def check(
 
 def _row(screen: Screen, o: Outcome, words: str, widest: int, beside: bool) -> None:
     """State and name, and the figures beside them, or below where there is no room."""
+    from ._screen import STYLES
+
     if beside:
         head = f"{o.state:<12}  {o.bar.id:<{widest}}  "
         screen.coloured(head + words, STYLES[o.state], len(o.state), " " * len(head))
@@ -98,6 +104,9 @@ def report(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Make one HTML page of a figures file that stands alone, and its plots as PNG beside it."""
+    from ..bench import report as page
+    from ._screen import Screen
+
     screen = Screen(as_json)
     folder = out if out is not None else file.with_name(f"{file.stem}-report")
     with screen.progress("drawing"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from .. import bridges, devices
+from .. import bridges
 from .._words import size_text
-from ..calibration import calibrate as measure
-from ..limits import COURIER, DIRECTIONS, ERRANDS, NEVER, THRESHOLDS, Limits, ensure_writable, file_of
 from ._options import BridgeOption, DeviceOption, JsonOption, choose
-from ._screen import Screen
+
+if TYPE_CHECKING:
+    from ..limits import Limits
 
 
 def words(limits: Limits, direction: str) -> str:
@@ -23,6 +24,8 @@ def words(limits: Limits, direction: str) -> str:
 
 def rows(limits: Limits) -> list[tuple[str, str]]:
     """The limits, for people."""
+    from ..limits import COURIER, DIRECTIONS, ERRANDS, NEVER, THRESHOLDS
+
     shown = []
     for name in DIRECTIONS:
         way, memory = name.split("_")
@@ -51,6 +54,11 @@ def calibrate(as_json: JsonOption = False, device: DeviceOption = None,
               bridge: BridgeOption = None) -> None:
     """Measure at which sizes mapped stores and loads beat DMA here, and keep the answer: later
     programs on this machine use it. A few seconds; the file is named at the end."""
+    from .. import devices
+    from ..calibration import calibrate as measure
+    from ..limits import ensure_writable, file_of
+    from ._screen import Screen
+
     choose(device, bridge)
     screen = Screen(as_json)
     chosen = devices.get(device)

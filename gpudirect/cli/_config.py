@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 from ..errors import ArgumentError, Error
 from ._options import JsonOption, option
-from ._screen import Screen
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -44,7 +44,7 @@ def config(
     if libs:
         (place,) = found["library"]
         words += [f"-L{place}", f"-Wl,-rpath,{place}", "-lgpudirect"]
-    screen = Screen(as_json)
-    screen.json({**found, "flags": words})
-    if not as_json:
+    if as_json:
+        print(json.dumps({**found, "flags": words}, indent=2))
+    else:
         print(shlex.join(words))  # for a shell: not folded, whatever the screen's width

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
-from .. import demo as experiments
-from ..devices import Device
 from ._options import BridgeOption, DeviceOption, JsonOption, choose
-from ._screen import Screen
+
+if TYPE_CHECKING:
+    from ..demo import Check
+    from ..devices import Device
+    from ._screen import Screen
 
 
 class Teller:
@@ -30,7 +33,7 @@ class Teller:
         self.screen.line()
         self.screen.say(f"({letter}) {name}: {about}", "bold", hang="    ")
 
-    def check(self, check: experiments.Check) -> None:
+    def check(self, check: Check) -> None:
         self.screen.marked("ok" if check.held else "FAILED", f"{check.what}: {check.detail}")
 
     def remark(self, text: str, emulated: str = "") -> None:
@@ -42,6 +45,9 @@ class Teller:
 def demo(as_json: JsonOption = False, device: DeviceOption = None, bridge: BridgeOption = None) -> None:
     """Five small experiments, each checked: the CPU writes GPU memory with plain stores, finds there
     what a copy has put, and kernels run on it. Exit status 1 if a check fails."""
+    from .. import demo as experiments
+    from ._screen import Screen
+
     screen = Screen(as_json)
     with screen.progress("opening the device"):
         choose(device, bridge)

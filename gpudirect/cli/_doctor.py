@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import doctor as doctors
-from ..doctor import LEVELS, STOPS, Finding
 from ..errors import ArgumentError
 from ._options import JsonOption, option
-from ._screen import Screen
+
+if TYPE_CHECKING:
+    from ..doctor import Finding
+    from ._screen import Screen
 
 COLOURS = {"stops": "bold red", "limits": "red", "slows": "yellow", "note": "bold"}
 REPORT = "gpudirect-report.json"
@@ -31,6 +32,9 @@ def doctor(
 ) -> None:  # fmt: skip
     """Look for every known reason why a GPU cannot be used here or is slow. Each is told with what it
     means, what it costs, and the command that mends it. Exit status 1 if a GPU cannot be used."""
+    from .. import doctor as doctors
+    from ._screen import Screen
+
     if out is not None and not report:
         raise ArgumentError("--out names the file of --report: give both")
     screen = Screen(as_json)
@@ -42,7 +46,7 @@ def doctor(
         file = out or Path(REPORT)
         with screen.progress("reporting") as tell:
             doctors.report(machine, found, file, tell=tell)
-    stopped = any(f.level == STOPS for f in found)
+    stopped = any(f.level == doctors.STOPS for f in found)
     screen.json({
         "stopped": stopped, "findings": [asdict(f) for f in found],
         "gpus": [g.id for g in machine.gpus], "report": str(file) if file else None,
@@ -71,6 +75,8 @@ def show(screen: Screen, f: Finding) -> None:
 
 def summary(found: list[Finding], gpus: list[str]) -> str:
     """How it stands, in a line or two."""
+    from ..doctor import LEVELS
+
     there = "; ".join(gpus) if gpus else "no GPU that can be used"
     if not found:
         return f"{there}: nothing to mend."

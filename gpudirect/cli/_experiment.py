@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .. import devices
-from ..bench import plots
-from ..bench.figures import Figures, load
 from ..errors import ArgumentError
-from ..experiment import analysis, lines, measure, ports, report
+from ..experiment import NAMES
 from ._bench import file_in
 from ._options import BridgeOption, DeviceOption, JsonOption, argument, choose, option, starting
-from ._screen import Screen
 from ._table import Table
+
+if TYPE_CHECKING:
+    from ._screen import Screen
 
 SECONDS = 0.8  # of each configuration
 WORDS = {"verdict", "claim", "detail"}
@@ -23,8 +22,8 @@ WORDS = {"verdict", "claim", "detail"}
 def experiment(
     names: Annotated[
         list[str] | None,
-        argument(f"Which programs: {', '.join(ports.NAMES)}", default="all", metavar="NAME",
-                 autocompletion=lambda: starting(*ports.NAMES)),
+        argument(f"Which programs: {', '.join(NAMES)}", default="all", metavar="NAME",
+                 autocompletion=lambda: starting(*NAMES)),
     ] = None,
     out: Annotated[
         Path | None,
@@ -48,6 +47,12 @@ def experiment(
 ) -> None:  # fmt: skip
     """Run the example programs with copies, double-buffered and with direct stores, and compare times
     and results: docs/does-avoiding-dma-pay.md. Minutes for all of them; --quick for seconds."""
+    from .. import devices
+    from ..bench import plots
+    from ..bench.figures import Figures, load
+    from ..experiment import lines, measure, ports
+    from ._screen import Screen
+
     if not 0 <= seconds <= 3600:
         raise ArgumentError(f"--seconds {seconds}: give 0 to 3600")
     screen = Screen(as_json)
@@ -88,6 +93,8 @@ def experiment(
 
 def _show(screen: Screen, found: dict[str, Any], page: Path | None) -> None:
     """Print what the figures of an experiment say; with a path, write the page as well."""
+    from ..experiment import analysis, report
+
     told = analysis.tables(analysis.Experiment(found))
     screen.json(found)
     for t in told:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import facts
 from .._words import size_text
 from ..config import defaults
 from ._options import BridgeOption, DeviceOption, JsonOption, known
-from ._screen import Screen
 from ._table import Table
+
+if TYPE_CHECKING:
+    from ._screen import Screen
 
 
 def info(
@@ -22,6 +23,9 @@ def info(
     Whatever is missing is told as such: `info` itself does not fail. `gpudirect doctor` says what
     would mend it.
     """
+    from .. import facts
+    from ._screen import Screen
+
     if device is not None or bridge is not None:
         known(device, bridge)
         defaults.device, defaults.bridge = device or defaults.device, bridge or defaults.bridge

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import devices
 from ..errors import ArgumentError
-from ..litmus import ALL, NOT_PROMISED
 from ._options import BridgeOption, DeviceOption, JsonOption, argument, choose, option, starting
-from ._screen import Screen
 from ._table import Table
+
+if TYPE_CHECKING:
+    from .. import devices
+
+
+def _names() -> list[str]:
+    """Of the tests, to complete a word with."""
+    from ..litmus import ALL
+
+    return starting(*ALL)
 
 
 def litmus(
     names: Annotated[
         list[str] | None,
         argument("Which tests; --list names them", default="all", metavar="NAME",
-                 autocompletion=lambda: starting(*ALL)),
+                 autocompletion=_names),
     ] = None,
     rounds: Annotated[int, option("Rounds of each test", default="10000", metavar="N")] = 10_000,
     listed: Annotated[bool, option("Name the tests and what each asks", "--list")] = False,
@@ -29,6 +36,10 @@ def litmus(
     """Play small patterns of stores and loads between the CPU and the device, and count the rounds
     in which one side saw them out of order. Exit status 1 if an order that is promised
     (docs/memory-model.md) is broken."""
+    from .. import devices
+    from ..litmus import ALL, NOT_PROMISED
+    from ._screen import Screen
+
     screen = Screen(as_json)
     if rounds < 1:
         raise ArgumentError(f"--rounds {rounds}: give 1 or more")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from .. import bridges, devices
+from .. import bridges
 from ..config import defaults
 from ..errors import ArgumentError, BridgeUnavailableError, DeviceNotFoundError
 
@@ -75,6 +75,8 @@ def known(device: str | None, bridge: str | None) -> None:
 
     A name that makes sense where the thing is missing (cuda without a GPU) passes.
     """
+    from .. import devices
+
     if bridge is not None and bridge not in bridges.NAMES:
         raise ArgumentError(f"there is no bridge {bridge!r}; there are {', '.join(bridges.NAMES)}")
     name = device or defaults.device
@@ -88,6 +90,8 @@ def known(device: str | None, bridge: str | None) -> None:
 
 def choose(device: str | None, bridge: str | None) -> None:
     """Make the options the process's choice, which every part of the package reads."""
+    from .. import devices
+
     known(device, bridge)
     chosen = devices.get(device)
     try:

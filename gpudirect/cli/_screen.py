@@ -13,14 +13,15 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from ..devices import Device
 from ._table import LEAST_WORDS, Table, pairs
+
+if TYPE_CHECKING:
+    from ..devices import Device
 
 STYLES = {
     "yes": "green", "ok": "green", "holds": "green",
@@ -126,6 +127,8 @@ class Screen:
         measures: nothing runs beside what is being timed, so the bar moves with each step only.
         """
         if self.err.is_terminal:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
             columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn()
             with Progress(*columns, console=self.err, transient=True, auto_refresh=not measures) as shown:
                 task = shown.add_task(what, total=None)

@@ -7,3 +7,9 @@ sequential program, with copies, double-buffered and direct, timed in turn and c
     analysis   ratios, verdicts and tables from a figures file
     report     plots and one self-contained HTML page
 """
+
+NAMES = (
+    "vector_add", "vector_add_c", "stencil3d", "sad", "tpacf", "spmv_updates", "histogram", "linked", "daq",
+    "inference_params", "steering",
+)  # fmt: skip
+"""Every port, in the order in which they are told."""

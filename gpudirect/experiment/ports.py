@@ -29,11 +29,8 @@ import gpudirect as gd
 
 from .._words import exact_size
 from ..errors import ArgumentError
+from . import NAMES
 
-NAMES = (
-    "vector_add", "vector_add_c", "stencil3d", "sad", "tpacf", "spmv_updates", "histogram", "linked", "daq",
-    "inference_params", "steering",
-)  # fmt: skip
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
 COURIER = "courier"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import logging
 import threading
@@ -111,6 +110,8 @@ class Future(Call, concurrent.futures.Future):  # type: ignore[type-arg]
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.done() and not self._spin(AWAIT_SPIN):
+            import asyncio  # slow to import, and here already with whoever runs a loop of it
+
             loop = asyncio.get_running_loop()
             waiter = loop.create_future()
 

@@ -308,6 +308,25 @@ def test_completion_knows_the_names(line, names):
     assert run.stdout.split() == names, run.stderr
 
 
+@pytest.mark.parametrize("words", [
+    ("--help",), ("--version",), ("demo", "-h"), ("bench", "run", "-h"), ("experiment", "-h"), ("nonsense",),
+    ("config", "--cflags"), ("bench", "check", FIGURES),
+])  # fmt: skip
+def test_what_needs_no_device_loads_none(words):
+    """Nor NumPy and CUDA's bindings with it: a third of a second, and 40 MiB."""
+    program = (
+        "import sys\n"
+        "from gpudirect.cli import main\n"
+        f"sys.argv = ['gpudirect', *{words!r}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'cuda', 'cffi', 'jinja2', 'matplotlib', 'gpudirect.devices'}\n"
+        "print('loaded:', *sorted(heavy & {*sys.modules}))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "loaded:", run.stdout + run.stderr
+
+
 # -- tables, progress ------------------------------------------------------------------------
 
 
