@@ -31,7 +31,7 @@ def extension(name: str, sources: list[str], *options: str, depends: tuple[str, 
         sources,
         depends=["gpudirect/_native/objects.h", *depends],
         include_dirs=["p2pmod"],
-        extra_compile_args=["-O2", "-Wall", "-Wextra", *options],
+        extra_compile_args=["-O2", "-Wall", "-Wextra", *native["STRICT"], *options],
         define_macros=[("Py_LIMITED_API", "0x{:02x}{:02x}0000".format(*ABI3))] if LIMITED else [],
         py_limited_api=LIMITED,
     )

@@ -28,13 +28,17 @@ ABI_HEADERS = (ROOT / "p2pmod" / "p2pmod.h", LANE, ROOT / "tests" / "vm" / "stan
 LIBRARY_ALONE = ("attach", "rm", "said")  # the runtime has sharing/ and bridges/rm.py
 LIBRARY_SOURCES = (*LIBRARY_ALONE, "bell", "copy", "doorbell", "engine_neon", "engine_x86", "engines",
                    "gather", "guard", "lane", "mappings", "process", "strided", "threads")  # fmt: skip
+# gcc refuses these from 14 on; so does each older compiler that we build with
+STRICT = [f"-Werror={what}" for what in ("implicit-function-declaration", "implicit-int",
+                                        "incompatible-pointer-types", "int-conversion")]  # fmt: skip
 C_OPTIONS = ["-O3", "-fno-strict-aliasing",
              # a loop of stores to a mapping must not become a call of memcpy
              "-fno-tree-loop-distribute-patterns",
-             "-Wall", "-Wextra", "-Wno-unused-parameter"]  # fmt: skip
+             "-Wall", "-Wextra", "-Wno-unused-parameter", *STRICT]  # fmt: skip
+# as linux/types.h has them: cffi's own checks compare pointers to them
 KERNEL_TYPES = """
-typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;
-typedef int32_t __s32; typedef int64_t __s64;
+typedef unsigned char __u8; typedef unsigned short __u16; typedef unsigned int __u32;
+typedef unsigned long long __u64; typedef int __s32; typedef long long __s64;
 """
 
 

@@ -30,8 +30,7 @@ def builder() -> cffi.FFI:
         sources=[str((HERE / name).relative_to(ROOT)) for name in ("bare.c", "timing.c")],
         include_dirs=[".", "p2pmod"],
         depends=sorted(str(f.relative_to(ROOT)) for f in (*HERE.glob("*.h"), lane)),
-        extra_compile_args=["-O3", "-fno-strict-aliasing", "-fno-tree-loop-distribute-patterns",
-                            "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+        extra_compile_args=[*runtime.C_OPTIONS, "-fvisibility=hidden"],
         libraries=["pthread"],
     )  # fmt: skip
     return ffi
