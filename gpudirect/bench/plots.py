@@ -77,23 +77,32 @@ class Series:
 def blank(height: float) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes in our style, kept apart from the settings of the process."""
     mpl = matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure(figsize=(WIDTH, height), dpi=200, layout="constrained")
         yield figure, figure.add_subplot()
 
 
 def finished(figure: Any, name: str, caption: str, emulated: bool) -> Plot:
-    """The plot of a figure, marked where it is emulated."""
+    """The plot of a figure, marked where it is emulated.
+
+    By the canvases themselves: ``savefig`` draws everything once more before, to no file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     if emulated:
         figure.text(0.5, 0.5, "EMULATED\nno GPU involved", color=ALERT, alpha=0.28, fontsize=26,
                     ha="center", va="center", rotation=20, weight="bold")  # fmt: skip
     png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    print_png: Any = FigureCanvasAgg(figure).print_png
+    figure.set_facecolor("white")
+    print_png(png, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it stays as it was laid out, which takes as long as drawing it
+    print_svg: Any = FigureCanvasSVG(figure).print_svg
+    figure.set_facecolor("none")
+    print_svg(svg, metadata={"Date": None})
     return Plot(name, caption, png.getvalue(), svg.getvalue().decode())
 
 
