@@ -129,6 +129,8 @@ INTEGERS = {
     "(int)(__fmaf_rn(2, 3, 4) + __frcp_rn(0.5f) + __fsqrt_rn(16) + __saturatef(7))": lambda t: 17,
     "isnan(NAN) * 4 + isinf(INFINITY) * 2 + (abs(-1) == 1)": lambda t: 7,
     "(int)(sinpif(0.5f) + cospif(0) + sinpi(2.5) + 0.5)": lambda t: 3,
+    "(int)(rcbrt(8.0) * 10 + rcbrtf(27) * 9 + cospi(1.0) + rsqrt(4.0) * 8 + 0.5)": lambda t: 11,
+    "sizeof(rsqrt(2.0f)) + sizeof(sinpi(2.0f)) + 10 * sizeof(rsqrt(2.0))": lambda t: 88,
     "sizeof(float2) + sizeof(float3) * 100 + alignof(float4) * 10000": lambda t: 161208,
     "alignof(ulonglong2) + 100 * alignof(longlong4) + alignof(uchar4)": lambda t: 1620,
     "make_int4(1, 2, 3, t).w + make_uchar4(1, 2, 3, 4).z + (int)make_double2(1, 2).y": lambda t: t + 5,
@@ -632,6 +634,24 @@ def test_no_compiler(monkeypatch):
     try:
         with pytest.raises(CompileError, match="no-such-compiler -O1 not found.*install g\\+\\+"):
             compile_kernel("__global__ void k() {}", "k")
+    finally:
+        compiler._compiler.cache_clear()
+        compiler._version.cache_clear()
+
+
+def test_the_c_library_may_have_functions_that_cuda_has(tmp_path, monkeypatch):
+    """As glibc has from 2.41 on: plain functions, declared before anything of CUDA."""
+    names = [f"{name}{kind}" for name in ("sinpi", "cospi", "rsqrt", "rcbrt") for kind in ("", "f")]
+    kinds = ["float" if name.endswith("f") else "double" for name in names]
+    (tmp_path / "math.h").write_text("#include <math.h>\n" + "".join(
+        f'extern "C" {kind} {name}({kind}) noexcept;\n' for kind, name in zip(kinds, names, strict=True)
+    ))  # fmt: skip
+    monkeypatch.setenv("CXX", f"c++ -include {tmp_path / 'math.h'}")
+    compiler._compiler.cache_clear()
+    compiler._version.cache_clear()
+    try:
+        code = "*a = rsqrt(*a) + sinpi(*a) + cospi(*a) + rcbrt(*a);"
+        compile_kernel(f"__global__ void k(float *a) {{ {code} }}", "k")
     finally:
         compiler._compiler.cache_clear()
         compiler._version.cache_clear()

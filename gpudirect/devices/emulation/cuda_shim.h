@@ -451,15 +451,28 @@ GD_INTEGER_MIN_MAX(ll, long long)
 GD_INTEGER_MIN_MAX(ull, unsigned long long)
 #undef GD_INTEGER_MIN_MAX
 
-GD_FUNCTION float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-GD_FUNCTION double rsqrt(double x) { return 1.0 / sqrt(x); }
-GD_FUNCTION float rsqrt(float x) { return rsqrtf(x); }
-GD_FUNCTION float rcbrtf(float x) { return 1.0f / cbrtf(x); }
-GD_FUNCTION double rcbrt(double x) { return 1.0 / cbrt(x); }
-GD_FUNCTION double sinpi(double x) { return sin(fmod(x, 2.0) * 3.14159265358979323846); }
-GD_FUNCTION double cospi(double x) { return cos(fmod(x, 2.0) * 3.14159265358979323846); }
-GD_FUNCTION float sinpif(float x) { return float(sinpi(x)); }
-GD_FUNCTION float cospif(float x) { return float(cospi(x)); }
+/*
+ * Templates, because a C library may have functions of these names: glibc from 2.41 on. Where both fit,
+ * the function goes before the template.
+ */
+template <class T>
+using gd_real = typename std::conditional<
+    std::is_arithmetic<T>::value && !std::is_same<T, float>::value, double, float>::type;
+constexpr double gd_pi = 3.14159265358979323846;
+template <class T> GD_FUNCTION gd_real<T> rsqrt(T x) { return 1 / sqrt(gd_real<T>(x)); }
+template <class T> GD_FUNCTION gd_real<T> rcbrt(T x) { return 1 / cbrt(gd_real<T>(x)); }
+template <class T> GD_FUNCTION gd_real<T> sinpi(T x)
+{
+    return gd_real<T>(sin(fmod(double(gd_real<T>(x)), 2.0) * gd_pi));
+}
+template <class T> GD_FUNCTION gd_real<T> cospi(T x)
+{
+    return gd_real<T>(cos(fmod(double(gd_real<T>(x)), 2.0) * gd_pi));
+}
+template <class T> GD_FUNCTION float rsqrtf(T x) { return rsqrt(float(x)); }
+template <class T> GD_FUNCTION float rcbrtf(T x) { return rcbrt(float(x)); }
+template <class T> GD_FUNCTION float sinpif(T x) { return sinpi(float(x)); }
+template <class T> GD_FUNCTION float cospif(T x) { return cospi(float(x)); }
 GD_FUNCTION float fdividef(float a, float b) { return a / b; }
 GD_FUNCTION float __fdividef(float a, float b) { return a / b; }
 GD_FUNCTION float __saturatef(float x) { return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f; }
