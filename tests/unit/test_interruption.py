@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from waiting import signalled
+from waiting import signalled, until
 
 import gpudirect as gd
 from gpudirect import aperture, memory
@@ -55,13 +55,16 @@ def places(code) -> frozenset[int]:
     return frozenset(found)
 
 
-def at_bytecode(n: int, work, only_where_python_may: bool = False) -> bool:
-    """Do the work with an exception raised at the n-th bytecode of ours; False if it ended before."""
+def at_bytecode(n: int, work, only_where_python_may: bool = False, files: tuple[str, ...] = (OURS,)) -> bool:
+    """Do the work with an exception raised at the n-th bytecode of ours; False if it ended before.
+
+    files: whose bytecodes count.
+    """
     left = n
 
     def trace(frame, event, argument):
         nonlocal left
-        if not frame.f_code.co_filename.startswith(OURS):
+        if not frame.f_code.co_filename.startswith(files):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode" and (not only_where_python_may or frame.f_lasti in places(frame.f_code)):
@@ -525,18 +528,38 @@ def test_work_that_is_interrupted_where_it_is_queued_does_not_keep_the_device_bu
         assert n > 5 and not device.pending
 
 
+def test_a_wait_that_is_interrupted_leaves_the_stream_at_work(heap):
+    """Inside Python's own library, too: a lock that stayed held there, the worker waited for it for ever."""
+    stream = gd.stream()
+    n, due = 1, True
+    while due:
+        gate = threading.Event()
+        stream.queue.submit(lambda gate=gate: gate.wait(HANG))
+        event = stream.record()
+        opening = threading.Timer(0.01, gate.set)  # for a wait that nothing interrupts
+        opening.start()
+        due = at_bytecode(n, event.sync, only_where_python_may=True, files=(OURS, threading.__file__))
+        opening.join()
+        after = stream.record()
+        until(after.done, n)
+        stream.synchronize()
+        n += 1
+    assert n > 3
+
+
 @pytest.mark.parametrize("slice", [1e-3, None])
 def test_a_service_whose_start_or_stop_was_interrupted_starts_again(heap, slice):
     """Whoever is told to end it finds it in any state, given back by half too."""
     svc = gd.Service("__device__ int add(int a, int b) { return a + b; }", "add", lifetime=300, slice=slice)
-    for change in (svc.stop, svc.start):
+    relay = (OURS + "/devices/emulation/relayed.py", threading.__file__)  # which waits there
+    for change, files, step in ((svc.stop, (OURS,), 5), (svc.start, (OURS,), 5), (svc.start, relay, 1)):
         n, due = 1, True
         while due:
             if change == svc.stop and not svc.running:
                 svc.start().submit("add", 1, 2).add_done_callback(print)  # a thread looks
-            due = at_bytecode(n, change, only_where_python_may=True)
+            due = at_bytecode(n, change, only_where_python_may=True, files=files)
             patient.settle()
             with svc:
                 assert svc.call("add", 1, 2, timeout=HANG) == 3, (change, n)
-            n += EVERY or 5
-        assert n > 50
+            n += EVERY or step
+        assert n > 50 or files is relay

@@ -189,24 +189,26 @@ class EmulatedRelayThread:
 
     def __init__(self, device: Device) -> None:
         self._name = f"{device.id} relay"
-        self._changed = threading.Condition()
+        # taken itself: where a signal's handler raises in the condition's own __enter__ it stays held
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._members: list[EmulatedRelayed] = []
         self._round = 0
         self._thread: threading.Thread | None = None
         _native.lib.gd_fence_all_ready()
 
     def add(self, member: EmulatedRelayed) -> None:
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
             member.begin(member.told(_native.lib.P2PMOD_TOLD_CALLED))
             self._members.append(member)
-            self._changed.notify()
+            self._changed.notify_all()  # an interrupted one leaves somebody who is told in vain
 
     def remove(self, member: EmulatedRelayed) -> None:
-        with self._changed:
+        with self._lock:
             if member in self._members:
                 self._members.remove(member)
                 member.state.state = _native.lib.GD_PARK_NO

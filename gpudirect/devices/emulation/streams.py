@@ -26,7 +26,11 @@ class EmulatedEvent(Event):
     def __init__(self, queue: EmulatedQueue, timing: bool) -> None:
         self.device: EmulatedDevice = queue.device
         self.timing = timing
-        self._reached = threading.Event()
+        # not a threading.Event: where a signal's handler raises in its wait(), its lock may stay held,
+        # and the worker would wait for that in set()
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._reached = False
         self._at = 0.0
         self._place = 0
         self._queue = queue
@@ -36,10 +40,14 @@ class EmulatedEvent(Event):
         """The worker's. What it gives is called once the stream counts it as done."""
         self._at = time.perf_counter()
         self._place = self._queue.done + 1
-        return self._reached.set
+        return self._open
+
+    def _open(self) -> None:
+        self._reached = True
+        self._gate.release()
 
     def done(self) -> bool:
-        return self._reached.is_set() or 0 < self._place <= self._queue.done
+        return self._reached or 0 < self._place <= self._queue.done
 
     def wait(self) -> None:
         if self._queue.on_worker() and not self.done():
@@ -47,7 +55,8 @@ class EmulatedEvent(Event):
                 "a stream of the emulated device cannot wait for itself (a finalizer, run by a "
                 "garbage collection on the stream's own thread, asked it to)"
             )
-        self._reached.wait()
+        with self._gate:
+            pass
 
     def _since(self, earlier: Any) -> float:
         return (self._at - float(earlier._at)) * 1e3
