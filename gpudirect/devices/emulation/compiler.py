@@ -43,7 +43,7 @@ _FLAGS = [
 # Large frames touch every page of theirs, so that a stack that runs over meets its guard.
 _KERNEL_FLAGS = [
     "-fsanitize-coverage=trace-pc", "-fstack-clash-protection", "-fvisibility=hidden",
-    "-fno-finite-loops", "-Wl,-z,defs", "-Wl,--no-as-needed",
+    "-fno-finite-loops", "-Wl,-z,defs",
 ]  # fmt: skip
 _RUNTIME_FLAGS = ["-ftls-model=initial-exec", "-U_FORTIFY_SOURCE"]
 # Headers of the toolkit that are not needed here, and those that offer what is not.
@@ -131,7 +131,8 @@ def _build_kernel(
         (work / "entry.cc").write_text(f'{signature_header()}{before}#include "{SOURCE}"\n{entry}')
         log = _run(
             [*_FLAGS, *_KERNEL_FLAGS, *own, *language, "-I", "include", *folders, f"-iquote{os.getcwd()}",
-             *cuda, "-include", str(_HERE / "cuda_shim.h"), "entry.cc", str(runtime),
+             *cuda, "-include", str(_HERE / "cuda_shim.h"), "entry.cc", "-Wl,--no-as-needed", str(runtime),
+             "-Wl,--as-needed",  # the C++ library takes the linker longer than all else
              f"-Wl,-rpath,$ORIGIN:{runtime.parent}", "-o", "out.so"],
             work,
         )  # fmt: skip

@@ -9,6 +9,9 @@
 #ifndef GPUDIRECT_EMULATION_CUDA_SHIM_H
 #define GPUDIRECT_EMULATION_CUDA_SHIM_H
 
+#include <cstddef>
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS        /* std::legendre and its like took half of the compiler's time */
+
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
