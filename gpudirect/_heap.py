@@ -13,6 +13,7 @@ it is not handed out before everything that was queued at that moment has finish
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
@@ -108,9 +109,8 @@ class Piece:
     def exported(self, value: bool) -> None:
         self._lease.exported = value
 
-    @property
-    def device(self) -> Device:
-        return self.heap.device
+    # no bytecode, where a signal's handler might raise: a call asks for it, of each array
+    device: Device = property(operator.attrgetter("heap.device"))  # type: ignore[assignment]
 
     @property
     def bridge(self) -> Bridge:

@@ -54,6 +54,7 @@ struct export {
     int64_t extents[2 * MOST_DIMS];
 };
 
+/* Consumers call it in the middle of anything. What finalizers raise, here as anywhere, Python tells. */
 static void let_go(struct export *export)
 {
     PyObject *type, *value, *trace;

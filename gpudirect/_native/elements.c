@@ -55,13 +55,13 @@ static int ordinary(PyObject *array, const Py_buffer *its, uint64_t owner, int *
 
     *locked = its->len && api->locked(its->buf, (size_t)its->len, owner);
     if (!base && !(base = PyUnicode_InternFromString("base")))
-        PyErr_Clear();
+        PyErr_Clear(); /* no memory; no Python code ran */
     while (!*locked && base && lender != Py_None) {
         PyObject *next = PyObject_GetAttr(lender, base);
 
         Py_DECREF(lender);
         if (!next) {
-            PyErr_Clear();
+            (void)gd_forget(); /* what stays, gd_mapped_slow() returns */
             return 0;
         }
         lender = next;
@@ -74,7 +74,7 @@ static int plain_buffer(PyObject *from, Py_buffer *its, int flags)
 {
     if (!PyObject_GetBuffer(from, its, flags | PyBUF_FORMAT | PyBUF_ND))
         return 1;
-    PyErr_Clear();
+    (void)gd_forget();
     return 0;
 }
 

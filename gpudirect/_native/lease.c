@@ -29,6 +29,10 @@ typedef struct {
 
 static PyTypeObject *lease_type, *yard_type;
 
+/*
+ * Nobody is there to raise anything to. So bells and homes are single calls in C that only queue
+ * (Keeper.post), in the middle of which no signal's handler runs: Ctrl-C is not lost here.
+ */
 static void ring(PyObject *bell, PyObject *argument)
 {
     PyObject *result = PyObject_CallFunctionObjArgs(bell, argument, NULL);

@@ -120,7 +120,7 @@ static int same_dtype(const Mapped *self, PyObject *from)
     if (dtype && !same)
         same = PyObject_RichCompareBool(dtype, self->dtype, Py_EQ);
     Py_XDECREF(dtype);
-    PyErr_Clear();
+    (void)gd_forget(); /* what stays, gd_mapped_slow() returns */
     return same == 1;
 }
 
@@ -162,9 +162,11 @@ static int overlaps(const Mapped *self, const void *data, Py_ssize_t n)
 PyObject *gd_mapped_slow(Mapped *self, const char *method, PyObject *const *args,
                          Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *function = PyObject_GetAttrString((PyObject *)self, method);
-    PyObject *result;
+    PyObject *function, *result;
 
+    if (PyErr_Occurred())
+        return NULL; /* Ctrl-C while the quick way was tried: gd_forget() */
+    function = PyObject_GetAttrString((PyObject *)self, method);
     if (!function)
         return NULL;
     result = gd_forward(function, args, nargs, kwnames);
@@ -202,11 +204,9 @@ int gd_mapped_await(struct gd_left *left)
     while (left->seat) {
         PyObject *over = PyObject_CallFunction(late, "K", (unsigned long long)(uintptr_t)left);
 
-        if (over) {
-            Py_DECREF(over);
-        } else if (type) {
-            PyErr_Clear();
-        } else {
+        Py_XDECREF(over);
+        if (!over && (!type || gd_forget())) { /* waited for all the same: the device may store there */
+            gd_restore(type, value, trace, late);
             PyErr_Fetch(&type, &value, &trace);
         }
     }
@@ -289,7 +289,7 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
             return gd_mapped_slow(self, "_write_slow", args, nargs, kwnames);
         start = PyLong_AsSsize_t(args[1]);
         if (start < 0) {
-            PyErr_Clear();
+            PyErr_Clear(); /* of a plain int: an OverflowError, no signal's */
             return gd_mapped_slow(self, "_write_slow", args, nargs, kwnames);
         }
     }
@@ -302,7 +302,7 @@ static PyObject *Mapped_write(Mapped *self, PyObject *const *args, Py_ssize_t na
             code = store(self, bytes, n, start, way);
     } else {
         if (PyObject_GetBuffer(args[0], &data, PyBUF_FORMAT | PyBUF_ND)) {
-            PyErr_Clear();
+            (void)gd_forget();
             return gd_mapped_slow(self, "_write_slow", args, nargs, kwnames);
         }
         if (gd_mapped_fits(self, args[0], &data))
@@ -338,7 +338,7 @@ static int understood(struct part *part, PyObject *const *values, PyObject *kwna
             Py_ssize_t n = PyLong_CheckExact(value) ? PyLong_AsSsize_t(value) : -1;
 
             if (n < 0) {
-                PyErr_Clear();
+                PyErr_Clear(); /* as above */
                 return 0;
             }
             *(start ? &part->start : &part->count) = n;
@@ -379,7 +379,7 @@ static PyObject *read_into(Mapped *self, PyObject *out, const struct part *part)
     int code = -1;
 
     if (PyObject_GetBuffer(out, &to, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_ND)) {
-        PyErr_Clear();
+        (void)gd_forget();
         return NULL;
     }
     if (gd_mapped_fits(self, out, &to) && takes(self, &to, part) && reachable(self) &&

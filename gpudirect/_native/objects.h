@@ -21,6 +21,42 @@ static inline void gd_replace(PyObject **place, PyObject *with)
     Py_XDECREF(old);
 }
 
+/*
+ * Put back what was put aside by PyErr_Fetch while other code ran, which may have raised as well. The first
+ * stays, but what is no Exception (Ctrl-C) goes before what is one; the other is told as coming from `where`.
+ */
+static inline void gd_restore(PyObject *type, PyObject *value, PyObject *trace, PyObject *where)
+{
+    PyObject *later, *its_value, *its_trace;
+
+    if (!type)
+        return; /* what was raised since, if anything, stays */
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception) &&
+            PyErr_GivenExceptionMatches(type, PyExc_Exception)) {
+            PyErr_Fetch(&later, &its_value, &its_trace);
+            PyErr_Restore(type, value, trace);
+            type = later;
+            value = its_value;
+            trace = its_trace;
+        }
+        PyErr_WriteUnraisable(where);
+    }
+    PyErr_Restore(type, value, trace);
+}
+
+/*
+ * What was tried did not do, and something else is done instead: forget what it raised. 0, or -1 where that
+ * is no Exception: a signal's handler raised it (Ctrl-C) while Python code ran, so it stays, to be returned.
+ */
+static inline int gd_forget(void)
+{
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+        return -1;
+    PyErr_Clear();
+    return 0;
+}
+
 /* The end of every tp_dealloc: objects of a heap type hold it. `collected`: of a type with a traverse. */
 static inline void gd_free(PyObject *self, int collected)
 {

@@ -135,8 +135,10 @@ class AttachedService(Telling):
         self._leave(SharingError(reason))
 
     def _leave(self, failure: Exception) -> None:
-        self._shut(failure, None)
-        self._when_left(self._leases.clear)
+        try:
+            self._shut(failure, None)
+        finally:  # of a signal's handler, say, while those that wait are told
+            self._when_left(self._leases.clear)
 
     def close(self) -> None:
         """Let go of it; the owner can share the lane again. Safe twice."""

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import CallTimeoutError
 from ._native import Call
 
 if TYPE_CHECKING:
@@ -22,21 +21,25 @@ class _Joint:
     """Of a future in wait() or as_completed(): they hold the condition while they look, and count on
     no future coming to its end meanwhile."""
 
-    __slots__ = ("condition", "state", "waiters")
+    __slots__ = ("condition", "lock", "state", "told", "waiters")
 
     def __init__(self) -> None:
-        self.condition = threading.Condition()
+        # taken itself: where a signal's handler raises in the condition's own __enter__ it stays held
+        self.lock = threading.RLock()
+        self.condition = threading.Condition(self.lock)
         self.state = "RUNNING"
         self.waiters: list[Any] = []
+        self.told: list[Any] = []
 
 
 def _tell(future: Future) -> None:
     joint = future._joint
-    failed = future.exception(0) is not None
-    with joint.condition:
+    with joint.lock:
         joint.state = "FINISHED"
         for waiter in joint.waiters:
-            (waiter.add_exception if failed else waiter.add_result)(future)
+            if waiter not in joint.told:  # by a call of this that a signal's handler ended
+                (waiter.add_exception if future._failed() else waiter.add_result)(future)
+                joint.told.append(waiter)
         joint.condition.notify_all()
 
 
@@ -49,19 +52,6 @@ class Future(Call, concurrent.futures.Future):  # type: ignore[type-arg]
     """
 
     _service: Service
-    _callbacks: list[Callable[[Future], object]]
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the call raised, or None. Raises CallTimeoutError when it is not over in time."""
-        try:
-            self.result(timeout)
-        except CallTimeoutError:
-            if not self.done():
-                raise
-            return self.exception(0)
-        except Exception as e:
-            return e
-        return None
 
     def cancel(self) -> bool:
         """False: a call that was sent cannot be taken back."""
@@ -78,38 +68,25 @@ class Future(Call, concurrent.futures.Future):  # type: ignore[type-arg]
     def add_done_callback(self, callback: Callable[[Future], object]) -> None:
         """Have ``callback(future)`` called once when the call is over, on whatever thread sees it.
 
-        Raises ServiceError where no thread can be started to look for that.
+        What it raises is logged, as with other futures; KeyboardInterrupt and the like are raised to
+        whoever called there. Raises ServiceError where no thread can be started to look for the end.
         """
-        callbacks = self.__dict__.setdefault("_callbacks", [])
-        callbacks.append(callback)
-        if not self._watch():
-            self._finished()
-            return
+        self._add(callback, again=False)
+
+    def _add(self, callback: Callable[[Future], object], again: bool) -> None:
         try:
-            self._service._poller.watch(self)
+            if self._watch(callback, again):
+                self._service._poller.watch(self)
         except BaseException:
-            if callback in callbacks:
-                callbacks.remove(callback)
+            self._forget(callback)
             raise
 
-    def _finished(self) -> None:
-        """It is over. Called once by C, where it was watched, and then for each late callback."""
-        callbacks = self.__dict__.get("_callbacks", [])
-        while callbacks:
-            try:
-                callback = callbacks.pop(0)
-            except IndexError:  # another thread has taken it
-                return
-            try:
-                callback(self)
-            except Exception:
-                logging.getLogger("gpudirect").exception("a callback of %r failed", self)
-            except BaseException:  # a signal's: the others are told all the same
-                self._finished()
-                raise
+    def _log(self, error: BaseException) -> None:
+        """Of a callback. Called by C."""
+        logging.getLogger("gpudirect").error("a callback of %r failed", self, exc_info=error)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        if not self.done() and not self._spin(AWAIT_SPIN):
+        if not self.done() and not self._wait(AWAIT_SPIN):
             import asyncio  # slow to import, and here already with whoever runs a loop of it
 
             loop = asyncio.get_running_loop()
@@ -123,23 +100,13 @@ class Future(Call, concurrent.futures.Future):  # type: ignore[type-arg]
                 try:
                     loop.call_soon_threadsafe(wake)
                 except RuntimeError:
-                    pass  # the loop is closed: nobody waits
-                except BaseException:  # a signal's, and nobody would wake the loop again
-                    loop.call_soon_threadsafe(wake)
-                    raise
+                    if not loop.is_closed():
+                        raise
+                    # else nobody waits
 
-            self.add_done_callback(over)
+            self._add(over, again=True)
             yield from waiter
         return self.result(0)
-
-    def _spin(self, seconds: float) -> bool:
-        try:
-            self.result(seconds)
-        except CallTimeoutError:
-            return self.done()
-        except Exception:
-            pass
-        return True
 
     # -- what concurrent.futures looks at in its futures: made where it does ----------------------
 
@@ -149,7 +116,7 @@ class Future(Call, concurrent.futures.Future):  # type: ignore[type-arg]
         joint: _Joint = self.__dict__.setdefault("_joined", mine)
         if joint is mine:
             try:
-                self.add_done_callback(_tell)
+                self._add(_tell, again=True)
             except BaseException:
                 del self.__dict__["_joined"]
                 raise

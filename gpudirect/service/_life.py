@@ -245,8 +245,8 @@ class Living(Packing):
         self._end = why
         failure = ServiceError(f"the service is over: {why}")
         failure.__cause__ = cause
-        self._shut(failure, None)
         self.device.residents.discard(self)
+        self._shut(failure, None)  # last: what those that are told raise comes out of it
         return failure
 
     # -- what others ask of a resident kernel: Device.quiet() ----------------------------------

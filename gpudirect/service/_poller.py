@@ -88,7 +88,7 @@ def _look(looking: _Looking, service: weakref.ref[Service]) -> None:
     while not looking.end:
         asleep = looking.wake[0]  # before the look for new calls: who gives one changes it after
         watched += looking.take(wait=not watched)
-        watched = [f for f in watched if not f.done()]
+        watched = [f for f in watched if not _over(f)]
         awaited = [a for f in watched if (a := f._awaited()) is not None]
         if not awaited:
             continue
@@ -98,6 +98,15 @@ def _look(looking: _Looking, service: weakref.ref[Service]) -> None:
                 calls, len(awaited), wake, asleep, SPIN, CHECK
             ) < 0:  # fmt: skip
                 _check(service())
+
+
+def _over(future: Future) -> bool:
+    """Whether it is: then it has been told, and what that raised is nobody's who called."""
+    try:
+        return future.done()
+    except BaseException as e:
+        future._log(e)
+        return future.done()
 
 
 def _check(service: Service | None) -> None:

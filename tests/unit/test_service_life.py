@@ -387,8 +387,8 @@ def test_callbacks_run_beside_a_signal_that_raises(svc):
     seen = []
     with gate() as (go, release):
         futures = [svc.submit("hold", go)]
-        futures[0]._callbacks = [lambda f: seen.append(f.result(0))]
-        futures[0]._watch()  # without the thread that looks: who waits runs it
+        # without the thread that looks: who waits runs it
+        futures[0]._watch(lambda f: seen.append(f.result(0)), False)
         with pytest.raises(Told), signalled(handler, inside("waits")):
             waits()
         assert futures[0].result(HANG) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ... import _native
+from ...errors import Error
 
 try:
     from ._calls import ARGUMENTS_MAX, Call, Caller, Function, bind
@@ -12,6 +13,6 @@ except ImportError as e:
         "`pip install -e .` with a C compiler installed."
     ) from e
 
-bind(int(_native.ffi.cast("uintptr_t", _native.lib.gd_lane_api())))
+bind(int(_native.ffi.cast("uintptr_t", _native.lib.gd_lane_api())), Error)
 
 __all__ = ["ARGUMENTS_MAX", "Call", "Caller", "Function"]

@@ -20,8 +20,8 @@ static int lane_number(Caller *self, PyObject *value)
 {
     long lane = PyLong_AsLong(value);
 
-    if (lane == -1)
-        PyErr_Clear(); /* what is no number is refused like one that is too small */
+    if (lane == -1 && gd_forget()) /* what is no number is refused like one that is too small */
+        return -1;
     if (lane >= 0 && self->rings && lane < self->rings->lane_count)
         return (int)lane;
     raise_made(invoke(self, "_lane_wrong", "(Oi)", value, 0));
@@ -45,8 +45,8 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
             if (value == Py_None)
                 continue;
             seconds = PyFloat_AsDouble(value);
-            if (seconds == -1.0)
-                PyErr_Clear(); /* what is no number is refused like one that is too small */
+            if (seconds == -1.0 && gd_forget()) /* as above */
+                return -1;
             if (!(seconds >= 0)) {
                 raise_made(invoke(self, "_timeout_wrong", "(O)", value));
                 return -1;
@@ -83,6 +83,19 @@ static int parse(Caller *self, struct request *r, PyObject *const *args, Py_ssiz
     return 0;
 }
 
+/* What holds memory that a function of shut lanes may still use. Keeps an exception that is set. */
+static void keep_for_good(const Rings *rings, PyObject *holds)
+{
+    PyObject *type, *value, *trace;
+
+    if (!holds || !rings->kept)
+        return;
+    PyErr_Fetch(&type, &value, &trace);
+    if (PyList_Append(rings->kept, holds))
+        PyErr_Clear(); /* no memory for a list, so no harm can be kept off; no Python code ran */
+    PyErr_Restore(type, value, trace);
+}
+
 /* A waiting thread gives up, with an exception or -ETIMEDOUT: the function may still run. */
 static void abandon(Rings *rings, struct slot *slot)
 {
@@ -90,14 +103,7 @@ static void abandon(Rings *rings, struct slot *slot)
         slot->owner = ABANDONED;
         return;
     }
-    if (slot->keep && rings->kept) {
-        PyObject *type, *value, *trace;
-
-        PyErr_Fetch(&type, &value, &trace);
-        if (PyList_Append(rings->kept, slot->keep))
-            PyErr_Clear(); /* without memory for a list no harm can be kept off */
-        PyErr_Restore(type, value, trace);
-    }
+    keep_for_good(rings, slot->keep);
     slot->owner = NOBODY;
     Py_CLEAR(slot->keep);
 }
@@ -191,7 +197,8 @@ static inline PyObject *inside(way *what, Caller *self, PyObject *const *args, P
         return NULL;
     enter(rings);
     result = what(self, rings, args, nargs, kwnames);
-    leave(self, rings);
+    if (leave(self, rings))
+        Py_CLEAR(result);
     return result;
 }
 
@@ -286,19 +293,17 @@ static PyObject *Caller_shut(Caller *self, PyObject *args)
         Lane *lane = &rings->lanes[i];
 
         if (reachable(self))
-            sweep(lane);
+            (void)sweep(lane); /* what it raised is raised at the end */
         for (uint32_t s = 0; s < lane->ring.slots; s++) {
             struct slot *slot = &lane->slots[s];
-            PyObject *keep, *holds;
+            PyObject *keep;
 
             if (slot->owner == NOBODY || slot->owner == WAITER ||
                 (reachable(self) && settle(lane, slot)))
                 continue;
             keep = slot->keep;
             slot->keep = NULL;
-            holds = slot->owner == FUTURE ? ((Call *)keep)->holds : keep;
-            if (holds && rings->kept && PyList_Append(rings->kept, holds))
-                PyErr_Clear(); /* without memory for a list no harm can be kept off */
+            keep_for_good(rings, slot->owner == FUTURE ? ((Call *)keep)->holds : keep);
             if (slot->owner == FUTURE) {
                 slot->owner = NOBODY;
                 ((Call *)keep)->failure = Py_NewRef(failure);
@@ -309,6 +314,8 @@ static PyObject *Caller_shut(Caller *self, PyObject *args)
         }
     }
     leave(self, rings);
+    if (PyErr_Occurred())
+        return NULL; /* they are shut all the same, and all are told */
     Py_RETURN_NONE;
 }
 
@@ -325,20 +332,21 @@ static PyObject *Caller_when_left(Caller *self, PyObject *then)
 
 static PyObject *Caller_lend(Caller *self, PyObject *number)
 {
+    Rings *rings;
     Lane *lane;
-    int i;
+    int i, code;
 
     if (closed(self))
         return NULL;
     i = lane_number(self, number);
     if (i < 0)
         return NULL;
-    lane = &self->rings->lanes[i];
-    enter(self->rings);
-    sweep(lane);
-    leave(self, self->rings);
-    if (closed(self))
+    rings = self->rings;
+    enter(rings);
+    code = sweep(&rings->lanes[i]);
+    if (leave(self, rings) || code || closed(self))
         return NULL;
+    lane = &self->rings->lanes[i]; /* a callback may have started the service anew */
     if (lane->lent || lane->swept != lane->ring.sent) {
         raise_made(invoke(self, "_lane_wrong", "(ii)", i, lane->lent ? 1 : 2));
         return NULL;
@@ -379,8 +387,10 @@ static PyObject *Caller_get_pending(Caller *self, void *ignored)
         Lane *lane = &rings->lanes[i];
         PyObject *count;
 
-        if (!rings->shut && reachable(self))
-            sweep(lane);
+        if (!rings->shut && reachable(self) && sweep(lane)) {
+            Py_CLEAR(list);
+            break;
+        }
         count = PyLong_FromUnsignedLong(lane->ring.sent - lane->swept);
         if (!count) {
             Py_CLEAR(list);
@@ -388,7 +398,8 @@ static PyObject *Caller_get_pending(Caller *self, void *ignored)
         }
         PyTuple_SetItem(list, i, count);
     }
-    leave(self, rings);
+    if (leave(self, rings))
+        Py_CLEAR(list);
     return list;
 }
 

@@ -5,8 +5,8 @@
  *
  * What happens in every call is done here: pack the arguments (function.c), choose a lane, send, spin
  * for the reply (lanes.c), make a Python object of it. Whatever is not the plain case goes to Python
- * methods of the subclass (_pack, _refuse, _check, _finished, and those that make exceptions), which
- * also compose the error messages.
+ * methods of the subclass (_pack, _refuse, _check, and those that make exceptions), which also compose
+ * the error messages.
  *
  * Lanes and slots change under the GIL only. It is given up while a reply takes its time.
  */
@@ -96,7 +96,7 @@ typedef struct {
     PyObject *holds;     /* the memory that the function may touch, until the call is over */
     int lane;
     uint32_t sequence;
-    int watched;         /* call _finished() when it is over */
+    PyObject *callbacks; /* a list of those to be told when it is over, or NULL: watch() */
     enum state state;
     struct p2pmod_reply reply;
     PyObject *failure;   /* an exception, of a FAILED one */
@@ -105,6 +105,7 @@ typedef struct {
 
 extern PyType_Spec Function_spec, Caller_spec, Call_spec;
 extern PyTypeObject *call_type; /* what Call_spec became */
+extern PyObject *error_type;      /* gpudirect.Error */
 extern const struct gd_lane_api *api;
 
 /* Whether the rings are those of this process: a child of fork() has none of its parent's. */
@@ -131,7 +132,8 @@ PyObject *unpack(const Function *function, uint64_t value);
 PyObject *invoke(Caller *self, const char *method, const char *format, ...);
 /* Raise the exception that a method made; takes the reference, which may be NULL. */
 void raise_made(PyObject *made);
-/* A status as an exception. */
+/* A status as an exception: a new reference, or NULL with another one. */
+PyObject *made_of_status(Caller *self, Function *function, const struct p2pmod_reply *reply);
 void raise_status(Caller *self, Function *function, const struct p2pmod_reply *reply);
 /* 0, or -1 with an exception that says why no calls are taken. */
 int closed(Caller *self);
@@ -160,13 +162,16 @@ static inline void enter(Rings *rings)
     rings->inside++;
     rings->references++;
 }
-/* The last one to leave shut rings gives their memory back. Keeps an exception that is set. */
-void leave(Caller *self, Rings *rings);
+/*
+ * The last one to leave shut rings gives their memory back. 0, or -1 with an exception that a signal's
+ * handler raised there; keeps an exception that is set.
+ */
+int leave(Caller *self, Rings *rings);
 Rings *new_rings(int lanes);
 void drop_rings(Rings *rings);
 
 int settle(Lane *lane, struct slot *slot);
-void sweep(Lane *lane);
+int sweep(Lane *lane);
 int await_reply(Caller *self, Rings *rings, Lane *lane, uint32_t sequence, int64_t timeout,
                 struct p2pmod_reply *reply);
 Lane *take_slot(Caller *self, Rings *rings, Function *function, int wanted, int64_t timeout);
@@ -174,7 +179,10 @@ int send(Caller *self, Lane *lane, const Function *function, const char *block);
 
 /* -- call.c -- */
 
-/* A call is over: let the memory go, and tell whoever asked for it. Keeps an exception that is set. */
+/*
+ * A call is over: let the memory go, and tell whoever asked for it. Keeps an exception that is set. What is
+ * raised while they are told is set when all are: who called must look, where nothing is lost.
+ */
 void finish(Call *call, enum state state);
 
 #endif

@@ -63,9 +63,13 @@ void leave_python(Caller *self, struct visit *visit)
     *at = visit->next;
 }
 
-/* A status as an exception. */
+PyObject *made_of_status(Caller *self, Function *function, const struct p2pmod_reply *reply)
+{
+    return invoke(self, "_call_error", "(OIK)", function->name, reply->status,
+                  (unsigned long long)reply->value);
+}
+
 void raise_status(Caller *self, Function *function, const struct p2pmod_reply *reply)
 {
-    raise_made(invoke(self, "_call_error", "(OIK)", function->name, reply->status,
-                      (unsigned long long)reply->value));
+    raise_made(made_of_status(self, function, reply));
 }

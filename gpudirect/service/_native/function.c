@@ -280,8 +280,9 @@ int pack(Caller *self, Function *function, PyObject *const *args, Py_ssize_t cou
         }
         if (i == count)
             return 0;
-        PyErr_Clear();
         Py_CLEAR(*holds);
+        if (gd_forget()) /* attributes of arrays may be Python code */
+            return -1;
     }
     list = PyTuple_New(count);
     if (!list)

@@ -35,8 +35,11 @@ int settle(Lane *lane, struct slot *slot)
     return 1;
 }
 
-void sweep(Lane *lane)
+/* Settle all that can be. 0, or -1 with an exception: of a signal's handler, from where calls were told. */
+int sweep(Lane *lane)
 {
+    uint32_t before = lane->swept;
+
     while (lane->swept != lane->ring.sent) {
         uint32_t next = lane->swept + 1;
 
@@ -45,14 +48,15 @@ void sweep(Lane *lane)
         if (lane->swept + 1 == next) /* or a callback, or a thread beside it, has done so */
             lane->swept = next;
     }
+    return lane->swept != before && PyErr_Occurred() ? -1 : 0;
 }
 
 /* -- waiting -- */
 
 /*
  * Wait for the reply to call `sequence`. 0 when it is there, or when another thread has taken it and
- * the slot is that of a later call; -ETIMEDOUT; or -1 with an exception, when a signal came or the
- * service is no more.
+ * the slot is that of a later call; -ETIMEDOUT; or with an exception -EINTR, when a signal came, or -1,
+ * when the service is no more.
  */
 int await_reply(Caller *self, Rings *rings, Lane *lane, uint32_t sequence, int64_t timeout,
                 struct p2pmod_reply *reply)
@@ -91,7 +95,9 @@ int await_reply(Caller *self, Rings *rings, Lane *lane, uint32_t sequence, int64
         visit_python(self, &visit);
         raised = PyErr_CheckSignals();
         leave_python(self, &visit);
-        if (raised || closed_since(self, rings))
+        if (raised)
+            return -EINTR;
+        if (closed_since(self, rings))
             return -1;
         alive = invoke(self, "_check", "()");
         if (!alive)
@@ -122,7 +128,8 @@ Lane *take_slot(Caller *self, Rings *rings, Function *function, int wanted, int6
 
             if (lane->lent || (wanted >= 0 && i != wanted))
                 continue;
-            sweep(lane);
+            if (sweep(lane))
+                return NULL; /* nothing was sent */
             if (!best || lane->ring.sent - lane->swept < best->ring.sent - best->swept)
                 best = lane;
             if (best->ring.sent == best->swept)
@@ -135,8 +142,11 @@ Lane *take_slot(Caller *self, Rings *rings, Function *function, int wanted, int6
         slot = slot_of(best, best->ring.sent + 1);
         if (slot->owner == NOBODY)
             return best;
-        if (settle(best, slot))
+        if (settle(best, slot)) {
+            if (PyErr_Occurred())
+                return NULL;
             continue; /* a callback may have let another thread take it: look again */
+        }
         if (!start)
             start = api->now();
         if (timeout >= 0)
@@ -203,9 +213,10 @@ void drop_rings(Rings *rings)
     PyMem_Free(rings);
 }
 
-void leave(Caller *self, Rings *rings)
+int leave(Caller *self, Rings *rings)
 {
     PyObject *then = --rings->inside ? NULL : rings->when_left;
+    int code = 0;
 
     if (then) {
         PyObject *type, *value, *trace, *result;
@@ -216,11 +227,14 @@ void leave(Caller *self, Rings *rings)
         visit_python(self, &visit);
         result = PyObject_CallNoArgs(then);
         leave_python(self, &visit);
-        if (!result)
-            PyErr_WriteUnraisable(then);
+        if (!result && PyErr_ExceptionMatches(error_type))
+            PyErr_WriteUnraisable(then); /* that it cannot be given back concerns nobody who called */
+        else if (!result)
+            code = -1; /* the rest goes back with the last reference to it, as all that is dropped */
         Py_XDECREF(result);
         Py_DECREF(then);
-        PyErr_Restore(type, value, trace);
+        gd_restore(type, value, trace, NULL);
     }
     drop_rings(rings);
+    return code;
 }

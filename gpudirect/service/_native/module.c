@@ -4,18 +4,25 @@
 
 const struct gd_lane_api *api;
 PyTypeObject *call_type;
+PyObject *error_type;
 
-static PyObject *bind(PyObject *module, PyObject *address)
+static PyObject *bind(PyObject *module, PyObject *args)
 {
+    PyObject *address, *error;
+
     (void)module;
+    if (!PyArg_ParseTuple(args, "OO:bind", &address, &error))
+        return NULL;
     api = PyLong_AsVoidPtr(address);
     if (PyErr_Occurred())
         return NULL;
+    gd_replace(&error_type, Py_NewRef(error));
     Py_RETURN_NONE;
 }
 
 static PyMethodDef module_methods[] = {
-    {"bind", bind, METH_O, "bind(address of struct gd_lane_api): where lanes are done."},
+    {"bind", bind, METH_VARARGS,
+     "bind(address of struct gd_lane_api, gpudirect.Error): where lanes are done."},
     {NULL, NULL, 0, NULL},
 };
 
