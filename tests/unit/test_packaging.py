@@ -133,10 +133,11 @@ def test_the_sdist_tells_nothing_of_who_made_it(sdist):
 
 def test_a_wheel_is_not_taken_for_fit_by_its_name_alone():
     wheels = script("wheels")
-    for wrong in ("gpudirect-0.1.0-cp311-cp311-manylinux_2_17_x86_64.whl",
-                  "gpudirect-0.1.0-cp311-abi3-linux_x86_64.whl"):
-        with pytest.raises(SystemExit, match="tagged"):
-            wheels.audit(Path(wrong))
+    for machine, other in (("x86_64", "aarch64"), ("aarch64", "x86_64")):
+        for wrong in (f"cp311-manylinux_2_17_{machine}", f"abi3-linux_{machine}",
+                      f"abi3-manylinux_2_17_{other}"):
+            with pytest.raises(SystemExit, match="tagged"):
+                wheels.audit(Path(f"gpudirect-0.1.0-cp311-{wrong}.whl"), machine)
 
 
 def test_ci_has_a_stage_for_wheels():
