@@ -150,11 +150,11 @@ class Apt:
         debs = self.debs
         debs.mkdir(parents=True, exist_ok=True)
         what = package if version is None else f"{package}={version}"
-        there = sorted(debs.glob(f"{package}_*.deb"))
-        if version is not None or not there:
+        # named as apt names it: of a package there may be several
+        pattern = f"{package}_{'*' if version is None else version.replace(':', '%3a') + '_*'}.deb"
+        if not list(debs.glob(pattern)):
             run(["apt-get", *self.options, "download", what], cwd=debs)
-            there = sorted(debs.glob(f"{package}_*.deb"), key=lambda f: f.stat().st_mtime)
-        run(["dpkg", "-x", there[-1], into])
+        run(["dpkg", "-x", sorted(debs.glob(pattern))[-1], into])
 
 
 def _natural(name: str) -> list[object]:
@@ -321,5 +321,8 @@ def _driver_source(series: str, flavour: str) -> Path:
         run(["tar", "-xf", next((tree / "usr/src").glob("*.tar.xz")), "-C", tree])
         for name in ("nv-p2p.h", "nv-p2p.c"):
             shutil.copy(next(tree.glob(f"modules/*/nvidia/{name}")), folder / name)
+        if not any(f'NV_VERSION_STRING=\\"{series}.' in f.read_text() for f in tree.glob("modules/*/Kbuild")):
+            shutil.rmtree(folder)
+            raise LabError(f"{package} {version} holds another driver than {series}")
         shutil.rmtree(tree)
     return folder
