@@ -51,7 +51,7 @@ static inline bool nv_table_cacheable(const struct nvidia_p2p_page_table *table)
 #else
 #define NV_HAVE_PERSISTENT 0
 #define nvidia_p2p_get_pages_persistent(address, length, table, flags) (-EOPNOTSUPP)
-#define nvidia_p2p_put_pages_persistent(address, table, flags) ((void)(table))
+#define nvidia_p2p_put_pages_persistent(address, table, flags) ((void)(table), 0)
 #endif
 
 /*
@@ -88,8 +88,8 @@ static inline bool nv_driver_refused(void)
 #endif
 
 /*
- * Pages of the calling process, at an address that access_ok() has seen, for as long as one likes. Sleeps for as long as the process's own
- * page faults may: its memory can be under userfaultfd.
+ * Pages of the calling process, at an address that access_ok() has seen, for as long as one likes.
+ * Sleeps for as long as the process's own page faults may: its memory can be under userfaultfd.
  */
 static inline long compat_pin_user_pages(unsigned long address, unsigned long count,
 					 struct page **pages)
@@ -116,6 +116,13 @@ static inline long compat_pin_user_pages(unsigned long address, unsigned long co
 	return got;
 #endif
 }
+
+/* Does userfaultfd's mark stand where a page is to be put? It would stay, and the fault come again. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 7, 0)
+#define compat_marked(vmf) ((vmf)->flags & FAULT_FLAG_ORIG_PTE_VALID && !pte_none((vmf)->orig_pte))
+#else
+#define compat_marked(vmf) false /* it marks ordinary memory only */
+#endif
 
 /* ---- the architecture ---- */
 
@@ -174,7 +181,7 @@ static inline unsigned long compat_insert_following(struct vm_fault *vmf, unsign
 	return n;
 }
 
-/* For the kernel's own use: of the type that processes map it with. Nothing is coherent here. */
+/* For the kernel's own use. Nothing is coherent here. */
 #define compat_ioremap(bus, bytes, cacheable) ioremap_wc(bus, bytes)
 
 /* A store of 64 bytes that arrives whole, if the CPU has it. Ordered with no other: fence before it. */

@@ -272,6 +272,8 @@ static vm_fault_t p2pmod_fault(struct vm_fault *vmf)
 	struct p2pmod_buffer *buffer;
 	u64 offset, bus;
 
+	if (compat_marked(vmf))
+		return VM_FAULT_SIGBUS;
 	at = max(at, vma->vm_start);
 	offset = offset_of(vma->vm_pgoff) + (at - vma->vm_start); /* all of a mapping is in the buffer */
 	down_read(&file->lock);

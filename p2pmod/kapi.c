@@ -18,12 +18,6 @@ struct p2pmod_buffer *p2pmod_get(struct file *filp, u32 handle)
 }
 EXPORT_SYMBOL(p2pmod_get);
 
-u64 p2pmod_address(const struct p2pmod_buffer *buffer)
-{
-	return buffer->address;
-}
-EXPORT_SYMBOL(p2pmod_address);
-
 u64 p2pmod_length(const struct p2pmod_buffer *buffer)
 {
 	return buffer->length;
@@ -52,8 +46,11 @@ struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offse
 	window->lead = at & (GPU_PAGE - 1);
 	window->bus = buffer->bus + (at >> GPU_PAGE_SHIFT);
 	for (; window->pages < pages; window->pages++) {
-		window->page[window->pages] = compat_ioremap(window->bus[window->pages], GPU_PAGE,
-							     buffer->cacheable);
+		u64 bus = window->bus[window->pages];
+
+		/* of the type that processes map it with: one page has one */
+		window->page[window->pages] = buffer->flags & P2PMOD_PIN_UNCACHED ? ioremap(bus, GPU_PAGE) :
+					      compat_ioremap(bus, GPU_PAGE, buffer->cacheable);
 		if (!window->page[window->pages]) {
 			p2pmod_window_close(window);
 			return ERR_PTR(-ENOMEM);

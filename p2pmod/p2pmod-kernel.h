@@ -7,7 +7,7 @@
  *   p2pmod_window_write(window, ...)       stores, from any context
  *   lane = p2pmod_lane_attach(...)         call device functions of a resident kernel
  *   p2pmod_lane_submit(lane, ...)          from any context
- *   p2pmod_put(buffer)                     drop it
+ *   p2pmod_put(buffer)                     drop it; may sleep, and takes the driver's lock
  *
  * The driver may revoke the memory at any moment: every access then fails with -ENODEV.
  *
@@ -31,13 +31,13 @@ struct p2pmod_window;
 struct p2pmod_buffer *p2pmod_get(struct file *file, u32 handle);
 void p2pmod_put(struct p2pmod_buffer *buffer);
 
-u64 p2pmod_address(const struct p2pmod_buffer *buffer); /* device address as pinned */
-u64 p2pmod_length(const struct p2pmod_buffer *buffer);  /* bytes as pinned */
+u64 p2pmod_length(const struct p2pmod_buffer *buffer); /* bytes as pinned */
 
 /*
- * A window: part of the buffer, mapped write-combined into the kernel. Opening and closing it may
- * sleep; reading and writing do not, and may be done in interrupt context. Closing one that is in use
- * is for the caller to rule out; NULL or an ERR_PTR is passed over.
+ * A window: part of the buffer, mapped into the kernel with the type that processes map it with: -ERANGE,
+ * -ENODEV, -ENOMEM. Opening and closing it may sleep; reading and writing do not, and may be done in
+ * interrupt context. Closing one that is in use is for the caller to rule out; NULL or an ERR_PTR is
+ * passed over. Close it soon after an -ENODEV: until then the range keeps its type, whoever has it by then.
  */
 struct p2pmod_window *p2pmod_window_open(struct p2pmod_buffer *buffer, u64 offset, u64 length);
 void p2pmod_window_close(struct p2pmod_window *window);
