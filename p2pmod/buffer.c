@@ -30,7 +30,7 @@
 
 /* Buffers by cookie, for the callback. The lock is for what it changes in them, too. */
 static DEFINE_HASHTABLE(cookies, 10);
-static LIST_HEAD(orphans);
+static struct rb_root orphans = RB_ROOT; /* by owner: who has none pays for nobody else's */
 static unsigned long last_cookie; /* none is used twice */
 static DEFINE_SPINLOCK(cookies_lock);
 
@@ -121,9 +121,9 @@ static void free_callback(void *data)
 		goto out;
 	}
 	buffer->pinned = false; /* the driver frees the page table after this */
-	orphan = !list_empty(&buffer->orphan);
+	orphan = !RB_EMPTY_NODE(&buffer->orphan);
 	if (orphan) {
-		list_del(&buffer->orphan);
+		rb_erase(&buffer->orphan, &orphans);
 		hash_del(&buffer->by_cookie);
 	}
 	alive = kref_get_unless_zero(&buffer->ref);
@@ -154,6 +154,26 @@ void p2pmod_callbacks_wait(void)
 /* get_pages holds it shared, put_pages alone; the callback never takes it. */
 static DECLARE_RWSEM(gate);
 
+/*
+ * By the owner, or a persistent pin's by anybody. The driver may find no memory for a stack of its own,
+ * and has done nothing then: only a killed process, or a test, comes to that.
+ */
+static void put_pages(struct p2pmod_buffer *buffer)
+{
+	int err;
+
+	do {
+		if (buffer->flags & P2PMOD_PIN_PERSISTENT) {
+			err = nvidia_p2p_put_pages_persistent(buffer->start, buffer->table, 0);
+			continue;
+		}
+		down_write(&gate);
+		err = READ_ONCE(buffer->pinned) ?
+			nvidia_p2p_put_pages(0, 0, buffer->start, buffer->table) : 0;
+		up_write(&gate);
+	} while (err == -ENOMEM && !schedule_timeout_uninterruptible(1));
+}
+
 static int get_persistent(struct p2pmod_buffer *buffer)
 {
 	u32 flags = buffer->flags & P2PMOD_PIN_FORCE_BAR1 ? NV_FORCE_BAR1 : 0;
@@ -164,7 +184,7 @@ static int get_persistent(struct p2pmod_buffer *buffer)
 	/* the memory, or the flag? Drivers before 570 know none */
 	if (nvidia_p2p_get_pages_persistent(buffer->start, buffer->span, &buffer->table, 0))
 		return -EINVAL;
-	nvidia_p2p_put_pages_persistent(buffer->start, buffer->table, 0);
+	put_pages(buffer);
 	return -EOPNOTSUPP;
 }
 
@@ -183,19 +203,6 @@ static int get_pages(struct p2pmod_buffer *buffer)
 	if (err)
 		buffer->pinned = false;
 	return err == -524 ? -EOPNOTSUPP : err; /* ENOTSUPP is the kernel's own */
-}
-
-/* By the owner, or a persistent pin's by anybody. */
-static void put_pages(struct p2pmod_buffer *buffer)
-{
-	if (buffer->flags & P2PMOD_PIN_PERSISTENT) {
-		nvidia_p2p_put_pages_persistent(buffer->start, buffer->table, 0);
-		return;
-	}
-	down_write(&gate);
-	if (READ_ONCE(buffer->pinned))
-		nvidia_p2p_put_pages(0, 0, buffer->start, buffer->table);
-	up_write(&gate);
 }
 
 /* What the driver hands out is believed only as far as it was checked. */
@@ -229,6 +236,24 @@ static void buffer_finish(struct p2pmod_buffer *buffer)
 	buffer_free(buffer);
 }
 
+static struct p2pmod_buffer *orphan_of(struct rb_node *node)
+{
+	return rb_entry(node, struct p2pmod_buffer, orphan);
+}
+
+static void add_orphan(struct p2pmod_buffer *buffer)
+{
+	struct rb_node **link = &orphans.rb_node, *parent = NULL;
+
+	while (*link) {
+		parent = *link;
+		link = buffer->owner < orphan_of(parent)->owner ? &parent->rb_left : &parent->rb_right;
+	}
+	rb_link_node(&buffer->orphan, parent, link);
+	rb_insert_color(&buffer->orphan, &orphans);
+	atomic64_inc(&p2pmod_count.orphans);
+}
+
 /*
  * The last reference is gone: no handle, no kernel user, no callback under way. A pin that only its
  * owner can put, elsewhere, is left to the callback, which then frees it. It keeps its charge, and
@@ -244,8 +269,7 @@ static void buffer_release(struct kref *ref)
 		buffer->owner != current->tgid;
 	if (leave) {
 		__module_get(THIS_MODULE);
-		list_add(&buffer->orphan, &orphans);
-		atomic64_inc(&p2pmod_count.orphans);
+		add_orphan(buffer);
 	}
 	spin_unlock(&cookies_lock);
 	if (!leave)
@@ -255,18 +279,23 @@ static void buffer_release(struct kref *ref)
 /* Unpin the orphans of the calling process: it can. */
 static void adopt_orphans(void)
 {
-	struct p2pmod_buffer *buffer, *mine;
+	struct p2pmod_buffer *mine;
+	pid_t me = current->tgid;
+	struct rb_node *node;
 
 	while (atomic64_read(&p2pmod_count.orphans)) {
-		mine = NULL;
 		spin_lock(&cookies_lock);
-		list_for_each_entry(buffer, &orphans, orphan)
-			if (buffer->owner == current->tgid)
-				mine = buffer;
-		if (mine)
-			list_del_init(&mine->orphan);
+		for (node = orphans.rb_node; node; node = me < mine->owner ? node->rb_left : node->rb_right) {
+			mine = orphan_of(node);
+			if (me == mine->owner)
+				break;
+		}
+		if (node) {
+			rb_erase(node, &orphans);
+			RB_CLEAR_NODE(node);
+		}
 		spin_unlock(&cookies_lock);
-		if (!mine)
+		if (!node)
 			return;
 		atomic64_dec(&p2pmod_count.orphans);
 		buffer_finish(mine);
@@ -274,13 +303,16 @@ static void adopt_orphans(void)
 	}
 }
 
+/* For the administrator, and not for long: how many there are says the counter. */
 void p2pmod_orphans_show(struct seq_file *out)
 {
-	struct p2pmod_buffer *buffer;
+	struct rb_node *node;
+	int left = capable(CAP_SYS_ADMIN) ? 64 : 0;
 
 	spin_lock(&cookies_lock);
-	list_for_each_entry(buffer, &orphans, orphan)
-		seq_printf(out, "orphan     %llu bytes of process %d\n", buffer->span, buffer->owner);
+	for (node = rb_first(&orphans); node && left--; node = rb_next(node))
+		seq_printf(out, "orphan     %llu bytes of process %d\n", orphan_of(node)->span,
+			   orphan_of(node)->owner);
 	spin_unlock(&cookies_lock);
 }
 
@@ -357,7 +389,7 @@ static struct p2pmod_buffer *buffer_new(struct p2pmod_file *file, const struct p
 	buffer->length = pin->length;
 	buffer->start = pin->address & ~(GPU_PAGE - 1);
 	buffer->span = span;
-	INIT_LIST_HEAD(&buffer->orphan);
+	RB_CLEAR_NODE(&buffer->orphan);
 	raw_spin_lock_init(&buffer->access);
 	init_completion(&buffer->ready);
 	spin_lock(&cookies_lock);

@@ -6,7 +6,7 @@
 #include <linux/completion.h>
 #include <linux/fs.h>
 #include <linux/kref.h>
-#include <linux/list.h>
+#include <linux/rbtree.h>
 #include <linux/rwsem.h>
 #include <linux/spinlock.h>
 #include <linux/xarray.h>
@@ -59,7 +59,7 @@ struct p2pmod_buffer {
 	u32 flags;              /* P2PMOD_PIN_* */
 	unsigned long cookie;   /* what the driver's callback gets instead of a pointer */
 	struct hlist_node by_cookie;
-	struct list_head orphan; /* listed: it waits for its owner */
+	struct rb_node orphan;  /* in the tree: it waits for its owner */
 	unsigned int maps;      /* mappings; under file->lock. At 0 it stays when no more can be made */
 	u64 address, length;    /* as asked for */
 	u64 start, span;        /* whole GPU pages */

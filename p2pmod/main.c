@@ -175,7 +175,8 @@ static void __exit p2pmod_exit(void)
 	remove_proc_entry(PROC_NAME, NULL);
 	p2pmod_callbacks_wait();
 	/* to their last instruction: the driver holds over callbacks the lock that put_pages takes */
-	nvidia_p2p_put_pages(0, 0, 0, (struct nvidia_p2p_page_table *)&nobodys[32]);
+	while (nvidia_p2p_put_pages(0, 0, 0, (struct nvidia_p2p_page_table *)&nobodys[32]) == -ENOMEM)
+		schedule_timeout_uninterruptible(1);
 }
 
 module_init(p2pmod_init);

@@ -9,8 +9,9 @@
  * and a longer one of a newer program if the bytes it does not know are zero.
  *
  *   ENOTTY      the command is unknown
- *   E2BIG       non-zero bytes that this kernel does not understand
- *   EINVAL      a field is wrong: size, alignment, range, a reserved field that is not zero
+ *   E2BIG       non-zero bytes that this kernel does not understand, or more than a page of them
+ *   EINVAL      a field is wrong: size, alignment, range; a reserved field, or one that is "out" only,
+ *               that is not zero on the way in (so clear a struct before it is used again)
  *   EOPNOTSUPP  a known flag that this kernel, driver or memory does not offer; any call of a
  *               32-bit program, which could pin but not map
  *   EFAULT      a pointer to memory that cannot be read or written
@@ -38,10 +39,12 @@
  * it. The file may be inherited or passed on: whoever has it may map, and may unpin. Where that, or the
  * last close, happens in another process, mappings are emptied at once, and the memory stays pinned until
  * the owner frees it, pins again, closes a file of its own, or dies. Till then it is charged to who pinned
- * it, listed in /proc/driver/p2pmod, and keeps the module loaded. Persistent pins know no owner.
+ * it, listed in /proc/driver/p2pmod (for CAP_SYS_ADMIN, the first 64), and keeps the module loaded.
+ * Persistent pins know no owner.
  *
  * Limits count what a user pins, through however many files. A pin is charged once the driver has found
- * the memory. None is longer than the largest memory BAR of the machine: EINVAL.
+ * the memory. None is longer than the largest memory BAR of the machine (on arm64, or than its
+ * memory): EINVAL.
  *
  * Revocation: when the owner of the memory frees it, every mapping of the buffer is emptied before
  * the driver goes on. An access then raises SIGBUS (EFAULT in a system call), a new mmap fails with
