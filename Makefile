@@ -49,7 +49,7 @@ test-gpu: ## the suite, the demo and the benchmarks on a real GPU (works offline
 test-vm: $(STAMP) ## the kernel module on a real kernel in a virtual machine
 	tests/vm/run quick
 
-test-part: ## what CI runs of the module's machines: a fifth of them, each time the next
+test-part: ## what CI runs of the module's machines: a sixth of them, each time the next
 	tests/vm/run part
 
 test-matrix: ## the kernel module on kernels 5.10 to 7.3, PREEMPT_RT among them

@@ -211,7 +211,7 @@ def full(*names: str) -> int:
     """Everything, into results/p2pmod-full.txt: what is there of the same sources, and was good, is kept, so
     one that is interrupted goes on where it was. Suites that are named are run in any case."""
     suites: dict[str, Callable[[], int]] = {
-        "static": static, "matrix": matrix, "debug": debug, "arm64": machines.arm64,
+        "static": static, "matrix": matrix, "debug": debug, "clang": clang, "arm64": machines.arm64,
         "compilers": machines.compilers, "dkms": machines.dkms, "quick": quick,
     }  # fmt: skip
     told = sections(FULL.read_text()) if FULL.exists() else {}
@@ -257,21 +257,30 @@ class _Both(io.TextIOBase):
 
 
 FUZZ_SECONDS = 2400  # at most
-PARTS = 5
-"""Continuous integration runs one part of the matrix, and with it one of the larger suites."""
+FUZZERS = 2
+"""Guests with a part of the fuzzer's calls each, at the same time."""
 
 
 def part(number: str = "") -> int:
     """One part of the matrix and one larger suite: as many commits later, the next."""
     if not number:
         number = os.environ.get("GPUDIRECT_LAB_PART") or run(["git", "-C", ROOT, "rev-list", "--count", "HEAD"])
-    here = int(number) % PARTS
-    larger: list[Callable[[], int]] = [debug, machines.arm64, machines.dkms, debug, machines.compilers]
-    print(f"# part {here} of {PARTS} (GPUDIRECT_LAB_PART={here} repeats it): a fifth of the matrix, then "
-          f"{larger[here].__name__}", flush=True)  # fmt: skip
-    done = run_cells(cells()[here::PARTS])
+    larger: list[tuple[str, Callable[[], int]]] = [
+        ("the C tests on the debug kernel", lambda: debug("gcc", "tests")),
+        ("arm64", machines.arm64),
+        ("dkms", machines.dkms),
+        ("failing allocations and the fuzzer on the debug kernel", lambda: debug("gcc", "failing", "fuzz")),
+        ("compilers", machines.compilers),
+        ("the debug kernel by clang", clang),
+    ]
+    parts = len(larger)
+    here = int(number) % parts
+    name, suite = larger[here]
+    print(f"# part {here} of {parts} (GPUDIRECT_LAB_PART={here} repeats it): cells of the matrix, then {name}",
+          flush=True)  # fmt: skip
+    done = run_cells(cells()[here::parts])
     bad = sum(not c.good for c in done)
-    status = larger[here]()
+    status = suite()
     return report(len(done) - bad + (status == 0), bad + (status != 0))
 
 
@@ -435,8 +444,9 @@ def python_suite(kernel: Unpacked, what: str) -> boot.Result:
 # -- the debug kernel ------------------------------------------------------------------------
 
 
-def debug(compiler: str = "gcc") -> int:
-    """C tests, failing allocations, and the fuzzer, on a kernel that looks for mistakes."""
+def debug(compiler: str = "gcc", *only: str) -> int:
+    """C tests, failing allocations, and the fuzzer, on a kernel that looks for mistakes; or some of these:
+    tests, failing, fuzz."""
     prepare()
     start = time.monotonic()
     kernel = debugkernel.kernel(compiler)
@@ -444,33 +454,39 @@ def debug(compiler: str = "gcc") -> int:
     print(f"# debug kernel {kernel.release}, built with {compiler}, ready after {took:.0f} s", flush=True)
     modules = build.modules(kernel, "open", "own", ("KCFLAGS=-g",))
     files = files_of(modules, build.tests(kernel.architecture))
-    passed = failed = 0
     calls = int(os.environ.get("GPUDIRECT_FUZZ_CALLS", "100000"))
     seed = int(os.environ.get("GPUDIRECT_FUZZ_SEED", "1605"))
-    parts: list[tuple[str, str, float]] = [("C tests", test_script(VERSIONS["1.2"]), 3600)]
-    parts.append(("failing allocations", LOAD.format(version=VERSIONS["1.2"])
-                  + CLIENTS + "/lab/failnth\n" + NO_CLIENTS + UNLOAD, 3600))  # fmt: skip
-    if calls:
-        parts.append((f"fuzz, seed {seed}, {calls} calls", LOAD.format(version=VERSIONS["1.2"])
-                      + f"{CLIENTS}/lab/fuzz {seed} {calls} {FUZZ_SECONDS} 4\n{NO_CLIENTS}"
-                      + UNLOAD, 3000))  # fmt: skip
+    load = LOAD.format(version=VERSIONS["1.2"]) + CLIENTS
+    parts = [("tests", "C tests", test_script(VERSIONS["1.2"])),
+             ("failing", "failing allocations", f"{load}/lab/failnth\n{NO_CLIENTS}{UNLOAD}")]  # fmt: skip
+    for i in range(FUZZERS if calls else 0):
+        words = f"{seed + i} {calls // FUZZERS} {FUZZ_SECONDS} 4"
+        parts.append(("fuzz", f"fuzz {words}", f"{load}/lab/fuzz {words}\n{NO_CLIENTS}{UNLOAD}"))
     leaks = ("echo scan > /sys/kernel/debug/kmemleak; sleep 6; echo scan > /sys/kernel/debug/kmemleak; "
              "cat /sys/kernel/debug/kmemleak\n")  # fmt: skip
-    for name, script, timeout in parts:
-        result = boot.boot(kernel, files, script + leaks, timeout=timeout, memory=2048)
-        bad = len(result.failed) + len(result.splats) + (not result.finished) + (not result.passed)
-        print(f"{'not ok' if bad else 'ok'} - {name}: {len(result.passed)} passed, "
-              f"{len(result.failed)} failed, {result.seconds:.0f} s", flush=True)  # fmt: skip
+
+    def work(part: tuple[str, str, str]) -> bool:
+        kind, name, script = part
+        result = boot.boot(kernel, files, script + leaks, timeout=3600, memory=2048)
+        bad = [*result.failed, *result.splats] + ([] if result.finished else ["the guest did not finish"])
+        good = not bad and bool(result.passed)
+        lines = [f"{'ok' if good else 'not ok'} - {name}: {len(result.passed)} passed, {len(result.failed)} "
+                 f"failed, {result.seconds:.0f} s"]  # fmt: skip
+        lines += [f"#   {line}" for line in bad[:40]]
+        lines += [x for x in result.text.splitlines() if x.startswith("# ") and kind != "tests"]
+        print("\n".join(lines), flush=True)
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{kernel.series}-{name.replace(' ', '-')}.log").write_text(result.text)
-        for line in [*result.failed, *result.splats][:40]:
-            print(f"#   {line}")
-        for line in result.text.splitlines():
-            if line.startswith("# ") and name != "C tests":
-                print(line)
-        passed += not bad
-        failed += bool(bad)
-    return report(passed, failed)
+        return good
+
+    with ThreadPoolExecutor(int(os.environ.get("GPUDIRECT_LAB_GUESTS", "2"))) as pool:
+        good = list(pool.map(work, [p for p in parts if not only or p[0] in only]))
+    return report(sum(good), len(good) - sum(good))
+
+
+def clang() -> int:
+    """The C tests on the debug kernel, it and the module built with clang."""
+    return debug("clang", "tests")
 
 
 def static() -> int:
