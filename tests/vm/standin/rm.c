@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /* See rm.h. */
 #include <linux/delay.h>
+#include <linux/hashtable.h>
 #include <linux/kref.h>
 #include <linux/kthread.h>
 #include <linux/list.h>
@@ -26,7 +27,9 @@ struct rm_memory {
 };
 
 struct pin {
-	struct list_head entry;
+	struct list_head entry; /* in the memory's pins */
+	struct hlist_node by_key;
+	struct rm_memory *memory;
 	void *key;
 	u64 length;
 	bool persistent;
@@ -36,6 +39,7 @@ struct pin {
 
 static DEFINE_MUTEX(rm_lock);
 static LIST_HEAD(memories);
+static DEFINE_HASHTABLE(pins, 12); /* by key: a test holds tens of thousands of one memory */
 static unsigned long *used;
 static u64 bar, bar_pages, pages_free, next_va = FIRST_VA, next_page, pins_held, bar1_used;
 static u64 bar1_limit = U64_MAX;
@@ -99,6 +103,7 @@ static void memory_free(struct kref *ref)
 static void drop_pin(struct pin *pin)
 {
 	list_del(&pin->entry);
+	hash_del(&pin->by_key);
 	pins_held--;
 	bar1_used -= pin->length;
 	kfree(pin);
@@ -293,10 +298,12 @@ static int pin_memory(u64 va, u64 length, void *key, u64 *bus, bool *cached, boo
 	pin = kzalloc(sizeof(*pin), GFP_KERNEL);
 	if (!pin)
 		goto out;
+	pin->memory = m;
 	pin->key = key;
 	pin->length = length;
 	pin->persistent = persistent;
 	list_add(&pin->entry, &m->pins);
+	hash_add(pins, &pin->by_key, (unsigned long)key);
 	pins_held++;
 	bar1_used += length;
 	for (i = 0; i < length / PAGE64; i++)
@@ -327,8 +334,8 @@ static struct pin *pin_of(struct rm_memory *m, void *key)
 {
 	struct pin *pin;
 
-	list_for_each_entry(pin, &m->pins, entry)
-		if (pin->key == key)
+	hash_for_each_possible(pins, pin, by_key, (unsigned long)key)
+		if (pin->memory == m && pin->key == key)
 			return pin;
 	return NULL;
 }
@@ -337,13 +344,11 @@ static struct pin *pin_of(struct rm_memory *m, void *key)
 static struct pin *find_pin(void *key)
 {
 	struct pin *pin;
-	struct rm_memory *m;
 
-	list_for_each_entry(m, &memories, entry) {
-		pin = m->owner == current->tgid ? pin_of(m, key) : NULL;
-		if (pin && !pin->persistent)
+	hash_for_each_possible(pins, pin, by_key, (unsigned long)key)
+		if (pin->key == key && !pin->persistent && !pin->memory->freed &&
+		    pin->memory->owner == current->tgid)
 			return pin;
-	}
 	return NULL;
 }
 
