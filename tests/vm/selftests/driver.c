@@ -10,7 +10,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -570,43 +569,6 @@ TEST(opening_more_files_gets_no_user_more)
 }
 
 /* ---- reservations ---- */
-
-/* Lines of the kernel's list of memory types that start at an address, and the type of the first. */
-static int reservations(uint64_t bus, char *type)
-{
-	static char text[1 << 20];
-	const char *list = "/sys/kernel/debug/x86/pat_memtype_list";
-	char want[64], *at = text;
-	ssize_t n = 0, got;
-	int fd, found = 0;
-
-	if (access(list, R_OK))
-		mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
-	fd = open(list, O_RDONLY);
-	if (fd < 0)
-		return -1;
-	while ((got = read(fd, text + n, sizeof(text) - 1 - n)) > 0)
-		n += got;
-	close(fd);
-	text[n] = 0;
-	snprintf(want, sizeof(want), "0x%016llx-", (unsigned long long)bus);
-	while ((at = strstr(at, want))) {
-		if (!found++ && type)
-			sscanf(strchr(at, ']') + 1, "%63s", type);
-		at++;
-	}
-	return found;
-}
-
-static uint64_t first_bus(int fd, uint32_t handle)
-{
-	uint64_t bus = 0;
-	struct p2pmod_pages p = { .size = sizeof(p), .handle = handle, .count = 1,
-				  .addresses = (uintptr_t)&bus };
-
-	ASSERT(ioctl(fd, P2PMOD_PAGES, &p) == 0);
-	return bus;
-}
 
 TEST(a_reservation_goes_with_the_revocation)
 {

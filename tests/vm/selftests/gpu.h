@@ -7,6 +7,8 @@
 #include "standin.h"
 #include "tap.h"
 
+#include <sys/mount.h>
+
 #define GPU_PAGE ((size_t)P2PMOD_GPU_PAGE_SIZE)
 #define CPU_PAGE ((size_t)sysconf(_SC_PAGESIZE)) /* 4 KiB; 16 or 64 on some arm64 kernels */
 
@@ -107,6 +109,43 @@ static inline int machine_combines_writes(void)
 	ASSERT(fd >= 0 && read(fd, words, sizeof(words) - 1) > 0);
 	close(fd);
 	return !strstr(words, "nopat");
+}
+
+/* Lines of the kernel's list of memory types that start at an address, and the type of the first. */
+static inline int reservations(uint64_t bus, char *type)
+{
+	static char text[1 << 20];
+	const char *list = "/sys/kernel/debug/x86/pat_memtype_list";
+	char want[64], *at = text;
+	ssize_t n = 0, got;
+	int fd, found = 0;
+
+	if (access(list, R_OK))
+		mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
+	fd = open(list, O_RDONLY);
+	if (fd < 0)
+		return -1;
+	while ((got = read(fd, text + n, sizeof(text) - 1 - n)) > 0)
+		n += got;
+	close(fd);
+	text[n] = 0;
+	snprintf(want, sizeof(want), "0x%016llx-", (unsigned long long)bus);
+	while ((at = strstr(at, want))) {
+		if (!found++ && type)
+			sscanf(strchr(at, ']') + 1, "%63s", type);
+		at++;
+	}
+	return found;
+}
+
+static inline uint64_t first_bus(int fd, uint32_t handle)
+{
+	uint64_t bus = 0;
+	struct p2pmod_pages p = { .size = sizeof(p), .handle = handle, .count = 1,
+				  .addresses = (uintptr_t)&bus };
+
+	ASSERT(ioctl(fd, P2PMOD_PAGES, &p) == 0);
+	return bus;
 }
 
 static inline uint64_t now_ns(void)

@@ -605,6 +605,56 @@ TEST(lanes_share_no_memory_however_it_is_named)
 	EXPECT(gpu_pins() == 0 && counter("lanes") == 0 && pages_pinned() == 0);
 }
 
+/*
+ * A window is reserved with a type, and every mapping of the page gets that one: so a window of a pin that is
+ * to be uncached must be, and of any other write-combined.
+ */
+TEST(a_window_leaves_an_uncached_pin_uncached)
+{
+	static const uint32_t flags[] = {0, P2PMOD_PIN_UNCACHED, P2PMOD_PIN_UNCACHED | P2PMOD_PIN_PERSISTENT};
+
+	for (int i = 0; i < 3; i++) {
+		struct scene *s = scene_new(1);
+		struct gpu gpu = gpu_alloc(GPU_PAGE);
+		struct p2pmod_pin pin;
+		volatile uint8_t *before, *map;
+		struct p2pmod_status status;
+		char type[64] = "none";
+		uint64_t bus;
+
+		if (p2p_pin_flags(s->p2p, gpu.va, gpu.length, flags[i], &pin)) {
+			EXPECT(errno == EOPNOTSUPP && flags[i] & P2PMOD_PIN_PERSISTENT);
+			scene_end(s);
+			continue;
+		}
+		bus = first_bus(s->p2p, pin.handle);
+		if (reservations(bus, NULL) < 0) {
+			DIAG("this kernel lists no types of memory");
+			return;
+		}
+		before = p2p_map(s->p2p, &pin, 0, CPU_PAGE);
+		ASSERT(before != MAP_FAILED);
+		before[1] = 11;
+		struct caller_attach a = describe(s, 0, s->replies, SLOTS, 1);
+
+		a.handle = pin.handle;
+		ASSERT(ioctl(s->caller, CALLER_ATTACH, &a) == 0);
+		map = p2p_map(s->p2p, &pin, 0, GPU_PAGE);
+		ASSERT(map != MAP_FAILED);
+		map[GPU_PAGE - 1] = 12;
+		EXPECT(before[1] == 11 && gpu.view[GPU_PAGE - 1] == 12);
+		EXPECT(reservations(bus, type) >= 1); /* the window's */
+		DIAG("flags %u: %s", flags[i], type);
+		EXPECT(!strcmp(type, "write-combining") == !(flags[i] & P2PMOD_PIN_UNCACHED));
+		EXPECT(p2p_status(s->p2p, pin.handle, &status) == 0);
+		EXPECT(!(status.state & P2PMOD_STATE_WRITE_COMBINED) == !!(flags[i] & P2PMOD_PIN_UNCACHED));
+		munmap((void *)before, CPU_PAGE);
+		munmap((void *)map, GPU_PAGE);
+		scene_end(s);
+		EXPECT(reservations(bus, NULL) == 0);
+	}
+}
+
 /* Serves page faults of a range of memory, after a while each. */
 struct pager {
 	int fd;
