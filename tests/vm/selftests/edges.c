@@ -9,7 +9,7 @@
 #include "tap.h"
 
 #include <setjmp.h>
-#include <sys/mount.h>
+#include <linux/userfaultfd.h>
 #include <sys/syscall.h>
 
 #include "gpu.h"
@@ -351,6 +351,98 @@ TEST(protection_of_mappings)
 	EXPECT_EQ(0x77, gpu.view[0]);
 	EXPECT_ERRNO(EACCES, mprotect(map, GPU_PAGE, PROT_READ | PROT_EXEC));
 	EXPECT_ERRNO(EINVAL, madvise(map, GPU_PAGE, MADV_DOFORK));
+}
+
+/* ---- userfaultfd ---- */
+
+#ifndef UFFD_FEATURE_WP_UNPOPULATED /* 6.4 */
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+#ifndef UFFD_FEATURE_WP_ASYNC /* 6.7: a mapping of any kind may be protected */
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+
+enum toucher { LOADS, STORES, IS_READ_INTO };
+
+/* In a child: a mapping nobody has touched, @pages of it protected from @first on; the first of these touched. */
+static int touch_protected(enum toucher how, size_t first, size_t pages)
+{
+	struct uffdio_api api = { .api = UFFD_API,
+				  .features = UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC };
+	struct uffdio_register watched = { .mode = UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_writeprotect protect = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC), fd = p2p_open(), zero = open("/dev/zero", O_RDONLY);
+	struct gpu gpu = gpu_alloc(16 * CPU_PAGE);
+	struct p2pmod_pin pin;
+	volatile uint8_t *map, *at;
+	ssize_t n;
+
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+		return DIAG("userfaultfd %d: %s", uffd, strerror(errno)), 2;
+	ASSERT(zero >= 0 && !p2p_pin_flags(fd, gpu.va, gpu.length, 0, &pin));
+	map = p2p_map(fd, &pin, 0, gpu.length);
+	ASSERT(map != MAP_FAILED);
+	at = map + first * CPU_PAGE;
+	watched.range.start = (uintptr_t)map;
+	watched.range.len = gpu.length;
+	if (ioctl(uffd, UFFDIO_REGISTER, &watched))
+		return DIAG("UFFDIO_REGISTER: %s", strerror(errno)), 2;
+	protect.range.start = (uintptr_t)at;
+	protect.range.len = pages * CPU_PAGE;
+	if (ioctl(uffd, UFFDIO_WRITEPROTECT, &protect))
+		return DIAG("UFFDIO_WRITEPROTECT: %s", strerror(errno)), 2;
+	memset((void *)gpu.view, 0x33, gpu.length);
+	__sync_synchronize();
+	switch (how) {
+	case LOADS:
+		EXPECT_EQ(0x33, *at);
+		break;
+	case STORES:
+		*at = 0x44;
+		__sync_synchronize();
+		EXPECT_EQ(0x44, gpu.view[first * CPU_PAGE]);
+		break;
+	case IS_READ_INTO:
+		n = read(zero, (void *)at, 2 * CPU_PAGE);
+		EXPECT((n == -1 && errno == EFAULT) || (n > 0 && !gpu.view[first * CPU_PAGE]));
+		break;
+	}
+	return tap_failed ? 1 : 0;
+}
+
+/*
+ * A page that is protected before it is there is no empty entry of the page table: who takes it for one puts nothing
+ * in, says that all is well, and is called again, for ever. SIGBUS is an answer, and so is the page.
+ */
+TEST(what_userfaultfd_protects_before_it_is_touched_ends_in_a_page_or_a_signal)
+{
+	static const char *const names[] = { "a load", "a store", "read()" };
+	static const struct { size_t first, pages; } ranges[] = { { 0, 2 }, { 5, 1 }, { 3, 8 } };
+
+	for (enum toucher how = LOADS; how <= IS_READ_INTO; how++)
+		for (unsigned int i = 0; i < sizeof(ranges) / sizeof(*ranges); i++) {
+			int status, waited;
+			pid_t child = fork();
+
+			if (child == 0)
+				_exit(touch_protected(how, ranges[i].first, ranges[i].pages));
+			for (waited = 0; waitpid(child, &status, WNOHANG) == 0; waited++) {
+				if (waited < 300) {
+					usleep(100000);
+					continue;
+				}
+				DIAG("%s of page %zu has not ended", names[how], ranges[i].first);
+				kill(child, SIGKILL);
+				/* in a system call it may not hear it: so none is tried after this */
+				ASSERT(!"it ends");
+			}
+			if (WIFEXITED(status) && WEXITSTATUS(status) == 2) {
+				DIAG("this kernel protects no mapping of devices: not tried");
+				return;
+			}
+			EXPECT((WIFEXITED(status) && !WEXITSTATUS(status)) ||
+			       (how != IS_READ_INTO && WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS));
+		}
 }
 
 TEST(write_combining_is_reserved_and_given_back)
