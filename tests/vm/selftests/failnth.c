@@ -206,6 +206,79 @@ TEST(pages_and_unpin_with_each_allocation_failing)
 	DIAG("%d allocations failed in turn", n - 1);
 }
 
+static int call_close(void *argument)
+{
+	struct state *s = argument;
+
+	return close(s->fd) ? -errno : 0;
+}
+
+static long long orphans(void)
+{
+	char text[4096], *at;
+	int fd = open("/proc/driver/p2pmod", O_RDONLY);
+	ssize_t n = read(fd, text, sizeof(text) - 1);
+
+	ASSERT(n > 0);
+	close(fd);
+	text[n] = 0;
+	at = strstr(text, "orphans ");
+	return at ? atoll(at + 8) : -1;
+}
+
+/*
+ * The driver's put_pages takes memory, too, and then unpins nothing and says so. What it did not unpin may wait until
+ * the owner pins or closes again. It may not be forgotten: the driver keeps the pin, and calls back for it.
+ */
+static void give_back_sweep(int (*call)(void *), uint32_t flags, int mapped)
+{
+	uint64_t before = gpu_pins();
+	int n, result, reached = 1, late = 0;
+
+	for (n = 1; n < MOST && reached; n++) {
+		struct state s = fresh(flags);
+
+		ASSERT(call_open(&s) == 0 && call_pin(&s) == 0);
+		if (mapped) { /* unpinned, the handle stays until this is gone */
+			ASSERT(call_map(&s) == 0 && call_touch(&s) == 0);
+			if (call == call_close)
+				munmap((void *)s.map, s.pin.map_length);
+		}
+		reached = with_failure(n, call, &s, &result);
+		EXPECT(result == 0); /* giving back must not need memory */
+		late += gpu_pins() != before;
+		if (mapped && call == call_unpin)
+			munmap((void *)s.map, s.pin.map_length);
+		if (call == call_unpin)
+			close(s.fd);
+		ASSERT(call_open(&s) == 0 && call_close(&s) == 0);
+		if (!EXPECT(gpu_pins() == before && orphans() == 0))
+			reached = 0; /* one is enough */
+		gpu_free(&s.gpu); /* calls nobody back */
+		munmap((void *)s.gpu.view, s.gpu.length);
+		close(s.gpu.fd);
+	}
+	DIAG("%d allocations failed in turn, %d times it was given back later", n - 1, late);
+}
+
+TEST(unpin_with_each_allocation_failing_loses_no_pin)
+{
+	give_back_sweep(call_unpin, 0, 0);
+	give_back_sweep(call_unpin, 0, 1);
+}
+
+TEST(close_with_each_allocation_failing_loses_no_pin)
+{
+	give_back_sweep(call_close, 0, 0);
+	give_back_sweep(call_close, 0, 1);
+}
+
+TEST(giving_back_a_persistent_pin_with_each_allocation_failing_loses_none)
+{
+	give_back_sweep(call_unpin, P2PMOD_PIN_PERSISTENT, 0);
+	give_back_sweep(call_close, P2PMOD_PIN_PERSISTENT, 0);
+}
+
 struct attaching {
 	int caller;
 	struct caller_attach wanted, got;

@@ -4,10 +4,12 @@
  * without the driver's own (see glue.c for those that are). It keeps the same rules: the arrays are
  * sized by the length that was asked for before the address is looked up; the page table lies inside
  * the record of the pin, by whose address the pin is known; the record is freed after the client's
- * callback; a failed get leaves a dangling pointer behind; a late put answers 0.
+ * callback; a failed get leaves a dangling pointer behind; a late put answers 0; each call needs memory
+ * for the manager's stack, and fails without, a put as well.
  */
 #include <linux/errno.h>
 #include <linux/module.h>
+#include <linux/slab.h>
 #include <linux/string.h>
 
 #include "../../../p2pmod/nv-p2p-own.h"
@@ -75,6 +77,8 @@ static void freed(void *data)
 	record->callback(record->data);
 	record_free(record);
 }
+
+#define STACK 4096
 
 static int errno_of(int err)
 {
@@ -153,11 +157,21 @@ undo_record:
 	return errno_of(err);
 }
 
+static int get_on_stack(u64 va, u64 length, struct nvidia_p2p_page_table **table,
+			void (*callback)(void *data), void *data)
+{
+	void *stack = kmalloc(STACK, GFP_KERNEL);
+	int err = stack ? get(va, length, table, callback, data) : -ENOMEM;
+
+	kfree(stack);
+	return err;
+}
+
 int nvidia_p2p_get_pages(uint64_t token, uint32_t va_space, uint64_t va, uint64_t length,
 			 struct nvidia_p2p_page_table **table, void (*callback)(void *data),
 			 void *data)
 {
-	return callback ? get(va, length, table, callback, data) : -EINVAL;
+	return callback ? get_on_stack(va, length, table, callback, data) : -EINVAL;
 }
 EXPORT(nvidia_p2p_get_pages);
 
@@ -165,9 +179,13 @@ int nvidia_p2p_put_pages(uint64_t token, uint32_t va_space, uint64_t va,
 			 struct nvidia_p2p_page_table *table)
 {
 	struct record *record = container_of(table, struct record, table);
+	void *stack = kmalloc(STACK, GFP_KERNEL);
 
+	if (!stack)
+		return -ENOMEM;
 	if (!rm_unpin(record))
 		record_free(record);
+	kfree(stack);
 	return 0; /* also where there was nothing to unpin */
 }
 EXPORT(nvidia_p2p_put_pages);
@@ -185,7 +203,7 @@ int nvidia_p2p_get_pages_persistent(uint64_t va, uint64_t length,
 {
 	if (flags & ~1u)
 		return -EINVAL;
-	return get(va, length, table, NULL, NULL);
+	return get_on_stack(va, length, table, NULL, NULL);
 }
 EXPORT(nvidia_p2p_get_pages_persistent);
 
@@ -193,10 +211,12 @@ int nvidia_p2p_put_pages_persistent(uint64_t va, struct nvidia_p2p_page_table *t
 				    uint32_t flags)
 {
 	struct record *record = container_of(table, struct record, table);
-	int err = rm_unpin_persistent(record->object, record);
+	void *stack = kmalloc(STACK, GFP_KERNEL);
+	int err = stack ? rm_unpin_persistent(record->object, record) : -ENOMEM;
 
 	if (!err)
 		record_free(record);
+	kfree(stack);
 	return errno_of(err);
 }
 EXPORT(nvidia_p2p_put_pages_persistent);

@@ -65,15 +65,20 @@ void os_free_mem(void *memory);
 #define NV_KMEM_CACHE_FREE(object, cache) kmem_cache_free((struct kmem_cache *)(cache), object)
 #define NV_INIT_MUTEX(mutex) sema_init(mutex, 1)
 
-typedef struct nvidia_stack nvidia_stack_t;
+/* On x86 the resource manager runs on a stack of its own: a call that gets none fails, putting included. */
+typedef struct nvidia_stack {
+	u64 words[512];
+} nvidia_stack_t;
+
 static inline int nv_kmem_cache_alloc_stack(nvidia_stack_t **stack)
 {
-	*stack = NULL;
-	return 0;
+	*stack = kmalloc(sizeof(**stack), GFP_KERNEL);
+	return *stack ? 0 : -ENOMEM;
 }
 
 static inline void nv_kmem_cache_free_stack(nvidia_stack_t *stack)
 {
+	kfree(stack);
 }
 
 int nvidia_dev_get_uuid(const NvU8 *uuid, nvidia_stack_t *sp);
