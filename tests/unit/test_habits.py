@@ -90,3 +90,12 @@ def test_every_hook_runs_something_that_is_there():
     for command in re.findall(r"entry: (tools/\w+)", text):
         assert (ROOT / command).exists(), command
     assert text.count("- id:") == 5
+
+
+@pytest.mark.parametrize("without, told", [("version_info", "too old"), ("Python.h", "python3-dev")])
+def test_setup_says_what_is_missing_before_it_makes_anything(tmp_path, without, told):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *{without}*) exit 1 ;; esac\n')
+    python.chmod(0o755)
+    run = subprocess.run([ROOT / "tools/setup", python, tmp_path / "venv"], capture_output=True, text=True)
+    assert run.returncode == 1 and told in run.stderr and not (tmp_path / "venv").exists()
