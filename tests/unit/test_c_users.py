@@ -66,6 +66,18 @@ def test_each_header_stands_alone(headers, tmp_path, header, language):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_program_on_the_page_of_sharing_compiles(headers, tmp_path):
+    """What a reader puts into his main()."""
+    (code,) = re.findall(r"```c\n(.*?)```", (ROOT / "docs" / "sharing.md").read_text(), re.DOTALL)
+    include, body = code.split("\n", 1)
+    source = tmp_path / "page.c"
+    before = f"{include}\n#include <stdio.h>\nstatic const float row[256];\n"
+    source.write_text(f"{before}int main(int argc, char **argv)\n{{\n(void)argc;\n{body}\nreturn 0;\n}}\n")
+    strict = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
+    done = run(*CC, *strict, "-fsyntax-only", f"-I{headers}", source)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_header_includes_what_no_wheel_has(headers):
     for header in headers.rglob("*.h"):
         for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', header.read_text(), re.MULTILINE):
