@@ -29,13 +29,18 @@ STYLES = {
     "not measured": "yellow", "default": "green",
 }  # fmt: skip
 """Cells of tables that have a colour."""
-QUIET = 2.0  # seconds before anything is told of progress where there is no terminal
-EVERY = 10.0  # seconds between two lines of progress there
+QUIET = 2.0  # seconds before anything is told of progress in lines
+EVERY = 10.0  # seconds between two of them
 
 
 def console(error: bool = False) -> Console:
-    """A console that prints what it is given: no markup, no wrapping of its own."""
-    return Console(stderr=error, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    """A console that prints what it is given: no markup, no wrapping of its own.
+
+    Text only where NO_COLOR is set: of its own, rich leaves out the colours then, and neither bold type
+    nor the cursor's ways. (Where TERM is dumb, rich sees to it.)
+    """
+    return Console(stderr=error, highlight=False, markup=False, emoji=False, soft_wrap=True,
+                   color_system=None if os.environ.get("NO_COLOR") else "auto")  # fmt: skip
 
 
 class Screen:
@@ -126,7 +131,7 @@ class Screen:
 
         measures: nothing runs beside what is being timed, so the bar moves with each step only.
         """
-        if self.err.is_terminal:
+        if self.err.is_terminal and self.err.color_system:  # else no line can be written over
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
             columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn()
@@ -151,7 +156,7 @@ class Tell(Protocol):
 
 
 class _Lines(Tell):
-    """Progress where there is no terminal: a line now and then."""
+    """Progress where there is no terminal, or one for text only: a line now and then."""
 
     def __init__(self, err: Console, what: str) -> None:
         self.err, self.what = err, what

@@ -291,6 +291,7 @@ def test_callbacks_may_use_the_service(svc):
     assert svc.pending == (0, 0)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of two, one is told
 def test_a_signal_while_the_waiting_are_told_leaves_nobody_waiting(svc):
     """Its handler may raise in the first one told, and inside asyncio's own call."""
     told, interrupted = [], []
