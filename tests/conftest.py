@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = os.environ.get("GPUDIRECT_TEST_PAIRS")  # "cuda:rm emulated:emulated": must be there
+PATIENCE = float(os.environ.get("GPUDIRECT_TEST_PATIENCE", "1"))  # times as long: on emulated processors
 
 
 def usable_pairs() -> list[tuple[str, str]]:
@@ -73,7 +74,7 @@ def program(pair: tuple[str, str], tmp_path: Path) -> Callable[..., subprocess.C
         file.write_text(textwrap.dedent(source))
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         return subprocess.run(
-            [sys.executable, str(file)], capture_output=True, text=True, timeout=timeout,
+            [sys.executable, str(file)], capture_output=True, text=True, timeout=timeout * PATIENCE,
             env={**os.environ, "GPUDIRECT_DEVICE": pair[0], "GPUDIRECT_BRIDGE": pair[1],
                  "PYTHONPATH": path, **environment},
         )  # fmt: skip

@@ -9,6 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm" / "lab"))
 
+import userland
+
 import boot
 import build
 import packages
@@ -125,3 +127,45 @@ def test_the_parts_of_continuous_integration_make_up_the_matrix():
 def test_a_machine_that_there_is_not_is_named():
     with pytest.raises(packages.LabError, match=r"no machine '4\.19'.*6\.12-rt"):
         suites.machine("4.19")
+
+
+def test_a_user_land_is_unpacked_once_and_anew_when_its_packages_change(tmp_path, monkeypatch):
+    for module in (userland, packages):
+        monkeypatch.setattr(module, "CACHE", tmp_path)
+    asked = []
+
+    class Apt:
+        def __init__(self, architecture):
+            assert architecture == "arm64"
+
+        def closure(self, suite, names, debs, into):
+            asked.append(list(names))
+            debs.mkdir()
+            (into / userland.LIBRARIES).mkdir(parents=True)
+
+    monkeypatch.setattr(userland, "Apt", Apt)
+    root = userland._unpacked()
+    assert userland._unpacked() == root and asked == [userland.PACKAGES]
+    assert (root / "checkout").is_dir(), "a guest cannot make it: the folder is read-only there"
+    monkeypatch.setattr(userland, "PACKAGES", ["python3"])
+    userland._unpacked()
+    assert asked[1:] == [["python3"]]
+
+
+def test_what_was_built_for_one_python_alone_goes_into_no_guest(tmp_path, monkeypatch):
+    (tmp_path / "usr/include/python3.13").mkdir(parents=True)
+    made = []
+
+    def build_extensions(command, **how):
+        assert how["env"]["CC"] == "aarch64-linux-gnu-gcc"
+        folder = Path(command[command.index("--build-lib") + 1], "gpudirect", "_native")
+        folder.mkdir(parents=True)
+        (folder / made[-1]).touch()
+
+    monkeypatch.setattr(userland, "run", build_extensions)
+    monkeypatch.setattr(build, "work_folder", lambda name: tmp_path / f"work{len(made)}")
+    made.append("_cffi.abi3.so")
+    assert (userland._cross_built(tmp_path) / "gpudirect/_native/_cffi.abi3.so").exists()
+    made.append("_cffi.cpython-310-x86_64-linux-gnu.so")
+    with pytest.raises(packages.LabError, match=r"cpython-310.*Python 3\.11 or later"):
+        userland._cross_built(tmp_path)

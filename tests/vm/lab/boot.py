@@ -116,13 +116,13 @@ EMULATORS = {
 
 def boot(
     kernel: Unpacked, files: dict[str, Path], script: str, *, timeout: float = 1800,
-    bar: int = 256, memory: int = 1024, append: Sequence[str] = (), share: bool = False,
+    bar: int = 256, memory: int = 1024, append: Sequence[str] = (), share: Path | None = None,
 ) -> Result:
     """Boot, run ``script`` as /run.sh, and read TAP and the kernel's log from the console.
 
     timeout: seconds, which only a hang exceeds, on a busy machine too. bar: MiB of the PCI device's
-    memory BAR. memory: MiB of the guest. share: this machine's file system is offered read-only as the
-    9p tag "root".
+    memory BAR. memory: MiB of the guest. share: a folder that is offered read-only as the 9p tag
+    "root".
     """
     program, package, machine, console = EMULATORS[kernel.architecture]
     if shutil.which(program) is None:
@@ -141,7 +141,7 @@ def boot(
                       "no_timer_check", *append]),
         ]  # fmt: skip
         if share:
-            command += ["-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,"
+            command += ["-virtfs", f"local,path={share},mount_tag=root,security_model=none,readonly=on,"
                         "multidevs=remap"]  # fmt: skip
         start = time.monotonic()
         try:

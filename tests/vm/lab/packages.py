@@ -156,6 +156,19 @@ class Apt:
             run(["apt-get", *self.options, "download", what], cwd=debs)
         run(["dpkg", "-x", sorted(debs.glob(pattern))[-1], into])
 
+    def closure(self, suite: str, packages: Iterable[str], debs: Path, into: Path) -> None:
+        """Download packages of a suite, with all that they depend on, and unpack what is then in ``debs``."""
+        run(["apt-get", *self.options, "update"])  # a server keeps what old lists name for a while only
+        status = self.folder / "empty-status"
+        status.write_text("")
+        (debs / "partial").mkdir(parents=True, exist_ok=True)
+        run(["apt-get", "-y", *self.options, "-o", f"Dir::State::status={status}",
+             "-o", f"APT::Default-Release={suite}", "-o", "APT::Install-Recommends=0",
+             "-o", f"Dir::Cache::archives={debs}", "--download-only", "install", *packages])  # fmt: skip
+        # the first brings the links of /bin and /lib
+        for deb in sorted(debs.glob("*.deb"), key=lambda f: not f.name.startswith("base-files_")):
+            run(["dpkg", "-x", deb, into])
+
 
 def _natural(name: str) -> list[object]:
     return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
@@ -275,16 +288,7 @@ def _kbuild(apt: Apt, release: str) -> str:
 
 def _build_root(apt: Apt, tree: Path) -> None:
     """Newer build tools in a folder: what a kernel of another suite was built with."""
-    status = apt.folder / "empty-status"
-    status.write_text("")
-    debs = CACHE / "debs-trixie"
-    (debs / "partial").mkdir(parents=True, exist_ok=True)
-    run(["apt-get", "-y", *apt.options, "-o", f"Dir::State::status={status}",
-         "-o", "APT::Default-Release=trixie", "-o", "APT::Install-Recommends=0",
-         "-o", f"Dir::Cache::archives={debs}", "--download-only", "install", *BUILD_ROOT])  # fmt: skip
-    files = sorted(debs.glob("*.deb"), key=lambda f: not f.name.startswith("base-files_"))
-    for deb in files:
-        run(["dpkg", "-x", deb, tree])
+    apt.closure("trixie", BUILD_ROOT, CACHE / "debs-trixie", tree)
     awk = tree / "usr/bin/awk"
     if not awk.exists():
         awk.symlink_to("gawk")

@@ -23,7 +23,6 @@ from guests import (
     ALONE,
     CLIENTS,
     LOAD,
-    MOUNT,
     NO_CLIENTS,
     RESULTS,
     ROOT,
@@ -31,18 +30,18 @@ from guests import (
     UNLOADING,
     VERSIONS,
     files_of,
-    guest_modules,
     machine,
     prepare,
     report,
     test_script,
 )
+from pythonguest import BRIDGES, over_p2pmod, python_suite
 
 import boot
 import build
 import debugkernel
 import packages
-from packages import LabError, Unpacked, run
+from packages import LabError, run
 
 
 @dataclass
@@ -366,9 +365,8 @@ def beside(option: str = "", folder: str = "", kernel: str = "6.1") -> int:
 
 # -- the Python suite inside a guest ---------------------------------------------------------
 
-# what every bridge must do, and nothing else: the rest runs outside, where it takes seconds
-BRIDGES = "tests/bridges/test_conformance.py"
-# in CI, here as well: windows, calls from the kernel, and what uses arrays as a program does
+# in CI, beside what every bridge must do: windows, calls from the kernel, and what uses arrays as a
+# program does
 PROGRAMS = " ".join(
     ["tests/bridges/test_windows.py", "tests/vm/guest"]
     + [f"tests/unit/test_{name}.py"
@@ -392,53 +390,6 @@ def programs() -> int:
     prepare()
     good = over_p2pmod(PROGRAMS)
     return report(int(good), int(not good))
-
-
-def over_p2pmod(what: str) -> bool:
-    """pytest in a guest, its outcome shown."""
-    print(f"# inside the guest: {what}", flush=True)
-    result = python_suite(packages.kernel("6.1"), what)
-    tail = [line for line in result.text.splitlines() if " passed" in line or " failed" in line]
-    for line in result.text.splitlines():
-        if line.startswith(("FAILED", "ERROR", "E  ")):
-            print(f"#   {line}")
-    for line in result.splats:
-        print(f"#   kernel log: {line}")
-    good = "suite-exit-0" in result.text and result.finished and not result.splats
-    print(f"{'ok' if good else 'not ok'} - Python suite over /dev/p2pmod: {tail[-1] if tail else '?'},"
-          f" {result.seconds:.0f} s", flush=True)  # fmt: skip
-    if not good:
-        print(result.text[-6000:])
-    return good
-
-
-def python_suite(kernel: Unpacked, what: str) -> boot.Result:
-    """pytest, with ``what`` as its arguments, in a guest that sees this machine's files read-only."""
-    python = ROOT / ".venv" / "bin" / "python"
-    if not python.exists():
-        raise LabError(f"{python} is missing: run `make demo` first")
-    modules = build.modules(kernel, "open", "own")
-    drivers = guest_modules(kernel, ("virtio_pci", "9pnet_virtio", "9p"))
-    files = files_of(modules, build.tests(kernel.architecture))
-    files |= {f"/drivers/{f.name}": f for f in drivers}
-    cache = os.environ.get("GPUDIRECT_CACHE") or str(Path.home() / ".cache" / "gpudirect")
-    # the only place that the guest can write to: not where the checkout is
-    scratch = next(f for f in ("/mnt", "/srv", "/var/tmp", "/tmp") if not ROOT.is_relative_to(f))
-    environment = {
-        "TMPDIR": scratch, "GPUDIRECT_DEVICE": "emulated", "GPUDIRECT_CACHE": cache, "HOME": scratch,
-        "GPUDIRECT_TEST_PAIRS": "emulated:p2pmod", "PATH": os.environ["PATH"],
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
-    setting = " ".join(f"{k}={v}" for k, v in environment.items())
-    script = (
-        MOUNT.format(modules=" ".join(f"/drivers/{f.name}" for f in drivers), scratch=scratch)
-        + LOAD.format(version=VERSIONS["1.2"])
-        + CLIENTS
-        + f"chroot /host /bin/sh -c 'cd {ROOT} && env {setting} {python} -m pytest -q --color=no -p "
-        f"no:cacheprovider --timeout 900 {what}; echo suite-exit-$?'\n"
-        "cat /proc/driver/p2pmod\n"
-    )
-    return boot.boot(kernel, files, script, timeout=1800, bar=1024, memory=4096, share=True)
 
 
 # -- the debug kernel ------------------------------------------------------------------------
