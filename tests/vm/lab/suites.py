@@ -260,11 +260,9 @@ FUZZERS = 2
 """Guests with a part of the fuzzer's calls each, at the same time."""
 
 
-def part(number: str = "") -> int:
-    """One part of the matrix and one larger suite: as many commits later, the next."""
-    if not number:
-        number = os.environ.get("GPUDIRECT_LAB_PART") or run(["git", "-C", ROOT, "rev-list", "--count", "HEAD"])
-    larger: list[tuple[str, Callable[[], int]]] = [
+def larger() -> list[tuple[str, Callable[[], int]]]:
+    """What continuous integration runs one of, each time with another part of the matrix."""
+    return [
         ("the C tests on the debug kernel", lambda: debug("gcc", "tests")),
         ("arm64", machines.arm64),
         ("dkms", machines.dkms),
@@ -272,12 +270,23 @@ def part(number: str = "") -> int:
         ("compilers", machines.compilers),
         ("the debug kernel by clang", clang),
     ]
-    parts = len(larger)
+
+
+def share(here: int, parts: int) -> list[Cell]:
+    """A part's cells. Each round of dealing begins a part later: what alternates in them is in every part."""
+    return [cell for i, cell in enumerate(cells()) if (i + i // parts) % parts == here]
+
+
+def part(number: str = "") -> int:
+    """One part of the matrix and one larger suite: as many commits later, the next."""
+    if not number:
+        number = os.environ.get("GPUDIRECT_LAB_PART") or run(["git", "-C", ROOT, "rev-list", "--count", "HEAD"])
+    parts = len(larger())
     here = int(number) % parts
-    name, suite = larger[here]
+    name, suite = larger()[here]
     print(f"# part {here} of {parts} (GPUDIRECT_LAB_PART={here} repeats it): cells of the matrix, then {name}",
           flush=True)  # fmt: skip
-    done = run_cells(cells()[here::parts])
+    done = run_cells(share(here, parts))
     bad = sum(not c.good for c in done)
     status = suite()
     return report(len(done) - bad + (status == 0), bad + (status != 0))
