@@ -65,7 +65,8 @@ def arm64() -> UserLand:
     root = _unpacked()
     built = _cross_built(root)
     files = {f.relative_to(built): f for f in built.rglob("*") if f.is_file()}
-    files |= {f.relative_to(ROOT): f for f in (ROOT / "pyproject.toml", *ROOT.glob("tests/**/*.py"))}
+    tests = (ROOT / "pyproject.toml", *ROOT.glob("tests/**/*.py"), *ROOT.glob("p2pmod/**/*.h"))
+    files |= {f.relative_to(ROOT): f for f in tests}
     return UserLand(
         root, Path("/", CHECKOUT), Path("/usr/bin/python3"), "/tmp",
         # what is imported is compiled once, and not by each of the tests' programs
