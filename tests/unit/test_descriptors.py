@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 HEAD = """
-import os, resource, sys, threading, time
+import _thread, os, resource, sys, time
 import numpy as np
 import gpudirect as gd
+from gpudirect._keeper import keeper, patient
 
 KERNEL = "__global__ void f(float *a) { *a = %d; }"
 
@@ -38,10 +39,11 @@ class NoneLeft:
 
 def tried(do, warm, most=40):
     if warm:
-        threads = threading.active_count()
+        for thread in keeper, patient: thread.settle()  # which stay
+        threads = _thread._count()
         do(); gd.trim()
         # a stream's own thread closes its descriptors; what is kept may have one
-        while threading.active_count() > threads + len(keep): time.sleep(0.001)
+        while _thread._count() > threads + len(keep): time.sleep(0.001)
     gd.zeros, gd.Error  # what is imported late has its own errors
     failures = 0
     for left in range(most):

@@ -393,6 +393,21 @@ def test_a_finalizer_of_the_users_may_use_everything(heap):
     """)
 
 
+def test_a_streams_thread_may_collect_before_it_runs():
+    """What it collects there may be a program's own finalizer, that needs another stream's thread."""
+    program("""
+        word, streams = gd.zeros(4, "u4"), [gd.stream() for _ in range(2)]
+        inner = threading.Thread._bootstrap_inner
+        def collecting(thread):
+            kernel[1, 1, streams[1]](word, 7)
+            inner(thread)
+        threading.Thread._bootstrap_inner = collecting
+        kernel[1, 1, streams[0]](word, 1)
+        gd.synchronize()
+        print("fine")
+    """)
+
+
 def test_launches_while_somebody_looks_at_all_objects():
     """gc.get_objects() (profilers call it) refers to tuples that another thread has not finished."""
     program("""
@@ -506,7 +521,7 @@ def test_no_room_for_a_thread_is_an_error_and_not_a_hang(monkeypatch):
     with contextlib.suppress(gd.Error):
         stream = gd.stream(device="emulated")
         with monkeypatch.context() as m:
-            m.setattr(threading.Thread, "start", refuse)
+            m.setattr(_thread, "start_new_thread", refuse)
             with pytest.raises(gd.DeviceError, match="thread"):
                 stream.record()
         stream.record().sync()  # and nothing hangs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from collections.abc import Callable
@@ -73,7 +74,9 @@ class EmulatedQueue(Queue):
         self._failure: BaseException | None = None
         self._ended = False
         self._connection: StreamConnection | None = None
-        self._thread: threading.Thread | None = None
+        self._ident = 0  # of the worker, while it runs
+        self._begun = False
+        self._gone = _thread.allocate_lock()  # held as long as there is a worker
         self._all = _native.ffi.new("struct gd_work *")  # markers too, settled by the worker
 
     @property
@@ -87,7 +90,7 @@ class EmulatedQueue(Queue):
         What it gives, if that can be called, is called after it counts as done, on the same thread.
         """
         self.device.ensure_usable()
-        if self._thread is None:
+        if not self._begun:
             keeper.run(self._begin)
         at_once(partial(_native.lib.gd_work_begin, self._all), partial(self._jobs.put, job))
         if self._ended:  # whoever waits for a stream that has just gone finds nothing left to do
@@ -103,16 +106,17 @@ class EmulatedQueue(Queue):
                 told()
 
     def _begin(self) -> None:
-        if self._thread is not None:
+        if self._begun:
             return
-        thread = threading.Thread(
-            target=self._run, name=f"{self.device.id} stream {self.handle}", daemon=True
-        )
+        self._gone.acquire()
         try:
-            thread.start()
+            # threading's start() waits for the thread. Whatever that collects first may be a program's own
+            # finalizer, which waits for the keeper, and so for us.
+            _thread.start_new_thread(self._run, ())
         except RuntimeError as e:
+            self._gone.release()
             raise DeviceError(f"{self.device.id}: no thread for a stream ({e}); see ulimit -u") from e
-        self._thread = thread
+        self._begun = True
 
     def connection(self) -> StreamConnection:
         """The stream's line to the GPU process. Called on the worker thread only."""
@@ -121,6 +125,14 @@ class EmulatedQueue(Queue):
         return self._connection
 
     def _run(self) -> None:
+        self._ident = _thread.get_ident()
+        try:
+            self._work()
+        finally:
+            self._ident = 0
+            self._gone.release()
+
+    def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             told = None
             try:
@@ -144,7 +156,7 @@ class EmulatedQueue(Queue):
             self._tell_failure()  # whoever launched what ended the device hears that, however late he asks
         self.device.ensure_usable()
         mark = _native.lib.gd_work_mark(self.work)
-        if self._thread is not None:
+        if self._begun:
             EmulatedEvent(self, False).wait()
         _native.lib.gd_work_settle(self.work, mark)
         self.let_go()
@@ -172,20 +184,19 @@ class EmulatedQueue(Queue):
 
     def on_worker(self) -> bool:
         """Whether this is the worker's own thread."""
-        return self._thread is threading.current_thread()
+        return self._ident == _thread.get_ident()
 
     def hold(self, event: Event) -> None:
         if not event.done():
             self.submit(event.wait)
 
     def destroy(self) -> None:
-        if self._thread is not None and not self.device.forked:
+        if self._begun and not self.device.forked:
             self._jobs.put(None)
 
     def end(self) -> None:
         """Destroy it when its work is done, and wait for that."""
-        thread = self._thread
         self.destroy()
-        if thread is not None:
-            thread.join()
-            self._thread = None
+        if self._begun:
+            with self._gone:
+                self._begun = False
