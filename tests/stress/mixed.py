@@ -10,6 +10,7 @@ Exit 1 at the first difference, with the seed; a hang ends the program with ever
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import faulthandler
 import gc
@@ -194,7 +195,7 @@ def held() -> dict[str, int]:
     return {
         "device_bytes": sum(s.reserved for s in gd.statistics()),
         "descriptors": len(os.listdir("/proc/self/fd")),
-        "threads": threading.active_count(),
+        "threads": _thread._count(),
     }
 
 
