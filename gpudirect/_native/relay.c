@@ -70,25 +70,22 @@ static void set_wake(const struct gd_relay *relay, uint32_t round)
         gd_fence();
 }
 
-static uint64_t shortest(const struct gd_relay *relay)
+/* The least of those that ride: their slice, and how soon a launch may end, with that or with a nap before. */
+struct shortest {
+    uint64_t slice, pace;
+};
+
+static struct shortest shortest(const struct gd_relay *relay)
 {
-    uint64_t slice = UINT64_MAX;
+    struct shortest found = {UINT64_MAX, UINT64_MAX};
 
-    for (const struct gd_resident *r = relay->first; r; r = r->next)
-        if (rides(r) && r->slice < slice)
-            slice = r->slice;
-    return slice;
-}
-
-/* How soon a launch of this round may end: with its slice, or with a nap before. */
-static uint64_t soonest(const struct gd_relay *relay)
-{
-    uint64_t pace = UINT64_MAX;
-
-    for (const struct gd_resident *r = relay->first; r; r = r->next)
-        if (rides(r) && r->pace < pace)
-            pace = r->pace;
-    return pace;
+    for (const struct gd_resident *r = relay->first; r; r = r->next) {
+        if (!rides(r))
+            continue;
+        found.slice = r->slice < found.slice ? r->slice : found.slice;
+        found.pace = r->pace < found.pace ? r->pace : found.pace;
+    }
+    return found;
 }
 
 /* How long the round that runs now has been seen to run; for ever if none does. */
@@ -183,7 +180,7 @@ static int launch(const struct gd_relay *relay, struct gd_resident *r, uint64_t 
 
 static void round_of_all(struct gd_relay *relay)
 {
-    uint64_t slice = shortest(relay);
+    uint64_t slice = shortest(relay).slice;
     int joining = 0;
 
     relay->round++;
@@ -320,7 +317,7 @@ static void *launcher(void *argument)
         uint64_t nap, pace, last = relay->progress;
         int moves = park(relay);
 
-        pace = soonest(relay);
+        pace = shortest(relay).pace;
         while (due(relay, pace))
             round_of_all(relay);
         if (relay->progress != last && relay->progress - last < pace / 2)
@@ -374,7 +371,7 @@ static void *waker(void *argument)
         }
         if (nobody(relay, &ended))
             set_wake(relay, ended + 1);
-        slice = shortest(relay);
+        slice = shortest(relay).slice;
         until = after(slice == UINT64_MAX ? FOREVER : slice);
         pthread_cond_timedwait(&relay->listed, &relay->list, &until);
     }
