@@ -10,8 +10,6 @@ undisturbed.
 from __future__ import annotations
 
 import contextlib
-import dis
-import functools
 import gc
 import itertools
 import os
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupting import OURS, Interrupted
 from waiting import signalled, until
 
 import gpudirect as gd
@@ -33,26 +32,10 @@ from gpudirect._keeper import keeper, patient
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 HANG = 60.0
-OURS = str(ROOT / "gpudirect")
 
 
 class FromNowhere(BaseException):
     """What the signal handler raises."""
-
-
-@functools.cache
-def places(code) -> frozenset[int]:
-    """Offsets of the bytecodes before which Python looks for signals: behind calls, where functions begin,
-    and where loops go on."""
-    found, behind = set(), True
-    for instruction in dis.get_instructions(code):
-        if behind:
-            found.add(instruction.offset)
-        name = instruction.opname
-        behind = name.startswith(("CALL", "RESUME"))
-        if name.startswith(("JUMP_BACKWARD", "JUMP_ABSOLUTE")):
-            found.add(instruction.argval)
-    return frozenset(found)
 
 
 def at_bytecode(n: int, work, only_where_python_may: bool = False, files: tuple[str, ...] = (OURS,)) -> bool:
@@ -60,30 +43,17 @@ def at_bytecode(n: int, work, only_where_python_may: bool = False, files: tuple[
 
     files: whose bytecodes count.
     """
-    left = n
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(files):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode" and (not only_where_python_may or frame.f_lasti in places(frame.f_code)):
-            left -= 1
-            if left == 0:
-                raise FromNowhere
-        return trace
-
+    interrupted = Interrupted(n, FromNowhere, files, anywhere=not only_where_python_may)
     hook = sys.unraisablehook  # one in a finalizer is told, and keeps what it was raised in
     sys.unraisablehook = lambda told: None
-    sys.settrace(trace)
     try:
-        work()
+        with interrupted:
+            work()
     except FromNowhere:
         pass
     finally:
-        sys.settrace(None)
         sys.unraisablehook = hook
-    return left <= 0
+    return interrupted.came
 
 
 def healthy(heap, in_use: int, held: int = 0) -> None:

@@ -4,22 +4,20 @@ whoever waits is told all the same, and results can still be asked for."""
 from __future__ import annotations
 
 import asyncio
-import dis
 import os
 import sys
 import threading
 from concurrent.futures import wait
-from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupting import OURS, Interrupted
 from waiting import inside, signalled, until
 
 import gpudirect as gd
 from gpudirect import _native
 
 DEVICE = os.environ.get("GPUDIRECT_TEST_SERVICE_DEVICE", "emulated")
-OURS = str(Path(gd.__file__).parent)
 HANG = 60.0
 SHUT, OPEN = np.zeros(1, "i4"), np.ones(1, "i4")
 
@@ -173,38 +171,15 @@ def test_what_a_handler_raises_is_not_taken_for_what_the_call_raised(svc, go):
 # -- at every place where Python can raise it --------------------------------------------------------
 
 
-def places(code):
-    """Offsets of the bytecodes before which Python looks for signals: behind calls, where functions begin."""
-    behind = True
-    for instruction in dis.get_instructions(code):
-        if behind:
-            yield instruction.offset
-        behind = instruction.opname.startswith(("CALL", "RESUME"))
-
-
 def raised_at(n, error, work, files=(OURS,)):
     """Whether the n-th place of these files was come to; it is an error if what is raised there is lost."""
-    left = n
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(files):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode" and frame.f_lasti in places(frame.f_code):
-            left -= 1
-            if left == 0:
-                raise error
-        return trace
-
-    sys.settrace(trace)
+    interrupted = Interrupted(n, error, files)
     try:
-        work()
+        with interrupted:
+            work()
     except error:
         return True
-    finally:
-        sys.settrace(None)
-    assert left > 0, f"what was raised at place {n} is lost"
+    assert not interrupted.came, f"what was raised at place {n} is lost"
     return False
 
 
