@@ -281,9 +281,10 @@ def part(number: str = "") -> int:
     """One part of the matrix and one larger suite: as many commits later, the next."""
     if not number:
         number = os.environ.get("GPUDIRECT_LAB_PART") or run(["git", "-C", ROOT, "rev-list", "--count", "HEAD"])
-    parts = len(larger())
+    suites = larger()
+    parts = len(suites)
     here = int(number) % parts
-    name, suite = larger()[here]
+    name, suite = suites[here]
     print(f"# part {here} of {parts} (GPUDIRECT_LAB_PART={here} repeats it): cells of the matrix, then {name}",
           flush=True)  # fmt: skip
     done = run_cells(share(here, parts))
